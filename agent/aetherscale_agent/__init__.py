@@ -1,0 +1,1 @@
+"""The agent: runs on every compute host, and runs its VMs."""

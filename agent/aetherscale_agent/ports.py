@@ -1,0 +1,115 @@
+"""What the agent's core needs of the world, as small protocols. `main` passes the real ones in; tests pass
+fakes that behave, and both are held to the same contract tests.
+"""
+
+import enum
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from aetherscale_protocol.commands import CreateVm
+
+
+class HypervisorError(Exception):
+    """A VM could not be built, started or stopped; `str()` is a sentence for the operator."""
+
+
+class ImageMissing(HypervisorError):
+    """The base image is not on this host (any more)."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A base image on this host. `virtual_size` in bytes."""
+
+    name: str
+    path: str
+    format: str
+    virtual_size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class HostResources:
+    """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together."""
+
+    cpus: int
+    memory: int
+    disk: int
+
+
+class Power(enum.Enum):
+    """What the host's systemd says of a VM's unit."""
+
+    ON = "on"
+    OFF = "off"
+    FAILED = "failed"  #: QEMU died, was killed, or did not start
+
+
+@dataclass(frozen=True)
+class PowerChange:
+    """A VM's unit came to rest: the guest shut itself down, or QEMU died. `reason` is for people."""
+
+    vm_id: str
+    power: Power
+    reason: str
+
+
+class Images(Protocol):
+    """The base images of this host."""
+
+    def list(self) -> Mapping[str, Image]:
+        """The images that are here and whole, by name. Cheap: called for every create and every offer."""
+
+
+class Hypervisor(Protocol):
+    """Runs VMs. Every method may be called again after a crash in its middle, and then completes."""
+
+    @property
+    def accelerator(self) -> str:
+        """`kvm` or `tcg`; empty until `probe` has found out."""
+
+    async def probe(self) -> None:
+        """Find out whether KVM works here (a device file that opens is no proof). May take seconds."""
+
+    def resources(self) -> HostResources:
+        """What the host has in all; cheap."""
+
+    async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
+        """Make the VM's disk: an overlay on `image` of `spec.disk` GiB, or of the image's size if that is more.
+
+        :raise HypervisorError: when it can't; what was begun is removed by `remove`.
+        """
+
+    async def start(self, vm_id: str, spec: CreateVm) -> None:
+        """Start the VM with its limits; returns when QEMU runs the guest. Nothing happens if it runs already.
+
+        :raise HypervisorError: when QEMU does not come up; the unit is off then.
+        """
+
+    async def press_power_button(self, vm_id: str) -> None:
+        """Press the ACPI power button. Nothing happens if the VM is off."""
+
+    async def kill(self, vm_id: str) -> None:
+        """Pull the plug; the VM is off when this returns. Nothing happens if it is off already."""
+
+    async def wait_off(self, vm_id: str) -> Power:
+        """Wait until the VM's unit is at rest, and say how it came to it. Cancel it to stop waiting."""
+
+    async def power(self, vm_ids: list[str]) -> dict[str, Power]:
+        """The power of each of these VMs, now. A VM that was never started is OFF."""
+
+    async def remove(self, vm_id: str) -> None:
+        """Remove all that the VM has on this host but its journal: disk, console, run-time files, limits.
+
+        The VM must be off. Nothing happens if there is nothing.
+        """
+
+    async def list_remains(self) -> set[str]:
+        """The ids of all VMs of which anything is on this host: a disk, a running unit, a run-time file."""
+
+    async def console_tail(self, vm_id: str, lines: int) -> list[str]:
+        """The last lines of the VM's console, control characters made harmless; empty if there is none."""
+
+    def changes(self) -> AsyncIterator[PowerChange]:
+        """VMs that come to rest from now on, whoever brought them there."""

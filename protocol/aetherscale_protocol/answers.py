@@ -1,0 +1,157 @@
+"""Answers, and what they carry. Written strictly, read tolerantly: unknown keys are ignored, so that an
+older CLI survives a newer agent.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Raw, Struct
+
+from aetherscale_protocol.errors import Refused
+
+VmState = Literal["creating", "starting", "running", "stopping", "stopped", "deleting", "failed"]
+
+HostState = Literal["up", "drained"]
+
+
+class _Wire(Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
+    """Base of what answers carry: kebab-case, defaults left out."""
+
+
+class ExecutionInfo(_Wire, frozen=True):
+    """How it went. `reason`, `code` and `hint` only with errors."""
+
+    status: Literal["success", "error"]
+    reason: str | None = None
+    code: str | None = None
+    hint: str | None = None
+
+
+class Fleet(_Wire, frozen=True):
+    """The hosts that the inventory names: how many, and a digest of their names (see `fleet_digest`)."""
+
+    size: int
+    digest: str
+
+
+class Answer(_Wire, frozen=True):
+    """One agent's answer. `response` is raw JSON; its type depends on the command (see `RESPONSES`)."""
+
+    execution_info: ExecutionInfo
+    response: Raw | None = None
+    host: str | None = None
+    details: Raw | None = None
+    fleet: Fleet | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command was done."""
+        return self.execution_info.status == "success"
+
+
+class VmStatus(_Wire, frozen=True):
+    """Response of create-vm, start-vm, stop-vm and delete-vm."""
+
+    status: str
+    vm_id: str
+
+
+class VmDetails(_Wire, frozen=True):
+    """One row of list-vms. `memory` in MiB, `disk` in GiB, `since` in seconds since the epoch."""
+
+    vm_id: str
+    state: VmState
+    image: str
+    cpus: int
+    memory: int
+    disk: int
+    since: float
+
+
+class VmReport(VmDetails, frozen=True):
+    """Response of show-vm."""
+
+    host: str
+    created: float
+    accelerator: str = ""
+    reason: str = ""  #: why it is in this state, where there is more to say
+    console: list[str] = []
+
+
+class HostReport(_Wire, frozen=True):
+    """Response of list-hosts. Memory in MiB, disk in GiB; free = total less what VMs were promised."""
+
+    host: str
+    state: HostState
+    cpus: int
+    cpus_free: int
+    memory: int
+    memory_free: int
+    disk: int
+    disk_free: int
+    vms: int
+    running: int
+    images: list[str]
+    accelerator: str
+    agent_version: str
+    fleet: list[str]
+
+
+class Offer(_Wire, frozen=True):
+    """Response of offer-vm: how well this host could take the VM; higher is better."""
+
+    score: int
+
+
+RESPONSES: dict[str, Any] = {
+    "create-vm": VmStatus,
+    "start-vm": VmStatus,
+    "stop-vm": VmStatus,
+    "delete-vm": VmStatus,
+    "list-vms": list[str],
+    "show-vm": VmReport,
+    "list-hosts": HostReport,
+    "offer-vm": Offer,
+}
+
+
+def raw(value: Any) -> Raw:
+    """`value` as a piece of JSON that an Answer can carry."""
+    return Raw(msgspec.json.encode(value))
+
+
+def success(response: Any, host: str, *, details: Any = None, fleet: Fleet | None = None) -> Answer:
+    """The answer to a command that was done."""
+    return Answer(
+        execution_info=ExecutionInfo(status="success"),
+        response=raw(response),
+        host=host,
+        details=None if details is None else raw(details),
+        fleet=fleet,
+    )
+
+
+def failure(error: Refused, host: str | None = None, *, fleet: Fleet | None = None) -> Answer:
+    """The answer to a command that was not done."""
+    info = ExecutionInfo(status="error", reason=error.reason, code=error.code, hint=error.hint)
+    return Answer(execution_info=info, host=host, fleet=fleet)
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """An answer as a message's body."""
+    return msgspec.json.encode(answer)
+
+
+def decode_answer(body: bytes) -> Answer:
+    """The answer in a message's body.
+
+    :raise ValueError: when it is not one (msgspec's errors are ValueErrors).
+    """
+    return msgspec.json.decode(body, type=Answer)
+
+
+def fleet_digest(hosts: list[str]) -> str:
+    """A short digest of the fleet's names, equal on every host that was given the same list."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(sorted(hosts)).encode()).hexdigest()[:12]

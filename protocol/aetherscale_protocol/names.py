@@ -1,0 +1,94 @@
+"""Names on the wire: VM ids, host names, image names, request ids, and the rules that each must obey.
+
+They end up in unit names, paths, queue names and permission patterns, so every rule is a full match.
+"""
+
+import hashlib
+import re
+import secrets
+import string
+
+VM_ID_PATTERN = r"[a-z]{8}"
+IMAGE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+HOST_PATTERN = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
+
+VM_ID_RULE = "a VM id is 8 lower-case letters"
+IMAGE_RULE = "an image name is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
+HOST_RULE = "a host name is 1 to 63 lower-case letters, digits, '.' or '-', with a letter or digit at each end"
+
+AGENT_USER_PREFIX = "agent-"
+"""Broker users of agents start with this; no operator may (headers that only agents may set hang on it)."""
+
+
+def is_vm_id(text: str) -> bool:
+    """Whether `text` is a VM id."""
+    return re.fullmatch(VM_ID_PATTERN, text) is not None
+
+
+def is_image_name(text: str) -> bool:
+    """Whether `text` can name an image."""
+    return re.fullmatch(IMAGE_PATTERN, text) is not None
+
+
+def is_host_name(text: str) -> bool:
+    """Whether `text` can name a host."""
+    return re.fullmatch(HOST_PATTERN, text) is not None
+
+
+def new_vm_id() -> str:
+    """A fresh random VM id (38 bits; the claim in the broker settles the rare collision)."""
+    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
+
+
+def new_request_id() -> str:
+    """A fresh random request id: 32 hexadecimal digits."""
+    return secrets.token_hex(16)
+
+
+def derive_request_id(*parts: str | bytes | None) -> str:
+    """The request id of a message that brought none: the same message gets the same id, on any host."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part or b""
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:32]
+
+
+def derive_vm_id(request_id: str) -> str:
+    """The VM id of a create that brought none, derived from its request id, so that redelivery is safe."""
+    number = int.from_bytes(hashlib.sha256(b"vm-id:" + request_id.encode()).digest(), "big")
+    letters = []
+    for _ in range(8):
+        number, digit = divmod(number, 26)
+        letters.append(string.ascii_lowercase[digit])
+    return "".join(letters)
+
+
+def agent_user(host: str) -> str:
+    """The broker user of the agent on `host`."""
+    return AGENT_USER_PREFIX + host
+
+
+def vm_key(vm_id: str) -> str:
+    """The routing key that reaches the host which holds this VM, and nobody else."""
+    return f"vm.{vm_id}"
+
+
+def host_key(host: str) -> str:
+    """The routing key that reaches this host."""
+    return f"host.{host}"
+
+
+def host_queue(host: str) -> str:
+    """The queue of this host's agent."""
+    return f"computing-host.{host}"
+
+
+def lock_queue(host: str) -> str:
+    """The exclusive queue that lets only one agent run under a host name."""
+    return f"agent.{host}"
+
+
+def claim_queue(vm_id: str) -> str:
+    """The queue whose declaration claims a VM id."""
+    return f"claim.{vm_id}"

@@ -1,0 +1,138 @@
+"""How to reach the broker: one table `[broker]` in the agent's configuration and in each CLI context.
+
+    [broker]
+    url = "amqp://agent-h1@10.0.0.1:5672/aetherscale"   # amqps:// for TLS
+    password = "…"
+    ca_file = "/etc/aetherscale/ca.pem"                   # only with amqps://
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    import pika
+
+PORTS = {"amqp": 5672, "amqps": 5671}
+
+
+class SettingsError(Exception):
+    """A setting is wrong: `str()` says which and why, `hint` what to do."""
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the broker is, and as whom to log in."""
+
+    url: str = "amqp://guest@localhost:5672/"
+    password: str = "guest"
+    ca_file: str | None = None
+
+    def __repr__(self) -> str:
+        return f"BrokerSettings(url={self.url!r})"  # never the password: settings end up in logs
+
+    @property
+    def tls(self) -> bool:
+        """Whether the URL asks for TLS."""
+        return self.url.startswith("amqps:")
+
+    @property
+    def user(self) -> str:
+        """The broker user."""
+        return unquote(urlsplit(self.url).username or "guest")
+
+    @property
+    def host(self) -> str:
+        """The broker's host."""
+        return urlsplit(self.url).hostname or "localhost"
+
+    @property
+    def port(self) -> int:
+        """The broker's port."""
+        parts = urlsplit(self.url)
+        return parts.port or PORTS[parts.scheme]
+
+    @property
+    def vhost(self) -> str:
+        """The virtual host; a URL without a path means `/`."""
+        path = urlsplit(self.url).path.removeprefix("/")
+        return unquote(path) or "/"
+
+    def check(self) -> "BrokerSettings":
+        """Itself, if it makes sense.
+
+        :raise SettingsError: when the URL is none, or a CA file stands beside a URL without TLS.
+        """
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port
+        except ValueError as error:
+            raise SettingsError(f"broker url {self.url!r}: {error}") from None
+        if parts.scheme not in PORTS or not parts.hostname or port == 0:
+            raise SettingsError(
+                f"broker url {self.url!r} is not amqp://user@host:port/vhost or amqps://…",
+                "example: amqp://alice@10.0.0.1:5672/aetherscale",
+            )
+        if parts.password is not None:
+            raise SettingsError("the broker's password stands in its url", "move it to `password`")
+        if self.ca_file and not self.tls:
+            raise SettingsError("ca_file is set, but the url does not ask for TLS", "use amqps://")
+        return self
+
+    def with_host(self, host: str) -> "BrokerSettings":
+        """The same, at another host (`host` or `host:port`)."""
+        parts = urlsplit(self.url)
+        netloc = f"{quote(self.user, safe='')}@{host}"
+        if ":" not in host and parts.port:
+            netloc += f":{parts.port}"
+        return BrokerSettings(
+            url=f"{parts.scheme}://{netloc}{parts.path}", password=self.password, ca_file=self.ca_file
+        ).check()
+
+
+def override_host(settings: BrokerSettings, environ: Mapping[str, str]) -> BrokerSettings:
+    """`settings`, with `RABBITMQ_HOST` from the environment in place of its host, if that is set."""
+    host = environ.get("RABBITMQ_HOST")
+    return settings.with_host(host) if host else settings
+
+
+def connection_parameters(
+    settings: BrokerSettings, *, name: str, heartbeat_s: int, timeout_s: float
+) -> "pika.ConnectionParameters":
+    """What pika needs to connect. `name` is shown by the broker's own tools.
+
+    :raise SettingsError: when the CA file can't be read.
+    """
+    import pika
+
+    return pika.ConnectionParameters(
+        host=settings.host,
+        port=settings.port,
+        virtual_host=settings.vhost,
+        credentials=pika.PlainCredentials(settings.user, settings.password, erase_on_connect=False),
+        heartbeat=heartbeat_s,
+        socket_timeout=timeout_s,
+        stack_timeout=timeout_s,
+        blocked_connection_timeout=timeout_s,
+        connection_attempts=1,
+        client_properties={"connection_name": name},
+        ssl_options=_ssl_options(settings) if settings.tls else None,
+    )
+
+
+def _ssl_options(settings: BrokerSettings) -> "pika.SSLOptions":
+    import ssl
+
+    import pika
+
+    try:
+        context = ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"can't read the CA file {settings.ca_file}: {error}") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return pika.SSLOptions(context, settings.host)

@@ -1,0 +1,160 @@
+"""The broker's pieces, and who may touch which: one table for agents, Ansible, tests and documents.
+
+Arguments of a queue can't be changed once it is declared, so they are constants here, not settings.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from aetherscale_protocol import names
+from aetherscale_protocol.commands import BROADCAST_KEYS
+
+EXCHANGE = "computing"
+COMPETING = "computing-competing"
+HOSTS = "computing-hosts"
+UNDELIVERABLE = "computing-undeliverable"
+
+CREATE_KEY = "create-vm"
+
+HOST_TTL_MS = 2_000
+"""How long a command waits for a host's agent before it counts as undeliverable."""
+COMPETING_TTL_MS = 5_000
+"""How long a create waits for any agent before it counts as undeliverable."""
+UNDELIVERABLE_TTL_MS = 60_000
+
+MAX_PATIENCE_S = 600
+"""The furthest that a deadline may lie ahead, in seconds."""
+CLAIM_EXPIRES_MS = (MAX_PATIENCE_S + 120) * 1000
+"""A claim outlives every copy of the create that it guards. One constant, so that the only argument in
+which two claims of one id can differ is their owner."""
+
+ReplyTo = "amq.rabbitmq.reply-to"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A durable queue and its arguments."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A durable exchange."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An exchange, bound to a queue with a key."""
+
+    exchange: str
+    queue: str
+    key: str
+
+
+EXCHANGES = (Exchange(EXCHANGE, "direct"), Exchange(UNDELIVERABLE, "fanout"))
+
+SHARED_QUEUES = (
+    Queue(
+        COMPETING,
+        {
+            "x-queue-type": "quorum",
+            "x-message-ttl": COMPETING_TTL_MS,
+            "x-dead-letter-exchange": UNDELIVERABLE,
+            "x-delivery-limit": 20,
+        },
+    ),
+    Queue(HOSTS, {"x-queue-type": "classic", "x-max-length": 1}),
+    Queue(
+        UNDELIVERABLE,
+        {"x-queue-type": "classic", "x-message-ttl": UNDELIVERABLE_TTL_MS, "x-max-length-bytes": 64 << 20},
+    ),
+)
+
+SHARED_BINDINGS = (
+    Binding(EXCHANGE, COMPETING, CREATE_KEY),
+    Binding(UNDELIVERABLE, UNDELIVERABLE, ""),
+)
+
+
+def host_queue(host: str) -> Queue:
+    """The queue of one host: never expiring, because its bindings are the directory."""
+    arguments = {
+        "x-queue-type": "classic",
+        "x-message-ttl": HOST_TTL_MS,
+        "x-dead-letter-exchange": UNDELIVERABLE,
+        "x-max-length-bytes": 64 << 20,
+        "x-overflow": "reject-publish",
+    }
+    return Queue(names.host_queue(host), arguments)
+
+
+def host_bindings(host: str) -> tuple[Binding, ...]:
+    """What a host's queue is bound to, beside the VMs that it holds."""
+    keys = (*BROADCAST_KEYS, names.host_key(host))
+    return tuple(Binding(EXCHANGE, names.host_queue(host), key) for key in keys)
+
+
+def claim(vm_id: str, host: str) -> Queue:
+    """The queue whose declaration claims `vm_id` for `host`: a second host is refused with the owner's name."""
+    arguments = {
+        "x-queue-type": "classic",
+        "x-expires": CLAIM_EXPIRES_MS,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": host,
+    }
+    return Queue(names.claim_queue(vm_id), arguments)
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What a broker user may touch in the vhost: three regular expressions over the names of resources."""
+
+    configure: str
+    write: str
+    read: str
+
+
+OPERATOR_PERMISSIONS = Permissions(configure="^$", write=f"^{EXCHANGE}(-hosts)?$", read="^$")
+"""Publish commands. Write on `computing-hosts` alone is what later brokers ask of who counts its consumers."""
+
+
+def agent_permissions(host: str) -> Permissions:
+    """What the agent of `host` may touch: its own queues, claims, and the shared queues to consume."""
+    own = rf"computing-host\.{re.escape(host)}|agent\.{re.escape(host)}|claim\.{names.VM_ID_PATTERN}"
+    shared = f"{EXCHANGE}|{COMPETING}|{HOSTS}|{UNDELIVERABLE}"
+    return Permissions(
+        configure=f"^({own})$",
+        write=rf"^({EXCHANGE}|{HOSTS}|{UNDELIVERABLE}|amq\.default|{own})$",
+        read=f"^({shared}|{own})$",
+    )
+
+
+def definitions(vhost: str) -> dict[str, list[dict[str, Any]]]:
+    """The shared topology as RabbitMQ definitions (exchanges, queues, bindings) of one vhost."""
+    return {
+        "exchanges": [
+            {"vhost": vhost, "name": e.name, "type": e.type, "durable": True, "auto_delete": False, "arguments": {}}
+            for e in EXCHANGES
+        ],
+        "queues": [
+            {"vhost": vhost, "name": q.name, "durable": True, "auto_delete": False, "arguments": q.arguments}
+            for q in SHARED_QUEUES
+        ],
+        "bindings": [
+            {
+                "vhost": vhost,
+                "source": b.exchange,
+                "destination": b.queue,
+                "destination_type": "queue",
+                "routing_key": b.key,
+                "arguments": {},
+            }
+            for b in SHARED_BINDINGS
+        ],
+    }
