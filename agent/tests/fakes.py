@@ -1,0 +1,245 @@
+"""A hypervisor and an image store in memory, which behave like the real ones (same contract tests) at the speed
+of a dictionary. One `FakeHypervisor` is one host: it outlives the agents that are started and killed on it.
+
+    host = FakeHypervisor()
+    host.deaf.add("sgeqxcfi")                     # this guest ignores the power button
+    host.broken["start"]["sgeqxcfi"] = "no such machine type"
+    with host.holding("build"): ...               # every build waits until the block is left
+    host.guest_powers_off("sgeqxcfi")             # … as if someone typed `poweroff` in it
+"""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from aetherscale_agent.ports import HostResources, HypervisorError, Image, ImageMissing, Power, PowerChange
+from aetherscale_protocol.commands import MIB_PER_GIB, CreateVm
+
+GIB = 1 << 30
+
+
+class FakeImages:
+    """Images that can be added and dropped while an agent runs."""
+
+    def __init__(self, *names: str) -> None:
+        self._images: dict[str, Image] = {}
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str, virtual_size: int = 1 << 30) -> Image:
+        """Put an image of `virtual_size` bytes there."""
+        image = Image(name, f"/images/{name}.qcow2", "qcow2", virtual_size, "0" * 64)
+        self._images[name] = image
+        return image
+
+    def drop(self, name: str) -> None:
+        """Take it away, as if someone had deleted its file."""
+        del self._images[name]
+
+    def list(self) -> Mapping[str, Image]:
+        """The images that are here now."""
+        return dict(self._images)
+
+
+@dataclass(frozen=True)
+class Delays:
+    """How long the slow steps take, in seconds. With 0 they still give way to other tasks once."""
+
+    probe: float = 0
+    build: float = 0
+    start: float = 0
+    shutdown: float = 0
+
+
+@dataclass
+class _Vm:
+    disk: int  #: GiB
+    power: Power = Power.OFF
+    rest: Power = Power.OFF  #: how it came to rest last
+    console: list[str] = field(default_factory=list)
+    at_rest: asyncio.Event = field(default_factory=asyncio.Event)
+    button: asyncio.TimerHandle | None = None
+
+
+class FakeHypervisor:
+    """One host's hypervisor, in memory."""
+
+    def __init__(
+        self,
+        *,
+        total: HostResources | None = None,
+        images: FakeImages | None = None,
+        delays: Delays | None = None,
+        accelerator: str = "kvm",
+    ) -> None:
+        self.total = total or HostResources(cpus=16, memory=32 * MIB_PER_GIB, disk=500)
+        self.delays = delays or Delays()
+        #: Guests that ignore the power button.
+        self.deaf: set[str] = set()
+        #: Why a VM's build, start or kill fails, by step and VM id; take the entry out to heal it.
+        self.broken: dict[str, dict[str, str]] = {"build": {}, "start": {}, "kill": {}, "remove": {}}
+        #: How often each VM was really booted, and really built.
+        self.boots: Counter[str] = Counter()
+        self.builds: Counter[str] = Counter()
+        self._images = images
+        self._vms: dict[str, _Vm] = {}
+        self._gates: dict[str, asyncio.Event] = {}
+        self._listeners: list[asyncio.Queue[PowerChange]] = []
+        self._accelerator = accelerator
+        self._probed = False
+
+    # -- what the agent sees: the Hypervisor protocol
+
+    @property
+    def accelerator(self) -> str:
+        return self._accelerator if self._probed else ""
+
+    async def probe(self) -> None:
+        await self._pass("probe", self.delays.probe)
+        self._probed = True
+
+    def resources(self) -> HostResources:
+        return self.total
+
+    async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
+        await self._pass("build", self.delays.build)
+        self._check("build", vm_id)
+        if self._images is not None and image.name not in self._images.list():
+            raise ImageMissing(f'the file of image "{image.name}" is gone')
+        if vm_id not in self._vms:
+            self._vms[vm_id] = _Vm(disk=max(spec.disk, -(-image.virtual_size // GIB)))
+            self.builds[vm_id] += 1
+
+    async def start(self, vm_id: str, spec: CreateVm) -> None:  # noqa: ARG002
+        if self._is_on(vm_id):
+            return
+        await self._pass("start", self.delays.start)
+        self._check("start", vm_id)
+        vm = self._vms.get(vm_id)
+        if vm is None:
+            raise HypervisorError(f"VM {vm_id} has no disk")
+        vm.power = Power.ON
+        vm.at_rest.clear()
+        self.boots[vm_id] += 1
+
+    async def press_power_button(self, vm_id: str) -> None:
+        vm = self._vms.get(vm_id)
+        await self._pass("press", 0)
+        if vm is None or vm.power is not Power.ON or vm_id in self.deaf or vm.button is not None:
+            return
+        vm.button = asyncio.get_running_loop().call_later(self.delays.shutdown, self.guest_powers_off, vm_id)
+
+    async def kill(self, vm_id: str) -> None:
+        await self._pass("kill", 0)
+        self._check("kill", vm_id)
+        self._rest(vm_id, Power.OFF, "its plug was pulled")
+        if vm_id in self._vms:
+            self._vms[vm_id].power = Power.OFF
+
+    async def wait_off(self, vm_id: str) -> Power:
+        vm = self._vms.get(vm_id)
+        if vm is None:
+            return Power.OFF
+        if vm.power is not Power.ON:
+            return vm.power
+        await vm.at_rest.wait()
+        return vm.rest
+
+    async def power(self, vm_ids: list[str]) -> dict[str, Power]:
+        return {vm_id: self.power_of(vm_id) for vm_id in vm_ids}
+
+    async def remove(self, vm_id: str) -> None:
+        await self._pass("remove", 0)
+        self._check("remove", vm_id)
+        if self._is_on(vm_id):
+            raise HypervisorError(f"VM {vm_id} is running")
+        self._vms.pop(vm_id, None)
+
+    async def list_remains(self) -> set[str]:
+        return set(self._vms)
+
+    async def console_tail(self, vm_id: str, lines: int) -> list[str]:
+        console = self._vms[vm_id].console if vm_id in self._vms else []
+        return console[-lines:] if lines > 0 else []
+
+    def changes(self) -> AsyncIterator[PowerChange]:
+        queue: asyncio.Queue[PowerChange] = asyncio.Queue()
+        self._listeners.append(queue)
+        return self._listen(queue)
+
+    # -- what the world does to the host: for tests and simulations
+
+    def guest_powers_off(self, vm_id: str) -> None:
+        """The guest shuts itself down."""
+        self._rest(vm_id, Power.OFF, "the guest shut itself down")
+
+    def qemu_dies(self, vm_id: str, reason: str = "QEMU was killed by signal 9") -> None:
+        """QEMU crashes, or the kernel kills it."""
+        self._rest(vm_id, Power.FAILED, reason)
+
+    def lose_power(self) -> None:
+        """The host loses power: every VM is off when it comes back, and nobody saw them go."""
+        for vm in self._vms.values():
+            self._unplug(vm, Power.OFF)
+
+    def print_on_console(self, vm_id: str, *lines: str) -> None:
+        """The guest prints."""
+        self._vms[vm_id].console.extend(lines)
+
+    def power_of(self, vm_id: str) -> Power:
+        """The VM's power, for a test's assertion."""
+        return self._vms[vm_id].power if vm_id in self._vms else Power.OFF
+
+    def disk_of(self, vm_id: str) -> int | None:
+        """The size of the VM's disk in GiB, if it has one."""
+        return self._vms[vm_id].disk if vm_id in self._vms else None
+
+    @contextlib.contextmanager
+    def holding(self, step: str) -> Iterator[asyncio.Event]:
+        """While in this block, every `probe`, `build`, `start`, `press`, `kill` or `remove` waits in its middle.
+
+        Yields an event; setting it lets them go on before the block's end.
+        """
+        gate = self._gates[step] = asyncio.Event()
+        try:
+            yield gate
+        finally:
+            gate.set()
+            del self._gates[step]
+
+    # -- inside
+
+    async def _pass(self, step: str, delay: float) -> None:
+        await asyncio.sleep(delay)
+        if step in self._gates:
+            await self._gates[step].wait()
+
+    def _check(self, step: str, vm_id: str) -> None:
+        if vm_id in self.broken[step]:
+            raise HypervisorError(self.broken[step][vm_id])
+
+    def _is_on(self, vm_id: str) -> bool:
+        return self.power_of(vm_id) is Power.ON
+
+    def _rest(self, vm_id: str, power: Power, reason: str) -> None:
+        if not self._is_on(vm_id):
+            return
+        self._unplug(self._vms[vm_id], power)
+        for queue in self._listeners:
+            queue.put_nowait(PowerChange(vm_id, power, reason))
+
+    def _unplug(self, vm: _Vm, power: Power) -> None:
+        vm.power = vm.rest = power
+        vm.at_rest.set()
+        if vm.button is not None:
+            vm.button.cancel()
+            vm.button = None
+
+    async def _listen(self, queue: asyncio.Queue[PowerChange]) -> AsyncIterator[PowerChange]:
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.remove(queue)
