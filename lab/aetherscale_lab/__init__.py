@@ -1,0 +1,1 @@
+"""A fleet of real systemd hosts on one machine, for demos, Molecule and fault tests."""

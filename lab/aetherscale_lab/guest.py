@@ -1,0 +1,3 @@
+from pathlib import Path
+def prepare_guest(*, force: bool = False) -> Path: return Path()
+def with_word(image: Path, word: str, output: Path) -> None: ...
