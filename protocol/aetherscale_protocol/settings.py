@@ -1,11 +1,12 @@
 """How to reach the broker: one table `[broker]` in the agent's configuration and in each CLI context.
 
-    [broker]
-    url = "amqp://agent-h1@10.0.0.1:5672/aetherscale"   # amqps:// for TLS
-    password = "…"
-    ca_file = "/etc/aetherscale/ca.pem"                   # only with amqps://
+[broker]
+url = "amqp://agent-h1@10.0.0.1:5672/aetherscale"   # amqps:// for TLS
+password = "…"
+ca_file = "/etc/aetherscale/ca.pem"                   # only with amqps://
 """
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pika
 
 PORTS = {"amqp": 5672, "amqps": 5671}
+
+_URL_HINT = "example: amqp://alice@10.0.0.1:5672/aetherscale"
+_HOST_AND_PORT = r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?"
 
 
 class SettingsError(Exception):
@@ -63,6 +67,10 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         path = urlsplit(self.url).path.removeprefix("/")
         return unquote(path) or "/"
 
+    @property
+    def _behind_user(self) -> str:
+        return self.url.rpartition("@")[2]  # a password in the url must not reach a terminal or a log
+
     def check(self) -> "BrokerSettings":
         """Itself, if it makes sense.
 
@@ -70,16 +78,15 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         try:
             parts = urlsplit(self.url)
-            port = parts.port
-        except ValueError as error:
-            raise SettingsError(f"broker url {self.url!r}: {error}") from None
+            port, password = parts.port, parts.password
+        except ValueError:  # its text may quote a piece of a password
+            raise SettingsError(f"the broker's url, …{self._behind_user!r}, is malformed", _URL_HINT) from None
+        if password is not None:
+            raise SettingsError("the broker's password stands in its url", "move it to `password`")
         if parts.scheme not in PORTS or not parts.hostname or port == 0:
             raise SettingsError(
-                f"broker url {self.url!r} is not amqp://user@host:port/vhost or amqps://…",
-                "example: amqp://alice@10.0.0.1:5672/aetherscale",
+                f"the broker's url, …{self._behind_user!r}, is not amqp://user@host:port/vhost or amqps://…", _URL_HINT
             )
-        if parts.password is not None:
-            raise SettingsError("the broker's password stands in its url", "move it to `password`")
         if self.ca_file and not self.tls:
             raise SettingsError("ca_file is set, but the url does not ask for TLS", "use amqps://")
         return self
@@ -96,9 +103,19 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def override_host(settings: BrokerSettings, environ: Mapping[str, str]) -> BrokerSettings:
-    """`settings`, with `RABBITMQ_HOST` from the environment in place of its host, if that is set."""
+    """`settings`, with `RABBITMQ_HOST` from the environment in place of its host, if that is set.
+
+    :raise SettingsError: when it is not `host` or `host:port`.
+    """
     host = environ.get("RABBITMQ_HOST")
-    return settings.with_host(host) if host else settings
+    if not host:
+        return settings
+    if re.fullmatch(_HOST_AND_PORT, host) is None:
+        raise SettingsError(f"RABBITMQ_HOST is {host!r}, not `host` or `host:port`")
+    try:
+        return settings.with_host(host)
+    except SettingsError as error:
+        raise SettingsError(f"RABBITMQ_HOST is {host!r}: {error}", error.hint) from None
 
 
 def connection_parameters(
