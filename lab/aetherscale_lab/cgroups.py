@@ -71,7 +71,9 @@ def make(directories: Iterable[Path]) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabError(f"cannot make cgroup {directory}: {error}", "run as root, with /sys/fs/cgroup writable") from error
+            raise LabError(
+                f"cannot make cgroup {directory}: {error}", "is /sys/fs/cgroup writable?"
+            ) from error
         if (directory / "cgroup.controllers").exists():
             _pass_controllers_down(directory)
 
@@ -126,7 +128,7 @@ def kill_all(directories: Iterable[Path], patience: float = 10.0) -> None:
             except ProcessLookupError:
                 continue
         if time.monotonic() > deadline:
-            raise LabError(f"processes survive being killed: {pids}", "look for state D in ps: a disk or mount may hang")
+            raise LabError(f"processes survive being killed: {pids}", "those in state D wait for a disk")
         time.sleep(0.02)
 
 

@@ -31,10 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aetherscale_lab", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(prog="aetherscale_lab", description="A fleet of real systemd hosts.")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def add(name: str, verb: Verb, description: str, *, of_lab: bool = True, host: bool = False) -> argparse.ArgumentParser:
+    def add(
+        name: str, verb: Verb, description: str, *, of_lab: bool = True, host: bool = False
+    ) -> argparse.ArgumentParser:
         child = verbs.add_parser(name, help=description, description=description)
         child.set_defaults(verb=verb)
         if of_lab:
@@ -61,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--prune", action="store_true", help="then delete builds that are out of date")
     alone = add("isolated", _isolated, "run a command where its labs collide with nothing", of_lab=False)
     alone.add_argument("command", nargs=argparse.REMAINDER)
-    word = add("guest-word", _guest_word, "copy a guest image with a word in it that the guest will say", of_lab=False)
+    word = add("guest-word", _guest_word, "make a guest image that says a word on its console", of_lab=False)
     word.add_argument("word")
     word.add_argument("output", type=Path)
     return parser
@@ -83,8 +85,11 @@ def _up(options: argparse.Namespace) -> int:
 
 
 def _print_report(report: HostReport) -> None:
-    host = report.host
-    print(f"{host.name:<12} {host.address:<15} {host.suite:<9} {report.state:<9} {report.seconds:.1f} s", flush=True)
+    print(f"{_describe(report.host)} {report.state:<9} {report.seconds:.1f} s", flush=True)
+
+
+def _describe(host: model.Host) -> str:
+    return f"{host.name:<12} {host.address:<15} {host.suite:<9}"
 
 
 def _down(options: argparse.Namespace) -> int:
@@ -97,7 +102,7 @@ def _status(options: argparse.Namespace) -> int:
         words = ["up" if status.running else "off"]
         words += ["cut off"] if status.cut else []
         words += ["without supervisor"] if status.running and not status.supervised else []
-        print(f"{status.host.name:<12} {status.host.address:<15} {status.host.suite:<9} {', '.join(words)}")
+        print(f"{_describe(status.host)} {', '.join(words)}")
     return 0
 
 

@@ -35,17 +35,17 @@ class Source:
         return f"deb {option}{self.uri} {self.suite} main"
 
 
-def find_sources(suite: str, apt_dir: Path = Path("/etc/apt"), os_release: Path = Path("/etc/os-release")) -> list[Source]:
+def find_sources(suite: str, etc: Path = Path("/etc")) -> list[Source]:
     """Sources of a Debian suite, derived from this machine's own: same mirror, other suite.
 
     A machine that is no Debian, or has no source of its own release, gets Debian's defaults.
     """
-    release = _read_release(os_release)
+    release = _read_release(etc / "os-release")
     codename = release.get("VERSION_CODENAME", "")
     found: list[Source] = []
     if release.get("ID") == "debian" and codename:
-        own = [source for path in _source_files(apt_dir) for source in parse_sources(path.read_text(), path.suffix)]
-        for source in own:
+        files = _source_files(etc / "apt")
+        for source in (source for path in files for source in parse_sources(path.read_text(), path.suffix)):
             pocket = source.suite.removeprefix(codename)
             if source.suite.startswith(codename) and pocket in _POCKETS:
                 found.append(Source(source.uri, suite + pocket, source.signed_by))

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from aetherscale_lab import cgroups, model
+from aetherscale_lab import cgroups, model, ssh
 from aetherscale_lab.errors import LabError
-from aetherscale_lab.shell import process_alive, process_arguments, run_command, succeeds
+from aetherscale_lab.shell import process_alive, process_arguments, run_command
 
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
@@ -132,7 +132,7 @@ def write_identity(directory: HostDirectory, host: model.Host, public_key: str) 
     host_key = tree / "etc/ssh/ssh_host_ed25519_key"
     if not host_key.exists():
         host_key.parent.mkdir(parents=True, exist_ok=True)
-        run_command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", host.name, "-f", str(host_key)])
+        ssh.make_key(host_key, host.name)
     return " ".join(host_key.with_suffix(".pub").read_text().split()[:2])
 
 
@@ -220,7 +220,7 @@ def wait_until_off(directory: HostDirectory, patience: float = 10.0) -> None:
     deadline = time.monotonic() + patience
     while find_supervisor(directory) or any(cgroups.processes(g) for g in directory.cgroup_list()):
         if time.monotonic() > deadline:
-            raise LabError(f"host {directory.path.name} does not go away", "take the lab down: down kills what is left")
+            raise LabError(f"host {directory.path.name} does not go away", "down kills what is left")
         time.sleep(0.02)
 
 
@@ -260,7 +260,8 @@ def _lock_of(directory: HostDirectory) -> Path:
 
 def _remove_run_entry(path: Path) -> None:
     if path.is_dir():
-        succeeds(["umount", str(path)]) if os.path.ismount(path) else None
+        if os.path.ismount(path):
+            run_command(["umount", str(path)])
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """A lab as tests and the command line use it.
 
-    lab = Lab("mine")
-    lab.up([HostSpec("h1", "trixie")])
-    lab.run("h1", ["systemctl", "is-system-running"])
-    lab.power_loss("h1")
-    lab.down()
+lab = Lab("mine")
+lab.up([HostSpec("h1", "trixie")])
+lab.run("h1", ["systemctl", "is-system-running"])
+lab.power_loss("h1")
+lab.down()
 """
 
 import os
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aetherscale_lab import cgroups, host, model, network, paths, roots
+from aetherscale_lab import host, model, network, paths, roots
 from aetherscale_lab import ssh as ssh_access
 from aetherscale_lab.errors import LabError
 from aetherscale_lab.host import HostDirectory, Launch
 from aetherscale_lab.model import Host, HostSpec, LabPlan
-from aetherscale_lab.shell import check_tools, run_command
+from aetherscale_lab.shell import check_tools
 
 _TOOLS = ("systemd-nspawn", "ip", "nft", "ssh", "ssh-keygen", "mount", "umount")
 _READY_PATIENCE = 90.0
@@ -133,7 +133,13 @@ class Lab:
         return ssh_access.finalize_ssh(address, self.identity_file, self.known_hosts_file, argv)
 
     def run(
-        self, name: str, argv: Sequence[str], *, stdin: str | None = None, check: bool = True, timeout: float = 300.0
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        check: bool = True,
+        timeout: float = 300.0,
     ) -> subprocess.CompletedProcess[str]:
         """Run a command on a host as root.
 
@@ -141,9 +147,12 @@ class Lab:
         :raise LabError: when `check` is set and the command fails (255: ssh itself failed).
         """
         command = self.ssh_command(name, argv)
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+        )
         if check and done.returncode != 0:
-            raise LabError(f"on {name}: {' '.join(argv)} failed with code {done.returncode}: {done.stderr.strip()}")
+            what = f"on {name}: {' '.join(argv)} failed with code {done.returncode}"
+            raise LabError(f"{what}: {done.stderr.strip()}")
         return done
 
     def power_loss(self, name: str) -> None:
@@ -217,8 +226,7 @@ class Lab:
 
     def _make_key(self) -> None:
         if not self.identity_file.exists():
-            comment = f"aetherscale-lab-{self.name}"
-            run_command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(self.identity_file)])
+            ssh_access.make_key(self.identity_file, f"aetherscale-lab-{self.name}")
 
     def _lay_out(self, plan: LabPlan) -> None:
         """Write every host's own files; they are the same each time."""
@@ -248,7 +256,9 @@ class Lab:
             return roots.prepare_suite(entry.suite)
         build = Path(Launch.load(directory).build)
         if not build.is_dir():
-            raise LabError(f"the root that host {entry.name} was made with is gone", f"start afresh: down --lab {self.name}")
+            raise LabError(
+                f"the root below host {entry.name} is gone", f"start afresh: down --lab {self.name}"
+            )
         return build
 
     def _wait_ready(self, plan: LabPlan, began: float) -> list[HostReport]:
@@ -262,8 +272,8 @@ class Lab:
         try:
             state = ssh_access.wait_ready(entry.address, command, began + _READY_PATIENCE)
         except TimeoutError as error:
-            log = self._directory_of(entry.name).path / "console.log"
-            raise LabError(f"host {entry.name} is not ready after {_READY_PATIENCE:.0f} s", f"see {log}") from error
+            what = f"host {entry.name} is not ready after {_READY_PATIENCE:.0f} s"
+            raise LabError(what, f"see the logs in {self._directory_of(entry.name).path}") from error
         return HostReport(entry, state, time.monotonic() - began)
 
     def _status_of(self, entry: Host) -> HostStatus:

@@ -83,7 +83,7 @@ def check_name(kind: str, name: str) -> str:
     :raise LabError: when it isn't.
     """
     if not _NAME.fullmatch(name):
-        raise LabError(f"{kind} name {name!r} is not usable", "small letters, digits and '-', starting with a letter")
+        raise LabError(f"{kind} name {name!r} is not usable", "a letter, then small letters, digits and -")
     return name
 
 
@@ -115,7 +115,7 @@ def parse_spec(text: str) -> list[HostSpec]:
 def _checked(spec: HostSpec) -> HostSpec:
     check_name("host", spec.name)
     if spec.name == "controller":
-        raise LabError("a host cannot be called controller", "that name stands for this machine inside the lab")
+        raise LabError("a host cannot be called controller", "that name stands for this machine")
     if spec.suite not in SUITES:
         raise LabError(f"host {spec.name}: unknown suite {spec.suite}", f"known: {', '.join(SUITES)}")
     return spec
@@ -170,7 +170,7 @@ def find_free_subnet(lab: str, taken: Iterable[str]) -> str:
         network = ipaddress.ip_network(candidate)
         if not any(network.overlaps(other) for other in used if other.version == network.version):
             return candidate
-    raise LabError(f"no free subnet for lab {lab}", "take down another lab, or a network that uses the same addresses")
+    raise LabError(f"no free subnet for lab {lab}", "take another lab down first")
 
 
 def plan_lab(lab: str, subnet: str, wanted: Sequence[HostSpec], existing: Sequence[Host] = ()) -> LabPlan:

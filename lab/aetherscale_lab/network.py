@@ -73,10 +73,10 @@ def cut_rules(table: str, port: str) -> str:
         ("input", f'iifname "{port}" drop'),
         ("output", f'oifname "{port}" drop'),
     )
-    body = "\n".join(
-        f"  chain {hook} {{\n    type filter hook {hook} priority 0;\n    {rules}\n  }}" for hook, rules in chains
-    )
-    return f"table bridge {table} {{\n{body}\n}}\n"
+    lines = [f"table bridge {table} {{"]
+    for hook, rules in chains:
+        lines += [f"  chain {hook} {{", f"    type filter hook {hook} priority 0;", f"    {rules}", "  }"]
+    return "\n".join([*lines, "}", ""])
 
 
 def cut(lab: str, host: str) -> None:

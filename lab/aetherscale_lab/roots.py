@@ -14,21 +14,43 @@ from pathlib import Path
 from aetherscale_lab import paths
 from aetherscale_lab.debian import AptState, Source, find_sources, transport_options
 from aetherscale_lab.errors import LabError
-from aetherscale_lab.shell import check_tools, run_command, succeeds
+from aetherscale_lab.shell import check_tools, run_command
 
 # What a bare host has. The product's own dependencies don't belong here: Ansible installs them.
-BASE_PACKAGES = (
-    "systemd systemd-sysv dbus polkitd python3 python3-apt iproute2 iputils-ping"
-    " openssh-server ca-certificates procps netbase nftables"
-).split()
+BASE_PACKAGES = [
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "iputils-ping",
+    "netbase",
+    "nftables",
+    "openssh-server",
+    "polkitd",
+    "procps",
+    "python3",
+    "python3-apt",
+    "systemd",
+    "systemd-sysv",
+]
 
 # What can be installed in a host, with everything needed for it.
-REPOSITORY_PACKAGES = "rabbitmq-server qemu-system-x86 qemu-utils acl".split()
+REPOSITORY_PACKAGES = [
+    "acl",
+    "qemu-system-x86",
+    "qemu-utils",
+    "rabbitmq-server",
+]
 
-_MASKED_UNITS = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer"
-    " console-getty.service systemd-firstboot.service systemd-networkd-wait-online.service"
-).split()
+_MASKED_UNITS = [
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "console-getty.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "systemd-firstboot.service",
+    "systemd-networkd-wait-online.service",
+]
 
 # A missing suite costs half a minute and 700 MB to build, so documentation stays out.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
@@ -86,7 +108,7 @@ def prepare_suite(suite: str, *, force: bool = False) -> Path:
     if build.is_dir() and not force:
         return build
     if paths.inside_isolated_run():
-        raise LabError(f"the {suite} root is not in {paths.cache_dir()}", "there is no network in here: run prepare first")
+        raise LabError(f"the {suite} root is not built, and there is no network in here", "run prepare first")
     if os.geteuid() != 0:
         raise LabError(f"building the {suite} root needs root", "run it with sudo")
     with paths.locked(paths.cache_dir() / f"suite-{suite}.lock"):
@@ -156,8 +178,9 @@ def _configure(root: Path) -> None:
         path.write_text(content)
     for directory in ("srv/packages", "var/log/journal"):
         (root / directory).mkdir(parents=True, exist_ok=True)
-    run_command(["systemctl", f"--root={root}", "--quiet", "enable", "systemd-networkd.service", "ssh.service"])
-    run_command(["systemctl", f"--root={root}", "--quiet", "mask", *_MASKED_UNITS])
+    systemctl = ["systemctl", f"--root={root}", "--quiet"]
+    run_command([*systemctl, "enable", "systemd-networkd.service", "ssh.service"])
+    run_command([*systemctl, "mask", *_MASKED_UNITS])
 
 
 def _refresh_lists(build: Path) -> None:
@@ -175,7 +198,7 @@ def remove_stale_builds() -> list[Path]:
     mounts = Path("/proc/self/mounts").read_text()
     removed = []
     for path in paths.cache_dir().glob("suite-*-*"):
-        if path.is_dir() and path not in current and str(path) not in mounts and succeeds(["test", "-w", str(path)]):
+        if path.is_dir() and path not in current and str(path) not in mounts:
             shutil.rmtree(path)
             removed.append(path)
     return removed

@@ -7,18 +7,26 @@ from pathlib import Path
 
 from aetherscale_lab.errors import LabError
 
+_PACKAGES_HINT = "docs/lab.md lists the packages the lab needs"
+
 
 def run_command(
-    argv: Sequence[str], *, stdin: str | None = None, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    stdin: str | None = None,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> str:
     """Run a program to its end and return its standard output.
 
     :raise LabError: when it can't be started or fails; the message holds its last lines.
     """
     try:
-        done = subprocess.run(argv, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            argv, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, check=False
+        )
     except FileNotFoundError as error:
-        raise LabError(f"{argv[0]} is not installed", "docs/lab.md lists the packages the lab needs") from error
+        raise LabError(f"{argv[0]} is not installed", _PACKAGES_HINT) from error
     if done.returncode != 0:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-8:])
         raise LabError(f"{' '.join(argv[:4])} ... failed with code {done.returncode}: {tail}")
@@ -34,7 +42,7 @@ def check_tools(tools: Sequence[str]) -> None:
     """:raise LabError: when a program is missing on this machine."""
     missing = [tool for tool in tools if not shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin")]
     if missing:
-        raise LabError(f"not installed: {', '.join(missing)}", "docs/lab.md lists the packages the lab needs")
+        raise LabError(f"not installed: {', '.join(missing)}", _PACKAGES_HINT)
 
 
 def process_alive(pid: int) -> bool:

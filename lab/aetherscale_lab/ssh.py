@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from aetherscale_lab.shell import run_command
+
 # States in which systemd has finished booting.
 _BOOTED = ("running", "degraded")
 
@@ -31,6 +33,11 @@ def finalize_ssh(address: str, identity_file: Path, known_hosts_file: Path, argv
     return [*command, f"root@{address}", shlex.join(argv)]
 
 
+def make_key(path: Path, comment: str) -> None:
+    """Make a key pair without a passphrase: `path` and `path`.pub."""
+    run_command(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)])
+
+
 def answers(address: str, timeout: float = 1.0) -> bool:
     """True if an ssh server greets at the address within `timeout` seconds."""
     try:
@@ -52,8 +59,8 @@ def wait_ready(address: str, is_running: Sequence[str], deadline: float) -> str:
         if not answers(address):
             time.sleep(0.05)
             continue
-        done = subprocess.run(is_running, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.stdout.strip() in _BOOTED:
-            return done.stdout.strip()
+        done = subprocess.run(is_running, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if (state := done.stdout.strip()) in _BOOTED:
+            return state
         time.sleep(0.1)
     raise TimeoutError(address)
