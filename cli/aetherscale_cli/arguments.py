@@ -1,0 +1,302 @@
+"""The command line: what may be typed, and what it means. Nothing here does anything but parse."""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, get_args
+
+from aetherscale_cli.text import safe
+from aetherscale_protocol import commands, names, topology
+from aetherscale_protocol.commands import CreateVm, NoOptions, Options, ShowVm, StopVm, VmRef
+
+PROGRAM = "aetherscale-cli"
+
+TIMEOUTS = {
+    "list-vms": 5,
+    "list-hosts": 5,
+    "show-vm": 5,
+    "create-vm": 30,
+    "start-vm": 30,
+    "stop-vm": 60,
+    "delete-vm": 30,
+}
+"""How long to wait for hosts that do not answer, in seconds, unless `--timeout` says otherwise."""
+
+_EPILOG = f"""\
+Which broker: --context NAME, or $AETHERSCALE_CONTEXT, or what use-context chose, or the only context
+there is (files in ~/.config/aetherscale/contexts). $RABBITMQ_HOST (host or host:port) replaces its host.
+
+It never waits longer than it must; --timeout bounds the wait for hosts that do not answer. Unless given it is
+{", ".join(f"{seconds} s for {name}" for name, seconds in TIMEOUTS.items())}.
+
+exit codes:
+  0    done
+  1    refused, or failed
+  2    usage or configuration error
+  3    the broker can't be reached or refused the login, or no agent is running
+  4    partial: some hosts are down or did not answer
+  5    outcome unknown: it may have been done; the hint says how to find out
+  130  interrupted (Ctrl-C)
+"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What was asked for. `options` holds the command's options, one per VM; `timeout` is in seconds."""
+
+    command: str
+    options: tuple[Options, ...] = ()
+    timeout: float = 0
+    output: str | None = None
+    context: str | None = None
+    request_id: str | None = None
+    name: str = ""
+    debug: bool = False
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in the house's form, with what was typed made safe."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {safe(message)}\nhint: {self.prog} --help shows how it is used\n")
+
+
+class _Version(argparse.Action):
+    """`--version`, which looks the version up only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from aetherscale_protocol import __version__
+
+        parser.exit(0, f"{PROGRAM} {__version__}\n")
+
+
+def parse(argv: Sequence[str]) -> Invocation:
+    """What `argv` asks for.
+
+    :raise SystemExit: after `--help` and `--version` (0) and usage errors (2), with the text already printed.
+    """
+    parser = build_parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    space = parser.parse_args(argv)
+    common = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
+    timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
+    try:
+        options = _finalize_options(space)
+    except ValueError as error:
+        space.parser.error(str(error))
+    return Invocation(
+        space.command, options, timeout, name=getattr(space, "name", ""), debug=getattr(space, "debug", False), **common
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; also read by whatever makes completions and man pages."""
+    common = _common_options()
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Command a private cloud: virtual machines on your own hosts, RabbitMQ in between.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[common],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_Version)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, summary in _summaries().items():
+        sub = subparsers.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common], allow_abbrev=False
+        )
+        sub.set_defaults(parser=sub)
+        _ADD[name](sub)
+    return parser
+
+
+def _summaries() -> dict[str, str]:
+    ours = {"list-contexts": "list the brokers you can speak to", "use-context": "choose the broker to speak to"}
+    return {c.name: c.summary for c in commands.COMMANDS.values() if not c.internal} | ours
+
+
+def _common_options() -> _Parser:
+    """Options that may stand before or after the command's name (hence no defaults)."""
+    common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument(
+        "-o",
+        "--output",
+        choices=("table", "json"),
+        help="table, or the list of answers as JSON (default: table on a terminal)",
+    )
+    common.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="how long to wait for hosts that do not answer (see --help)"
+    )
+    common.add_argument("--context", metavar="NAME", help="speak to this context's broker")
+    common.add_argument("--debug", action="store_true", help="log what happens on the wire, and show tracebacks")
+    return common
+
+
+def _add_create(sub: argparse.ArgumentParser) -> None:
+    defaults = CreateVm(image="x")
+    sub.add_argument("--image", required=True, help="the base image, as list-hosts shows them")
+    sub.add_argument("--cpus", type=_cpus, default=defaults.cpus, metavar="N", help="cores (default: %(default)s)")
+    sub.add_argument(
+        "--memory",
+        type=_memory,
+        default=defaults.memory,
+        metavar="SIZE",
+        help="512M, 2G, or MiB as a number (default: 1G)",
+    )
+    sub.add_argument(
+        "--disk", type=_disk, default=defaults.disk, metavar="SIZE", help="10G, 1T, or GiB as a number (default: 10G)"
+    )
+    sub.add_argument("--vm-id", metavar="ID", help="8 lower-case letters of your own choice (default: random)")
+    _add_request_id(sub)
+
+
+def _add_vms(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("ids", nargs="*", metavar="ID", help="which VM; several are asked at once")
+    sub.add_argument("--vm-id", action="append", default=[], metavar="ID", help="the same, as an option")
+
+
+def _add_changing(sub: argparse.ArgumentParser) -> None:
+    _add_vms(sub)
+    _add_request_id(sub)
+
+
+def _add_stop(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument("--kill", action="store_true", help="pull the plug instead of pressing the power button")
+
+
+def _add_show(sub: argparse.ArgumentParser) -> None:
+    _add_vms(sub)
+    sub.add_argument(
+        "--console-lines", type=_lines, default=ShowVm(vm_id="aaaaaaaa").console_lines, metavar="N",
+        help="how many of the console's last lines to show (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _add_request_id(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--request-id",
+        type=_request_id,
+        metavar="ID",
+        help="ask again, after an unknown outcome, without doing it twice",
+    )
+
+
+def _add_nothing(_: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _add_name(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", metavar="NAME", help="as list-contexts shows them")
+
+
+_ADD = {
+    "create-vm": _add_create,
+    "list-vms": _add_nothing,
+    "start-vm": _add_changing,
+    "stop-vm": _add_stop,
+    "delete-vm": _add_changing,
+    "show-vm": _add_show,
+    "list-hosts": _add_nothing,
+    "list-contexts": _add_nothing,
+    "use-context": _add_name,
+}
+
+
+def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
+    """The options to send, one per VM.
+
+    :raise ValueError: when they break a rule of the protocol.
+    """
+    if space.command == "create-vm":
+        vm_id = space.vm_id if space.vm_id is not None else names.new_vm_id()
+        return (CreateVm(image=space.image, vm_id=vm_id, cpus=space.cpus, memory=space.memory, disk=space.disk),)
+    if space.command in ("list-vms", "list-hosts"):
+        return (NoOptions(),)
+    if space.command in ("list-contexts", "use-context"):
+        return ()
+    ids = list(dict.fromkeys([*space.ids, *space.vm_id]))
+    if not ids:
+        raise ValueError("which VM? give its id, as list-vms shows it")
+    if len(ids) > 1 and getattr(space, "request_id", None):
+        raise ValueError("--request-id goes with one VM")
+    return tuple(_finalize_reference(space, vm_id) for vm_id in ids)
+
+
+def _finalize_reference(space: argparse.Namespace, vm_id: str) -> Options:
+    if space.command == "stop-vm":
+        return StopVm(vm_id=vm_id, kill=space.kill)
+    if space.command == "show-vm":
+        return ShowVm(vm_id=vm_id, console_lines=space.console_lines)
+    return VmRef(vm_id=vm_id)
+
+
+def _seconds(text: str) -> float:
+    most = topology.MAX_PATIENCE_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {most}")
+    return seconds
+
+
+def _request_id(text: str) -> str:
+    if re.fullmatch(r"[0-9a-f]{32}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a request id: 32 hexadecimal digits")
+    return text
+
+
+def _whole(text: str, kind: Any, what: str) -> int:
+    """A whole number within the bounds that the protocol gives its type `kind`."""
+    meta = get_args(kind)[1]
+    if re.fullmatch("[0-9]{1,9}", text) is None or not meta.ge <= int(text) <= meta.le:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} from {meta.ge} to {meta.le}")
+    return int(text)
+
+
+def _cpus(text: str) -> int:
+    return _whole(text, commands.Cpus, "cores")
+
+
+def _lines(text: str) -> int:
+    return _whole(text, ShowVm.__annotations__["console_lines"], "lines")
+
+
+_UNITS = {"M": 1, "G": 1024, "T": 1024 * 1024}
+
+
+def _memory(text: str) -> int:
+    return _size(text, "M", commands.MemoryMiB, "512M or 2G")
+
+
+def _disk(text: str) -> int:
+    return _size(text, "G", commands.DiskGiB, "10G or 1T")
+
+
+def _size(text: str, unit: str, kind: Any, example: str) -> int:
+    """A size in units of `unit`, which is also what a bare number means.
+
+    :raise ArgumentTypeError: when it is none, no whole number of units, or out of the protocol's bounds.
+    """
+    match = re.fullmatch("([0-9]{1,9})([MGT]?)", text.upper().removesuffix("IB"))
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as {example}")
+    mebibytes = int(match[1]) * _UNITS[match[2] or unit]
+    amount, rest = divmod(mebibytes, _UNITS[unit])
+    meta = get_args(kind)[1]
+    if rest or not meta.ge <= amount <= meta.le:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a whole number of {unit} from {meta.ge}{unit} to {meta.le}{unit}"
+        )
+    return amount

@@ -1,0 +1,154 @@
+"""Asking: publish, take events until the answers are there, and hand over what came. Decides nothing itself."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.gather import Gathering, Missing, classify, find_absent
+from aetherscale_cli.settle import Call, Settling
+from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
+from aetherscale_protocol import names, topology
+from aetherscale_protocol.answers import HostReport
+from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, encode_request
+
+GRACE_S = 1.0
+"""How much longer than the deadline we wait for the answer of an agent that used all of it."""
+
+_INQUIRY_S = 2.0
+"""How long finding out who is missing may take."""
+
+
+@dataclass(frozen=True)
+class Everyone:
+    """The answers of all hosts, in the hosts' order, and who is missing; `nameless` more are silent."""
+
+    replies: tuple[Reply, ...]
+    missing: tuple[Missing, ...]
+    nameless: int
+    unreadable: int
+
+
+def _message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
+    return Message(
+        key=key,
+        body=encode_request(command, options),
+        correlation_id=secrets.token_hex(8),
+        request_id=request_id or names.new_request_id(),
+        deadline_ms=int((time.time() + timeout) * 1000),
+        changes=COMMANDS[command].changes,
+    )
+
+
+def make_call(command: Command, options: Options, timeout: float, request_id: str | None) -> Call:
+    """One command for one VM, ready to be sent."""
+    vm_id: str = getattr(options, "vm_id", "")
+    key = topology.CREATE_KEY if command.name == "create-vm" else names.vm_key(vm_id)
+    return Call(command, options, vm_id, _message(command.name, options, key, timeout, request_id))
+
+
+def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
+    """What all hosts answer to `command`; waits for the last of those alive, at most `timeout` seconds.
+
+    :raise CliError: when no agent is running, or the broker fails.
+    """
+    deadline = time.monotonic() + timeout
+    message = _message(command, NoOptions(), command, timeout)
+    session.publish(message)
+    session.count_consumers(topology.HOSTS)
+    gathering = Gathering()
+    while not gathering.complete and (event := session.next_event(deadline)) is not None:
+        match event:
+            case Delivered(message.correlation_id, body):
+                gathering.take(decode_reply(body))
+            case Counted(topology.HOSTS, consumers):
+                gathering.count(consumers)
+                if consumers == 0 and not gathering.by_host:
+                    raise NoAgent
+            case Returned(message.correlation_id):
+                raise NoAgent
+    missing = _find_missing(session, gathering)
+    replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
+    nameless = max(0, gathering.silent - sum(m.state == "silent" for m in missing))
+    return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable)
+
+
+def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:
+    """Who of the fleet did not answer, and why; nobody is asked when nobody is missing."""
+    informant = gathering.find_informant()
+    if informant is None:
+        return []
+    deadline = time.monotonic() + _INQUIRY_S
+    absent = find_absent(gathering, _fetch_fleet(session, informant, deadline))
+    consumers: dict[str, int | None] = {}
+    for host in absent if gathering.silent else ():
+        consumers[host] = _count(session, names.host_queue(host), deadline)
+    return classify(absent, consumers, gathering.silent)
+
+
+def _fetch_fleet(session: Session, host: str, deadline: float) -> list[str]:
+    """The fleet's names, as this host was told them; none if it does not say."""
+    message = _message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
+    session.publish(message)
+    while (event := session.next_event(deadline)) is not None:
+        match event:
+            case Delivered(message.correlation_id, body):
+                reply = decode_reply(body)
+                return _fleet_in(reply) if reply is not None else []
+            case Returned(message.correlation_id):
+                return []
+    return []
+
+
+def _fleet_in(reply: Reply) -> list[str]:
+    try:
+        return msgspec.json.decode(reply.answer.response or b"", type=HostReport).fleet
+    except ValueError:
+        return []
+
+
+def _count(session: Session, queue: str, deadline: float) -> int | None:
+    session.count_consumers(queue)
+    while (event := session.next_event(deadline)) is not None:
+        match event:
+            case Counted(counted, consumers) if counted == queue:
+                return consumers
+    return None
+
+
+def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
+    """Send the calls, all at once, and wait until each is settled: by an answer, or by why there is none.
+
+    What changes something is only sent when the broker knows of an agent: left in a queue it might be
+    done later, behind the back of somebody who was told that no agent is running.
+
+    :raise CliError: when nothing was sent.
+    """
+    settling = Settling(calls)
+    if any(call.command.changes for call in calls):
+        if _count(session, topology.HOSTS, time.monotonic() + timeout) == 0:
+            raise NoAgent
+    else:
+        session.count_consumers(topology.HOSTS)
+    try:
+        _send_and_wait(session, settling, timeout)
+    except CliError as error:
+        settling.lose(error)
+    except KeyboardInterrupt:
+        settling.lose(CliError("interrupted", exit_code=Exit.INTERRUPTED))
+        raise
+
+
+def _send_and_wait(session: Session, settling: Settling, timeout: float) -> None:
+    deadline = time.monotonic() + timeout + GRACE_S
+    for call in settling.calls:
+        session.publish(call.message)
+    while not settling.complete:
+        event = session.next_event(deadline)
+        if event is None:
+            return settling.time_out(timeout)
+        settling.take(event)
+    return None

@@ -1,0 +1,205 @@
+"""The connection to the broker: pika in, plain events out. The only module that needs pika.
+
+It is quick on a long wire, too: both channels are opened at once, and consumer, confirms and the first
+command leave together, so that an answer is here six round trips after the first packet, TLS not counted.
+"""
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pika
+
+from aetherscale_cli.broker_errors import blocked, explain, timed_out
+from aetherscale_cli.contexts import Target
+from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked, Returned
+from aetherscale_protocol import topology
+from aetherscale_protocol.settings import SettingsError, connection_parameters
+
+CONNECT_TIMEOUT_S = 5.0
+_CLOSE_TIMEOUT_S = 1.0
+_HEARTBEAT_S = 15
+_NOT_FOUND = 404
+
+
+@contextlib.contextmanager
+def open_session(target: Target, name: str) -> Iterator["BrokerSession"]:
+    """A session with the broker; `name` is how it lists us.
+
+    :raise CliError: when the broker can't be reached or does not let us in.
+    """
+    try:
+        parameters = connection_parameters(
+            target.settings, name=name, heartbeat_s=_HEARTBEAT_S, timeout_s=CONNECT_TIMEOUT_S
+        )
+    except SettingsError as error:
+        raise CliError(str(error), f"see {target.source}", Exit.USAGE) from None
+    session = BrokerSession(target, parameters)
+    try:
+        session.connect()
+        yield session
+    finally:
+        session.close()
+
+
+def log_to_stderr() -> None:
+    """Show what pika does (for `--debug`)."""
+    logging.basicConfig(level=logging.DEBUG, format="debug: %(name)s: %(message)s")
+
+
+def keep_quiet() -> None:
+    """Keep pika's own log off stderr: what matters of it reaches people as our errors."""
+    logging.getLogger("pika").propagate = False
+
+
+class BrokerSession:
+    """`wire.Session` over pika's SelectConnection, whose callbacks only ever note what happened."""
+
+    def __init__(self, target: Target, parameters: pika.ConnectionParameters) -> None:
+        self._target = target
+        self._events: deque[Event] = deque()
+        self._error: CliError | None = None
+        self._published: list[str] = []
+        self._counters: list[_Counter] = []
+        self._channel: Any = None
+        self._closed = False
+        self._connection = pika.SelectConnection(
+            parameters,
+            on_open_callback=self._on_open,
+            on_open_error_callback=self._on_lost,
+            on_close_callback=self._on_lost,
+        )
+        self._loop = self._connection.ioloop
+
+    def connect(self) -> None:
+        """Connect and log in.
+
+        :raise CliError: when that fails, with the reason in the operator's words.
+        """
+        self._run_until(lambda: self._channel is not None, time.monotonic() + CONNECT_TIMEOUT_S)
+        if self._error is not None:
+            raise self._error
+        if self._channel is None:
+            raise timed_out(self._target, CONNECT_TIMEOUT_S)
+
+    def publish(self, message: Message) -> None:
+        """Send a command (see `wire.Session`)."""
+        if self._error is not None:
+            raise self._error
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=2 if message.changes else 1,
+            correlation_id=message.correlation_id,
+            message_id=message.request_id,
+            reply_to=topology.ReplyTo,
+            user_id=self._target.settings.user,
+            headers={"deadline": message.deadline_ms},
+        )
+        self._published.append(message.correlation_id)
+        self._channel.basic_publish(topology.EXCHANGE, message.key, message.body, properties, mandatory=True)
+
+    def count_consumers(self, queue: str) -> None:
+        """Ask how many consume a queue (see `wire.Session`)."""
+        if self._error is not None:
+            raise self._error
+        if self._counters:
+            self._counters[-1].ask(queue)
+        else:
+            self._connection.channel(on_open_callback=lambda channel: self._add_counter(channel).ask(queue))
+
+    def next_event(self, deadline: float) -> Event | None:
+        """Wait for what happens next (see `wire.Session`)."""
+        if not self._events:
+            self._run_until(lambda: bool(self._events), deadline)
+        if self._events:
+            return self._events.popleft()
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def close(self) -> None:
+        """Say goodbye to the broker, or it would log a lost connection; a broker that is slow is not waited for."""
+        if self._connection.is_open:
+            self._connection.close()
+            self._run_until(lambda: self._closed, time.monotonic() + _CLOSE_TIMEOUT_S)
+
+    def _run_until(self, done: Callable[[], bool], deadline: float) -> None:
+        """Run pika's loop until something happened that makes `done` true, an error came, or the deadline did."""
+        timer = self._loop.call_later(max(0.0, deadline - time.monotonic()), self._loop.stop)
+        try:
+            while not done() and not self._closed and time.monotonic() < deadline and self._going_on():
+                self._loop.start()
+        finally:
+            self._loop.remove_timeout(timer)
+
+    def _going_on(self) -> bool:
+        return self._error is None or self._connection.is_closing
+
+    def _note(self, event: Event) -> None:
+        self._events.append(event)
+        self._loop.stop()
+
+    def _on_open(self, connection: Any) -> None:
+        connection.add_on_connection_blocked_callback(self._on_blocked)
+        connection.channel(on_open_callback=self._on_channel_open)
+        connection.channel(on_open_callback=self._add_counter)
+
+    def _on_channel_open(self, channel: Any) -> None:
+        channel.add_on_return_callback(lambda _c, _m, properties, _b: self._note(Returned(properties.correlation_id)))
+        channel.add_on_close_callback(self._on_lost)
+        channel.confirm_delivery(self._on_confirm)
+        channel.basic_consume(topology.ReplyTo, self._on_answer, auto_ack=True)
+        self._channel = channel
+        self._loop.stop()
+
+    def _on_answer(self, _channel: Any, _method: Any, properties: Any, body: bytes) -> None:
+        self._note(Delivered(properties.correlation_id or "", body))
+
+    def _on_confirm(self, frame: Any) -> None:
+        if isinstance(frame.method, pika.spec.Basic.Nack):
+            self._note(Nacked(self._published[frame.method.delivery_tag - 1]))
+
+    def _on_blocked(self, _connection: Any, frame: Any) -> None:
+        self._fail(blocked(self._target, str(frame.method.reason)))
+
+    def _on_lost(self, whose: Any, reason: BaseException) -> None:
+        """The connection or the publishing channel is gone; of several reasons the first is the true one."""
+        self._closed = self._closed or whose is self._connection
+        self._fail(explain(reason, self._target))
+
+    def _fail(self, error: CliError) -> None:
+        self._error = self._error or error
+        self._loop.stop()
+
+    def _add_counter(self, channel: Any) -> "_Counter":
+        return _Counter(channel, self._note, self._counters)
+
+
+class _Counter:
+    """A channel for counting consumers. A refusal closes it, so it is none of those that matter."""
+
+    def __init__(self, channel: Any, note: Callable[[Event], None], idle: list["_Counter"]) -> None:
+        self._channel = channel
+        self._note = note
+        self._idle = idle
+        self._queue = ""
+        channel.add_on_close_callback(self._on_close)
+        idle.append(self)
+
+    def ask(self, queue: str) -> None:
+        """Ask how many consume this queue."""
+        self._idle.remove(self)
+        self._queue = queue
+        self._channel.queue_declare(queue, passive=True, callback=self._on_count)
+
+    def _on_count(self, frame: Any) -> None:
+        self._idle.append(self)
+        self._note(Counted(self._queue, frame.method.consumer_count))
+
+    def _on_close(self, _channel: Any, reason: BaseException) -> None:
+        if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            self._note(Counted(self._queue, 0 if reason.reply_code == _NOT_FOUND else None))

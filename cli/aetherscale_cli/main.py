@@ -1,0 +1,155 @@
+"""`aetherscale-cli`: parse, ask, show. Read this first; it calls everything else.
+
+arguments -> contexts -> broker (pika) -> ask -> gather / settle (who answered, what became of it) -> report
+"""
+
+import contextlib
+import gc
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from aetherscale_cli import ask, report
+from aetherscale_cli.arguments import PROGRAM, Invocation, parse
+from aetherscale_cli.contexts import ContextStore, chosen, find_target
+from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.report import Outcome
+from aetherscale_protocol.commands import COMMANDS, Reach
+
+if TYPE_CHECKING:
+    from aetherscale_cli.wire import Session
+
+
+def run() -> None:
+    """The entry point: exits, and shows no traceback unless `--debug` asks for it."""
+    gc.disable()  # in so short a life collecting costs more than the garbage
+    code = main(sys.argv[1:], os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        _flush(stream)
+    os._exit(code)  # all is said: taking pika's modules down would cost 10 ms, a resolver that hangs much more
+
+
+def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Do what `argv` asks for; the exit code."""
+    try:
+        return _execute(parse(argv), environ)
+    except SystemExit as error:  # argparse has said what there is to say
+        return error.code if isinstance(error.code, int) else Exit.USAGE
+    except CliError as error:
+        return _show(report.failed(error))
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        hint = "--debug shows where; please report it"
+        return _show(report.failed(CliError(f"unexpected {type(error).__name__}: {error}", hint)))
+
+
+def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
+    store = ContextStore.of(environ)
+    as_json = _wants_json(invocation)
+    if invocation.command == "use-context":
+        store.use(invocation.name)
+        return Exit.DONE
+    if invocation.command == "list-contexts":
+        return _show(_list_contexts(store, invocation, environ, as_json=as_json))
+    return _execute_remote(invocation, store, environ, as_json=as_json)
+
+
+def _wants_json(invocation: Invocation) -> bool:
+    if invocation.output is not None:
+        return invocation.output == "json"
+    return sys.stdout is None or not sys.stdout.isatty()
+
+
+def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
+    """Ask the agents, and show what they answer before the connection is taken down."""
+    target = find_target(store, invocation.context, environ)
+    _say([f"warning: {warning}" for warning in target.warnings])
+    from aetherscale_cli import broker  # imports pika: not before it is needed
+
+    if invocation.debug:
+        broker.log_to_stderr()
+    else:
+        broker.keep_quiet()
+    with broker.open_session(target, f"{PROGRAM} {invocation.command}") as session:
+        return _show(_ask(session, invocation, as_json=as_json))
+
+
+def _ask(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
+    try:
+        if COMMANDS[invocation.command].reach is Reach.ALL:
+            everyone = ask.ask_everyone(session, invocation.command, invocation.timeout)
+            return report.report_everyone(
+                invocation.command, everyone, invocation.timeout, time.time(), as_json=as_json
+            )
+        return _ask_each(session, invocation, as_json=as_json)
+    except NoAgent as error:
+        outcome = report.failed(error)
+        outcome.stdout = report.json_list([]) if as_json else ""
+        return outcome
+
+
+def _ask_each(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
+    command = COMMANDS[invocation.command]
+    calls = [
+        ask.make_call(command, options, invocation.timeout, invocation.request_id) for options in invocation.options
+    ]
+    interrupted = False
+    try:
+        ask.ask_each(session, calls, invocation.timeout)
+    except KeyboardInterrupt:
+        if any(call.pending for call in calls):  # nothing was sent
+            raise
+        interrupted = True
+    outcome = report.report_each(calls, time.time(), as_json=as_json)
+    if interrupted:
+        outcome.exit_code = Exit.INTERRUPTED
+    return outcome
+
+
+def _list_contexts(
+    store: ContextStore, invocation: Invocation, environ: Mapping[str, str], *, as_json: bool
+) -> Outcome:
+    """The contexts; those whose files are broken are named on stderr."""
+    try:
+        current = chosen(store, invocation.context, environ)
+    except CliError:  # several, none chosen: a thing to see here, not an error
+        current = None
+    rows, broken = [], []
+    for name in store.names():
+        try:
+            rows.append((name, store.load(name).settings.url))
+        except CliError as error:
+            broken.append(error)
+    return report.report_contexts(rows, broken, current, str(store.folder), as_json=as_json)
+
+
+def _show(outcome: Outcome) -> int:
+    """Print an outcome: answers first, then what there is to say about them; its exit code."""
+    try:
+        if sys.stdout is not None and outcome.stdout:
+            sys.stdout.buffer.write(outcome.stdout.encode("utf-8", "backslashreplace"))
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        pass  # as `… | head` does: whoever read has seen enough
+    except OSError as error:
+        outcome.fail(f"can't write the output: {error.strerror}")
+    _say(outcome.notes)
+    return outcome.exit_code
+
+
+def _say(lines: Sequence[str]) -> None:
+    try:
+        if sys.stderr is not None and lines:
+            print(*lines, sep="\n", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody listens
+
+
+def _flush(stream: object) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        getattr(stream, "flush", lambda: None)()

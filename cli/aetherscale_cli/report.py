@@ -1,0 +1,172 @@
+"""What is shown in the end, and the exit code that goes with it. Pure: answers in, text out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from aetherscale_cli import text, views
+from aetherscale_cli.arguments import PROGRAM
+from aetherscale_cli.ask import Everyone
+from aetherscale_cli.errors import CliError, Exit, worst
+from aetherscale_cli.gather import Missing
+from aetherscale_cli.settle import Call
+from aetherscale_cli.wire import Reply
+from aetherscale_protocol.answers import encode_answer, failure
+from aetherscale_protocol.errors import Refused
+
+
+@dataclass
+class Outcome:
+    """`stdout` for answers, `notes` (lines) for stderr, and the exit code."""
+
+    stdout: str = ""
+    notes: list[str] = field(default_factory=list)
+    exit_code: Exit = Exit.DONE
+
+    def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
+        """Add an error, made safe for a terminal."""
+        self.notes.append(f"error: {text.safe(message)}")
+        self.hint(hint)
+        self.exit_code = worst(self.exit_code, exit_code)
+
+    def hint(self, hint: str | None) -> None:
+        """Add a hint, if there is one that was not given just before."""
+        line = f"hint: {text.safe(hint or '')}"
+        if hint and line not in self.notes[-2:]:
+            self.notes.append(line)
+
+
+def failed(error: CliError) -> Outcome:
+    """The outcome of a command that ended in an error of our own."""
+    outcome = Outcome()
+    outcome.fail(str(error), error.hint, error.exit_code)
+    return outcome
+
+
+def json_list(answers: Sequence[bytes]) -> str:
+    """The list of answers as received, in JSON, one a line."""
+    body = ",\n ".join(text.safe_json(answer.decode()) for answer in answers)
+    return f"[{body}]\n"
+
+
+def report_everyone(command: str, everyone: Everyone, timeout: float, now: float, *, as_json: bool) -> Outcome:
+    """The outcome of a command that went to all hosts."""
+    outcome = Outcome()
+    usable = [reply for reply in everyone.replies if not _report_refusal(outcome, reply)]
+    try:
+        body, rows = _everyone_table(command, usable, everyone.missing, now)
+    except ValueError as error:
+        body, rows = "", -1
+        outcome.fail(f"an answer can't be read: {error}", "are all agents and the CLI of one version?")
+    outcome.stdout = json_list([reply.raw for reply in everyone.replies]) if as_json else body
+    if everyone.unreadable:
+        outcome.fail(
+            f"{everyone.unreadable} of the answers can't be read", "are all agents and the CLI of one version?"
+        )
+    _report_missing(outcome, everyone, timeout)
+    if command == "list-vms" and rows == 0 and not as_json:
+        outcome.notes.append(f"There are no VMs yet: {PROGRAM} create-vm --image IMAGE makes one.")
+    return outcome
+
+
+def _everyone_table(command: str, replies: Sequence[Reply], missing: Sequence[Missing], now: float) -> tuple[str, int]:
+    """The table and its number of rows."""
+    if command == "list-vms":
+        rows = [row for reply in replies for row in views.vm_rows(reply, now)]
+        return text.table(views.VM_COLUMNS, rows), len(rows)
+    rows = [views.host_row(reply) for reply in replies] + [views.missing_row(host) for host in missing]
+    rows.sort(key=lambda row: row[0])
+    return text.table(views.HOST_COLUMNS, rows), len(rows)
+
+
+def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
+    """Report an answer that is an error; False if it is none. A notice of a host that is down counts as missing."""
+    info = reply.answer.execution_info
+    if reply.answer.ok:
+        return False
+    if info.code != "host-down":
+        where = f"{reply.answer.host}: " if reply.answer.host else ""
+        outcome.fail(f"{where}{info.reason or 'refused without a reason'}", info.hint)
+    return True
+
+
+def _report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None:
+    for host in everyone.missing:
+        what = "is not running" if host.state == "down" else f"did not answer within {timeout:g} s"
+        outcome.fail(f"host {host.host} {what}", None, Exit.PARTIAL)
+    if everyone.nameless:
+        hosts = "1 host" if everyone.nameless == 1 else f"{everyone.nameless} hosts"
+        outcome.fail(f"{hosts} did not answer within {timeout:g} s", None, Exit.PARTIAL)
+    if everyone.missing:
+        names = text.listed([host.host for host in everyone.missing])
+        outcome.hint(f"look there: systemctl status aetherscale-agent (on {names})")
+
+
+def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
+    """The outcome of commands that got one answer each."""
+    outcome = Outcome()
+    done = [call for call in calls if not _report_trouble(outcome, call, len(calls) > 1)]
+    try:
+        body = _each_text(done, now)
+    except ValueError as error:
+        body = ""
+        outcome.fail(f"the answer can't be read: {error}", "are agent and CLI of one version?")
+    outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
+    if done and done[0].command.name == "create-vm" and not as_json:
+        outcome.hint(f"{PROGRAM} show-vm {done[0].vm_id}")
+    return outcome
+
+
+def _each_text(done: Sequence[Call], now: float) -> str:
+    if not done:
+        return ""
+    command = done[0].command.name
+    replies = [call.reply for call in done if call.reply is not None]
+    if command == "show-vm":
+        return "\n".join(views.vm_page(reply, now) for reply in replies)
+    return text.table(views.STATUS_COLUMNS, [views.status_row(command, reply) for reply in replies])
+
+
+def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
+    """Report a call that was not done, or not known to be; False if it was done."""
+    if call.trouble is not None:
+        error = call.trouble
+        outcome.fail(str(error), error.hint, error.exit_code)
+        return True
+    assert call.reply is not None, "reported before it was settled"
+    info, host = call.reply.answer.execution_info, call.reply.answer.host
+    if call.reply.answer.ok:
+        return False
+    where = f"VM {call.vm_id}: " if several or host is None else ""
+    where += f"{host}: " if host else ""
+    exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
+    outcome.fail(f"{where}{info.reason or 'refused without a reason'}", info.hint, exit_code)
+    return True
+
+
+def _raw(call: Call) -> bytes | None:
+    """The answer for programs; an unknown outcome has one, too, as an agent would have put it."""
+    if call.reply is not None:
+        return call.reply.raw
+    if call.trouble is None or call.trouble.exit_code is not Exit.UNKNOWN:
+        return None
+    return encode_answer(failure(Refused("outcome-unknown", str(call.trouble), call.trouble.hint)))
+
+
+def report_contexts(
+    contexts: Sequence[tuple[str, str]], broken: Sequence[CliError], current: str | None, folder: str, *, as_json: bool
+) -> Outcome:
+    """The outcome of list-contexts: names with their brokers' URLs; `broken` tells of files that can't be used."""
+    outcome = Outcome()
+    if as_json:
+        rows = [{"name": name, "url": url, "current": name == current} for name, url in contexts]
+        outcome.stdout = json_list([msgspec.json.encode(row) for row in rows])
+    else:
+        marked = [("*" if name == current else " ", name, url) for name, url in contexts]
+        outcome.stdout = text.table(("CURRENT", "NAME", "BROKER"), marked)
+    for error in broken:
+        outcome.fail(str(error), error.hint, error.exit_code)
+    if not contexts and not broken and not as_json:
+        outcome.notes.append(f"There are no contexts in {text.safe(folder)}.")
+    return outcome

@@ -1,0 +1,107 @@
+"""Commands that get one answer each: what became of every one of them. Pure: events in, decisions out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aetherscale_cli.arguments import PROGRAM
+from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked, Reply, Returned, decode_reply
+from aetherscale_protocol import topology
+from aetherscale_protocol.answers import encode_answer, failure
+from aetherscale_protocol.commands import Command, Options, Reach
+from aetherscale_protocol.errors import VM_UNKNOWN, Refused
+
+
+@dataclass
+class Call:
+    """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither."""
+
+    command: Command
+    options: Options
+    vm_id: str
+    message: Message
+    reply: Reply | None = None
+    trouble: CliError | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether nothing has become of it yet."""
+        return self.reply is None and self.trouble is None
+
+
+class Settling:
+    """Takes what the session reports until every call is settled."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self._by_correlation = {call.message.correlation_id: call for call in calls}
+
+    @property
+    def complete(self) -> bool:
+        """Whether every call is settled."""
+        return not any(call.pending for call in self.calls)
+
+    def take(self, event: Event) -> None:
+        """Something happened."""
+        if isinstance(event, Counted):
+            if event.queue == topology.HOSTS and event.consumers == 0:
+                self.give_up(NoAgent())
+            return
+        call = self._by_correlation.get(event.correlation_id)
+        if call is not None and call.pending:
+            _settle(call, event)
+
+    def give_up(self, trouble: CliError) -> None:
+        """None of the pending was done, and none will be."""
+        for call in self.calls:
+            if call.pending:
+                call.trouble = trouble
+
+    def lose(self, why: CliError) -> None:
+        """No answer will come any more to what was sent: what changes something may have been done."""
+        for call in self.calls:
+            if call.pending:
+                call.trouble = _unknown(call, why) if call.command.changes else why
+
+    def time_out(self, timeout: float) -> None:
+        """The time for answers is over."""
+        hint = f"its host may hang: {PROGRAM} list-hosts shows which do"
+        for call in self.calls:
+            if call.pending:
+                silence = CliError(f"VM {call.vm_id}: no answer within {timeout:g} s", hint, Exit.PARTIAL)
+                call.trouble = _unknown(call, silence) if call.command.changes else silence
+
+
+def _settle(call: Call, event: Delivered | Returned | Nacked) -> None:
+    match event:
+        case Returned():
+            if call.command.reach is Reach.HOLDER:
+                call.reply = _vm_unknown()
+            else:
+                call.trouble = NoAgent()
+        case Nacked():
+            message = f"VM {call.vm_id}: the broker did not take the command: a queue is full"
+            call.trouble = CliError(message, "nothing was changed; try again later")
+        case Delivered():
+            call.reply = decode_reply(event.body)
+            if call.reply is None:
+                garbled = CliError(f"VM {call.vm_id}: the answer can't be read", "are agent and CLI of one version?")
+                call.trouble = _unknown(call, garbled) if call.command.changes else garbled
+
+
+def _vm_unknown() -> Reply:
+    """The answer that no agent has to give: the broker knows that nobody holds this VM."""
+    answer = failure(Refused("vm-unknown", VM_UNKNOWN, f"{PROGRAM} list-vms shows those that there are"))
+    return Reply(encode_answer(answer), answer)
+
+
+def _unknown(call: Call, why: CliError) -> CliError:
+    """The outcome is unknown: say why, how to find out, and how to ask again without doing it twice."""
+    again = f"{call.command.name} --vm-id {call.vm_id} --request-id {call.message.request_id}"
+    if call.command.reach is Reach.ONE:
+        again += " and the same options"
+    hint = f"find out with: {PROGRAM} show-vm {call.vm_id}; or ask again, which is safe: {PROGRAM} {again}"
+    reason = str(why).removeprefix(f"VM {call.vm_id}: ")
+    return CliError(
+        f"VM {call.vm_id}: it is not known whether {call.command.name} was done: {reason}", hint, Exit.UNKNOWN
+    )

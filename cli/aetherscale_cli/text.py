@@ -1,0 +1,87 @@
+"""Text for people: made harmless, measured, and set in columns. Pure."""
+
+import re
+from collections.abc import Sequence
+
+# C0, DEL, C1; zero-width and bidirectional controls; line and paragraph separators; lone surrogates; tags.
+# Any of them could move the cursor, hide text or turn it round in the terminal of whoever reads an answer.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+_LONGEST = 2_000
+
+
+def safe(text: str) -> str:
+    """`text` as a terminal may see it: control characters escaped, and not endlessly long."""
+    if len(text) > _LONGEST:
+        text = text[:_LONGEST] + "…"
+    return _UNSAFE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def safe_json(text: str) -> str:
+    """Compact JSON (no white space between tokens) with what a terminal must not see as `\\u` escapes.
+
+    Compact JSON has these characters inside of strings only, so its meaning stays.
+    """
+    return _UNSAFE.sub(_escape_json, text)
+
+
+def _escape_json(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A left-aligned table with a header; cells are made safe, empty ones become `-`."""
+    cells = [list(columns)] + [[safe(cell) or "-" for cell in row] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def block(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values, one pair a line, values aligned and made safe; pairs without a value are left out."""
+    shown = [(name, safe(value)) for name, value in pairs if value]
+    width = max((len(name) for name, _ in shown), default=0)
+    return "".join(f"{name + ':':<{width + 1}}  {value}\n" for name, value in shown)
+
+
+def mebibytes(amount: int) -> str:
+    """An amount of memory in MiB, as `--memory` would take it: `512M`, `2G`."""
+    return f"{amount // 1024}G" if amount and amount % 1024 == 0 else f"{amount}M"
+
+
+def gibibytes(amount: int) -> str:
+    """An amount of disk in GiB, as `--disk` would take it."""
+    return f"{amount}G"
+
+
+_AGES = ((86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
+_OLDEST_S = 100 * 366 * 86_400
+
+
+def age(since: float, now: float) -> str:
+    """How long ago `since` was, in its largest unit: `3m`. Both in seconds since the epoch."""
+    seconds = now - since
+    if not seconds < _OLDEST_S:
+        return "-"
+    whole = max(0, int(seconds))
+    for size, unit in _AGES:
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return "0s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence has them: `h1`, `h1 and h2`, `h1, h2 and h3`."""
+    if len(names) < 2:
+        return "".join(names)
+    return f"{', '.join(names[:-1])} and {names[-1]}"

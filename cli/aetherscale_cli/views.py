@@ -1,0 +1,87 @@
+"""Answers as people read them: one function per command, answers in, text out. Pure.
+
+:raise ValueError: (all of them) when a response is not what its command's answers look like.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from aetherscale_cli import text
+from aetherscale_cli.gather import Missing
+from aetherscale_cli.wire import Reply
+from aetherscale_protocol.answers import RESPONSES, HostReport, VmDetails, VmReport, VmStatus
+
+VM_COLUMNS = ("VM ID", "STATE", "HOST", "IMAGE", "CPUS", "MEMORY", "DISK", "SINCE")
+HOST_COLUMNS = ("HOST", "STATE", "CPUS", "MEMORY", "DISK", "VMS", "IMAGES", "ACCEL", "AGENT")
+STATUS_COLUMNS = ("VM ID", "STATUS", "HOST")
+
+
+def _response(command: str, reply: Reply) -> Any:
+    return msgspec.json.decode(reply.answer.response or b"null", type=RESPONSES[command])
+
+
+def vm_rows(reply: Reply, now: float) -> list[Sequence[str]]:
+    """The VMs of one host; of a host that sends no details, their ids."""
+    host = reply.answer.host or ""
+    names: list[str] = _response("list-vms", reply)
+    if reply.answer.details is None:
+        return [(name.removeprefix("vm-"), "", host, "", "", "", "", "") for name in names]
+    details = msgspec.json.decode(reply.answer.details, type=list[VmDetails])
+    return [
+        (
+            vm.vm_id, vm.state, host, vm.image, str(vm.cpus),
+            text.mebibytes(vm.memory), text.gibibytes(vm.disk), text.age(vm.since, now),
+        )
+        for vm in details
+    ]  # fmt: skip
+
+
+def host_row(reply: Reply) -> Sequence[str]:
+    """One host: what it has in use, of what it has in all."""
+    report: HostReport = _response("list-hosts", reply)
+    return (
+        report.host,
+        report.state,
+        f"{report.cpus - report.cpus_free}/{report.cpus}",
+        f"{text.mebibytes(report.memory - report.memory_free)}/{text.mebibytes(report.memory)}",
+        f"{text.gibibytes(report.disk - report.disk_free)}/{text.gibibytes(report.disk)}",
+        f"{report.running}/{report.vms}",
+        ", ".join(report.images),
+        report.accelerator,
+        report.agent_version,
+    )
+
+
+def missing_row(missing: Missing) -> Sequence[str]:
+    """A host that did not answer."""
+    return (missing.host, missing.state, *[""] * (len(HOST_COLUMNS) - 2))
+
+
+def status_row(command: str, reply: Reply) -> Sequence[str]:
+    """What a command did to a VM."""
+    status: VmStatus = _response(command, reply)
+    return (status.vm_id, status.status, reply.answer.host or "")
+
+
+def vm_page(reply: Reply, now: float) -> str:
+    """All about one VM, and what its console showed last."""
+    vm: VmReport = _response("show-vm", reply)
+    page = text.block(
+        (
+            ("VM ID", vm.vm_id),
+            ("State", f"{vm.state} for {text.age(vm.since, now)}"),
+            ("Reason", vm.reason),
+            ("Host", vm.host),
+            ("Image", vm.image),
+            ("CPUs", str(vm.cpus)),
+            ("Memory", text.mebibytes(vm.memory)),
+            ("Disk", text.gibibytes(vm.disk)),
+            ("Accelerator", vm.accelerator),
+            ("Created", f"{text.age(vm.created, now)} ago"),
+        )
+    )
+    if not vm.console:
+        return page
+    return page + "Console:\n" + "".join(f"  {text.safe(line)}\n" for line in vm.console)
