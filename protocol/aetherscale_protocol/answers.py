@@ -34,13 +34,17 @@ class Fleet(_Wire, frozen=True):
     digest: str
 
 
+NOTHING = Raw(b"")
+"""What an answer does not carry; false, and left out on the wire. (msgspec can't decode `Raw | None`.)"""
+
+
 class Answer(_Wire, frozen=True):
     """One agent's answer. `response` is raw JSON; its type depends on the command (see `RESPONSES`)."""
 
     execution_info: ExecutionInfo
-    response: Raw | None = None
+    response: Raw = NOTHING
     host: str | None = None
-    details: Raw | None = None
+    details: Raw = NOTHING
     fleet: Fleet | None = None
 
     @property
@@ -126,7 +130,7 @@ def success(response: Any, host: str, *, details: Any = None, fleet: Fleet | Non
         execution_info=ExecutionInfo(status="success"),
         response=raw(response),
         host=host,
-        details=None if details is None else raw(details),
+        details=NOTHING if details is None else raw(details),
         fleet=fleet,
     )
 
