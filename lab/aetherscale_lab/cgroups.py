@@ -71,16 +71,17 @@ def make(directories: Iterable[Path]) -> None:
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LabError(
-                f"cannot make cgroup {directory}: {error}", "is /sys/fs/cgroup writable?"
-            ) from error
+            raise LabError(f"cannot make cgroup {directory}: {error}", "is /sys/fs/cgroup writable?") from error
         if (directory / "cgroup.controllers").exists():
             _pass_controllers_down(directory)
 
 
 def _pass_controllers_down(directory: Path) -> None:
-    """On cgroup v2 limits work below only what every ancestor passes down; do what is allowed."""
-    for ancestor in reversed([p for p in directory.parents if (p / "cgroup.subtree_control").exists()]):
+    """On cgroup v2 limits work only where every ancestor passes their controller down.
+
+    From the caller's own cgroup on: those above it are not ours to change.
+    """
+    for ancestor in reversed(directory.parents[:3]):
         for controller in _V2_CONTROLLERS:
             try:
                 (ancestor / "cgroup.subtree_control").write_text(f"+{controller}")

@@ -60,9 +60,7 @@ _LIBRARIES = [
 _EMPTY_DIRECTORIES = ("proc", "sys", "dev", "run", "data", "boot", "tmp", "sbin", "var/log", "root")
 
 # root, password "aetherscale": this image is for tests and holds no secret
-_PASSWORD_HASH = (
-    "$6$aetherscale$Ee9/LZmb4zpod5gyu7Pgye0xu3GDkoJj3fTprP3ydbGJ/b2ZqZl.T8gE.rGjZ7ro58ULBYKGhH5.5u8Vs8DXk0"
-)
+_PASSWORD_HASH = "$6$aetherscale$Ee9/LZmb4zpod5gyu7Pgye0xu3GDkoJj3fTprP3ydbGJ/b2ZqZl.T8gE.rGjZ7ro58ULBYKGhH5.5u8Vs8DXk0"
 _BOOT_SLACK_MIB = 4
 _DATA_MIB = 32
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")

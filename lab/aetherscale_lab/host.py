@@ -1,8 +1,10 @@
 """One host on this machine: its directory, its overlay mount, its cgroups, its processes."""
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ from aetherscale_lab import cgroups, model, ssh
 from aetherscale_lab.errors import LabError
 from aetherscale_lab.shell import process_alive, process_arguments, run_command
 
+_SUPERVISOR = "aetherscale_lab.supervisor"
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
 # Limits in units (MemoryMax, CPUQuota) are enforced only where systemd may write: nspawn mounts the
@@ -54,10 +57,6 @@ class HostDirectory:
     @property
     def cgroups_file(self) -> Path:
         return self.path / "cgroups"
-
-    @property
-    def pid_file(self) -> Path:
-        return self.path / "supervisor.pid"
 
     def make(self) -> None:
         for name in ("upper", "work", "root"):
@@ -159,7 +158,7 @@ def start(directory: HostDirectory, launch: Launch) -> None:
     """Start a host's supervisor, detached from the caller in every way; returns at once."""
     launch.save(directory)
     package_root = str(Path(__file__).resolve().parent.parent)
-    argv = [sys.executable, "-m", "aetherscale_lab.supervisor", str(directory.path)]
+    argv = [sys.executable, "-m", _SUPERVISOR, str(directory.path)]
     if launch.delegated:
         unit = f"--unit=aetherscale-lab-{model.machine_name(launch.lab, launch.host)}"
         argv = ["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes", unit, *argv]
@@ -201,14 +200,14 @@ def _is_init_of_container(pid: int) -> bool:
 
 
 def find_supervisor(directory: HostDirectory) -> int | None:
-    """Pid of the host's supervisor, None if there is none."""
-    try:
-        pid = int(directory.pid_file.read_text())
-    except (OSError, ValueError):
-        return None
-    arguments = process_arguments(pid)
-    ours = "aetherscale_lab.supervisor" in arguments and str(directory.path) in arguments
-    return pid if ours and process_alive(pid) else None
+    """Pid of the host's supervisor, None if there is none.
+
+    By command line, for one that has only just been started can't have left a word on disk.
+    """
+    for entry in Path("/proc").glob("[0-9]*"):
+        if process_arguments(int(entry.name))[-2:] == [_SUPERVISOR, str(directory.path)]:
+            return int(entry.name)
+    return None
 
 
 def wait_until_off(directory: HostDirectory, patience: float = 10.0) -> None:
@@ -226,11 +225,10 @@ def wait_until_off(directory: HostDirectory, patience: float = 10.0) -> None:
 
 def kill(directory: HostDirectory) -> None:
     """Kill everything of a host, its supervisor first so that nothing comes back."""
-    pid = find_supervisor(directory)
-    if pid:
-        os.kill(pid, 9)
-        while process_alive(pid):
-            time.sleep(0.01)
+    while pid := find_supervisor(directory):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
     cgroups.kill_all(directory.cgroup_list())
 
 

@@ -9,10 +9,12 @@ lab.down()
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,9 +149,7 @@ class Lab:
         :raise LabError: when `check` is set and the command fails (255: ssh itself failed).
         """
         command = self.ssh_command(name, argv)
-        done = subprocess.run(
-            command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-        )
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
         if check and done.returncode != 0:
             what = f"on {name}: {' '.join(argv)} failed with code {done.returncode}"
             raise LabError(f"{what}: {done.stderr.strip()}")
@@ -164,7 +164,7 @@ class Lab:
         network.set_port_down(self.name, name)
         leader = host.find_leader(directory)
         if leader:
-            os.kill(leader, 9)
+            os.kill(leader, signal.SIGKILL)
         try:
             host.wait_until_off(directory, 5.0)
         except LabError:
@@ -256,9 +256,7 @@ class Lab:
             return roots.prepare_suite(entry.suite)
         build = Path(Launch.load(directory).build)
         if not build.is_dir():
-            raise LabError(
-                f"the root below host {entry.name} is gone", f"start afresh: down --lab {self.name}"
-            )
+            raise LabError(f"the root below host {entry.name} is gone", f"start afresh: down --lab {self.name}")
         return build
 
     def _wait_ready(self, plan: LabPlan, began: float) -> list[HostReport]:
@@ -295,7 +293,7 @@ def list_labs() -> list[str]:
     return sorted(path.parent.name for path in paths.state_root().glob("*/lab.json"))
 
 
-def _changing_labs() -> Any:
+def _changing_labs() -> AbstractContextManager[None]:
     """One change at a time: labs share the choice of subnets and the parents of cgroups."""
     return paths.locked(paths.isolated_runs() / "lock")
 

@@ -59,6 +59,7 @@ _FILES = {
     # UseDNS: with an empty resolv.conf a lookup would still cost seconds per login
     "etc/ssh/sshd_config.d/lab.conf": "UseDNS no\nGSSAPIAuthentication no\nPasswordAuthentication no\n",
     "etc/apt/sources.list": "deb [trusted=yes] file:/srv/packages ./\n",
+    "etc/apt/apt.conf.d/lab": 'Acquire::Languages "none";\n',
     "etc/resolv.conf": "",
     # empty, not missing: every host fills in its own at its first boot
     "etc/machine-id": "",

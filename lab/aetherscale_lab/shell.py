@@ -22,9 +22,7 @@ def run_command(
     :raise LabError: when it can't be started or fails; the message holds its last lines.
     """
     try:
-        done = subprocess.run(
-            argv, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(argv, input=stdin, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         raise LabError(f"{argv[0]} is not installed", _PACKAGES_HINT) from error
     if done.returncode != 0:

@@ -5,7 +5,6 @@ powers off, or is killed, ends the supervisor.
 """
 
 import fcntl
-import os
 import subprocess
 import sys
 import time
@@ -27,7 +26,6 @@ def main(path: str) -> int:
         except BlockingIOError:
             print("another supervisor runs this host", flush=True)
             return 1
-        directory.pid_file.write_text(str(os.getpid()))
         return _supervise(directory, Launch.load(directory))
 
 
