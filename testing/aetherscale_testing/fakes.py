@@ -56,6 +56,7 @@ class Delays:
 @dataclass
 class _Vm:
     disk: int  #: GiB
+    image: Image
     power: Power = Power.OFF
     rest: Power = Power.OFF  #: how it came to rest last
     console: list[str] = field(default_factory=list)
@@ -109,7 +110,7 @@ class FakeHypervisor:
         if self._images is not None and image.name not in self._images.list():
             raise ImageMissing(f'the file of image "{image.name}" is gone')
         if vm_id not in self._vms:
-            self._vms[vm_id] = _Vm(disk=max(spec.disk, -(-image.virtual_size // GIB)))
+            self._vms[vm_id] = _Vm(max(spec.disk, -(-image.virtual_size // GIB)), image)
             self.builds[vm_id] += 1
 
     async def start(self, vm_id: str, spec: CreateVm) -> None:  # noqa: ARG002
@@ -195,6 +196,10 @@ class FakeHypervisor:
     def disk_of(self, vm_id: str) -> int | None:
         """The size of the VM's disk in GiB, if it has one."""
         return self._vms[vm_id].disk if vm_id in self._vms else None
+
+    def image_of(self, vm_id: str) -> Image:
+        """The image that the VM was built on."""
+        return self._vms[vm_id].image
 
     @contextlib.contextmanager
     def holding(self, step: str) -> Iterator[asyncio.Event]:

@@ -1,0 +1,85 @@
+"""The console log: its last lines for people, and its bound.
+
+QEMU appends (O_APPEND), so that cutting the file while QEMU writes is safe. What is bounded, and when: the agent
+looks every few seconds; while it is down a guest that prints without end fills its host's disk.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from pathlib import Path
+
+TAIL_BYTES = 256 << 10
+"""How much of the log is read for its last lines, and kept of it when it is cut."""
+
+LINE_LIMIT = 1000
+"""Characters of a line that are shown."""
+
+_SEQUENCES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\)"  # OSC, DCS and the like: titles, clipboard
+    r"|\x1b[ -/]*[0-~]",  # two-character ones
+    re.DOTALL,
+)
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def clean_lines(data: bytes, lines: int) -> list[str]:
+    """The last `lines` lines of console output, as harmless text: no escape sequence, no control character."""
+    if lines <= 0:
+        return []
+    text = _SEQUENCES.sub("", data.decode("utf-8", "replace").replace("\r\n", "\n"))
+    # A bare carriage return starts the line anew (progress bars): what came last is what a terminal shows.
+    found = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    while found and not found[-1].strip():
+        found.pop()
+    return [_CONTROLS.sub("", line).replace("\t", "    ").rstrip()[:LINE_LIMIT] for line in found[-lines:]]
+
+
+def read_tail(path: Path) -> bytes:
+    """The last bytes of a log; empty if there is none."""
+    try:
+        # O_NONBLOCK and O_NOFOLLOW: QEMU can write this file, so don't believe that it is one.
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            return b""
+        return os.pread(file, TAIL_BYTES, max(0, status.st_size - TAIL_BYTES))
+    finally:
+        os.close(file)
+
+
+def read_lines(path: Path, lines: int) -> list[str]:
+    """The last lines of a log and of what was cut from it last."""
+    found = clean_lines(read_tail(path), lines)
+    if len(found) < lines:
+        found = clean_lines(read_tail(_cut_path(path)), lines - len(found)) + found
+    return found
+
+
+def _cut_path(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
+def make(path: Path) -> None:
+    """Make an empty log that the VM can append to, unless there is one."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    path.chmod(0o666)
+
+
+def cut(path: Path, limit: int) -> bool:
+    """Cut a log that is longer than `limit` bytes, keeping its tail beside it; whether it was."""
+    try:
+        if path.lstat().st_size <= limit:
+            return False
+        tail = read_tail(path)
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return False
+    _cut_path(path).write_bytes(tail)
+    return True

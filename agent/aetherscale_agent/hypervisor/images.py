@@ -1,0 +1,91 @@
+"""The base images of this host: content-addressed files, and a manifest per name that is written last."""
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Literal
+
+import msgspec
+
+from aetherscale_agent.ports import Image
+from aetherscale_protocol import names
+
+_log = logging.getLogger(__name__)
+
+_FILE = re.compile(r"sha256-(?P<sha256>[0-9a-f]{64})\.(?P<format>qcow2|raw)")
+
+SETTLED = 2.0
+"""Seconds after which a directory's time stamp tells every later change apart."""
+
+
+class _Manifest(msgspec.Struct, frozen=True, rename="kebab"):
+    name: str
+    file: str
+    format: Literal["qcow2", "raw"]
+    virtual_size: Annotated[int, msgspec.Meta(gt=0)]
+    sha256: str
+
+
+class ManifestImages:
+    """The images that manifests in one directory name, read again when the directory changes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stamp = -1
+        self._images: Mapping[str, Image] = {}
+        self._complaints: frozenset[str] = frozenset()
+
+    def list(self) -> Mapping[str, Image]:
+        """The images that are here and whole, by name; one log line for each manifest that is not."""
+        try:
+            stamp = self._directory.stat().st_mtime_ns
+        except OSError:
+            stamp = 0
+        if stamp != self._stamp:
+            self._read()
+            settled = time.time_ns() - stamp > SETTLED * 1e9
+            self._stamp = stamp if settled else -1
+        return self._images
+
+    def _read(self) -> None:
+        images: dict[str, Image] = {}
+        complaints = set()
+        for path in _manifests(self._directory):
+            try:
+                image = read_manifest(path)
+            except (OSError, ValueError) as error:
+                complaints.add(f"image manifest {path.name} ignored: {error}")
+            else:
+                images[image.name] = image
+        for complaint in sorted(complaints - self._complaints):
+            _log.warning("%s", complaint)
+        self._complaints = frozenset(complaints)
+        self._images = MappingProxyType(images)
+
+
+def _manifests(directory: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(path for path in directory.iterdir() if path.suffix == ".json" and path.name[0] != ".")
+    except OSError as error:
+        _log.warning("no images: %s: %s", directory, error.strerror)
+
+
+def read_manifest(path: Path) -> Image:
+    """The image that a manifest names.
+
+    :raise ValueError: when the manifest is broken, or points anywhere but at a whole image beside it.
+    :raise OSError: when it can't be read.
+    """
+    manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)
+    if manifest.name != path.stem or not names.is_image_name(manifest.name):
+        raise ValueError(f"it speaks of {manifest.name!r}")
+    match = _FILE.fullmatch(manifest.file)
+    if match is None or match["sha256"] != manifest.sha256 or match["format"] != manifest.format:
+        raise ValueError(f"{manifest.file!r} is no name for an image of this digest and format")
+    file = path.parent / manifest.file
+    if file.is_symlink() or not file.is_file():
+        raise ValueError(f"{manifest.file} is not there")
+    return Image(manifest.name, str(file), manifest.format, manifest.virtual_size, manifest.sha256)

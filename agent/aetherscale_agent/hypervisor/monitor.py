@@ -1,0 +1,95 @@
+"""QEMU's monitor (QMP). A connection per call: an agent that is killed leaves no state behind, and 2 ms are cheap.
+
+A QMP socket serves one client at a time, and a hung QEMU serves none: every call is bounded.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from qemu.qmp import QMPClient
+from qemu.qmp.error import QMPError
+
+from aetherscale_agent.ports import HypervisorError
+
+RETRY = 0.003
+"""Seconds between looks for a monitor that is not there yet."""
+
+LEAVE_TIMEOUT = 1.0
+"""Seconds for the goodbye to a QEMU that may hang."""
+
+# It reports at ERROR what the caller gets as an exception too, and every QEMU's end is one of these.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+
+class MonitorError(HypervisorError):
+    """QEMU's monitor is gone, or does not answer, or said no."""
+
+
+class _Client(QMPClient):
+    """A client whose background tasks end without a word when QEMU does.
+
+    The library leaves the exception of its gathered tasks unread when QEMU closes first, and asyncio then
+    reports "_GatheringFuture exception was never retrieved" at some later moment.
+    """
+
+    async def _establish_session(self) -> None:
+        await super()._establish_session()
+        tasks = self._bh_tasks
+        if tasks is not None:
+            tasks.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+_leaving: set[asyncio.Task[None]] = set()
+
+
+@contextlib.asynccontextmanager
+async def connected(socket: Path) -> AsyncIterator[QMPClient]:
+    """A monitor's client, connected."""
+    client = _Client("aetherscale")
+    await client.connect(str(socket))
+    try:
+        yield client
+    finally:
+        # A task of its own: a caller that is cancelled must not tear the library's own goodbye apart.
+        task = asyncio.create_task(_leave(client))
+        _leaving.add(task)
+        task.add_done_callback(_leaving.discard)
+        await asyncio.shield(task)
+
+
+async def _leave(client: QMPClient) -> None:
+    # QEMU that ends while we leave is no error of ours.
+    with contextlib.suppress(QMPError, EOFError, OSError):
+        async with asyncio.timeout(LEAVE_TIMEOUT):
+            await client.disconnect()
+
+
+async def execute(socket: Path, command: str, timeout: float) -> object:
+    """Execute one QMP command without arguments, within `timeout` seconds.
+
+    :raise MonitorError: when QEMU is gone, does not answer in time, or refuses.
+    """
+    try:
+        async with asyncio.timeout(timeout), connected(socket) as client:
+            return await client.execute(command)
+    except TimeoutError:
+        raise MonitorError(f"QEMU did not answer {command} within {timeout:g} s") from None
+    except (QMPError, EOFError, OSError) as error:
+        raise MonitorError(f"QEMU did not take {command}: {error}") from None
+
+
+async def wait_running(socket: Path) -> None:
+    """Wait until QEMU runs its guest. Cancel it to stop waiting."""
+    while True:
+        # A look at the file costs less than a failed connection of the library's.
+        if os.path.exists(socket):  # noqa: ASYNC240 (a run-time directory is in memory)
+            with contextlib.suppress(QMPError, EOFError, OSError):
+                async with connected(socket) as client:
+                    status = await client.execute("query-status")
+                    if isinstance(status, dict) and status.get("running"):
+                        return
+        await asyncio.sleep(RETRY)

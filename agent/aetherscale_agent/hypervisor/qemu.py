@@ -1,0 +1,258 @@
+"""The hypervisor: QEMU in a systemd unit per VM. The agent can come and go, a VM does not notice."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+
+from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe
+from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
+from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power
+from aetherscale_agent.hypervisor.resources import Resources
+from aetherscale_agent.hypervisor.units import Units, UnitsError
+from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
+from aetherscale_protocol import names
+from aetherscale_protocol.commands import CreateVm
+
+_log = logging.getLogger(__name__)
+
+MONITOR_TIMEOUT = 2.0
+"""Seconds for a QEMU to answer its monitor, and then to quit."""
+
+KILL_TIMEOUT = 10.0
+"""Seconds for a killed QEMU to be gone."""
+
+CONSOLE_CHECK = 10.0
+"""Seconds between looks at the size of console logs."""
+
+
+class QemuHypervisor:
+    """VMs in QEMU on this host, between `open` and `close`."""
+
+    def __init__(self, config: HypervisorConfig) -> None:
+        self._config = config
+        self._layout = Layout(config.state_dir, config.run_dir)
+        self._resources = Resources(config, self._layout.homes)
+        self._units = Units(self._on_end)
+        self._accelerator = ""
+        self._starting: set[str] = set()
+        self._pulled: set[str] = set()
+        self._listeners: list[asyncio.Queue[PowerChange]] = []
+        self._console_keeper: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect to systemd and begin to look after consoles.
+
+        :raise HypervisorError: when systemd can't be reached, or the directories can't be made.
+        """
+        with _as_hypervisor_error(f"{self._config.state_dir} or {self._config.run_dir} can't be used"):
+            files.make_walls(self._layout)
+        await self._units.open()
+        self._console_keeper = asyncio.create_task(self._keep_consoles(), name="consoles")
+
+    async def close(self) -> None:
+        """Let go; the VMs stay as they are."""
+        if self._console_keeper is not None:
+            self._console_keeper.cancel()
+            await asyncio.gather(self._console_keeper, return_exceptions=True)
+        await self._units.close()
+
+    @property
+    def accelerator(self) -> str:
+        """`kvm` or `tcg`; empty until `probe` has found out."""
+        return self._accelerator
+
+    async def probe(self) -> None:
+        """Find out whether KVM works here, or believe the configuration."""
+        if self._config.accelerator == "auto":
+            self._accelerator = await probe.find_accelerator(self._units, self._layout)
+        else:
+            self._accelerator = self._config.accelerator
+
+    def resources(self) -> HostResources:
+        """What the host has in all."""
+        return self._resources.get()
+
+    async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
+        """Make the VM's disk and its console log."""
+        paths = self._layout.vm(vm_id)
+        with _as_hypervisor_error("the disk could not be made"):
+            files.make_dirs(self._layout, paths)
+            console.make(paths.console)
+            size = overlay.finalize_size(spec.disk, image)
+            await overlay.make(image, paths.disk, size, self._config.build_timeout)
+
+    async def start(self, vm_id: str, spec: CreateVm) -> None:
+        """Start the VM with its limits; returns when QEMU runs the guest."""
+        paths = self._layout.vm(vm_id)
+        if not paths.disk.exists():
+            raise HypervisorError(f"VM {vm_id} has no disk")
+        self._starting.add(vm_id)
+        try:
+            if not await self._is_up(vm_id):
+                await self._start_unit(vm_id, spec, paths)
+            await self._wait_running(vm_id, paths)
+        except HypervisorError:
+            await self._give_up(vm_id)
+            raise
+        finally:
+            self._starting.discard(vm_id)
+
+    async def press_power_button(self, vm_id: str) -> None:
+        """Press the ACPI power button."""
+        with contextlib.suppress(monitor.MonitorError):
+            await monitor.execute(self._layout.vm(vm_id).agent_monitor, "system_powerdown", MONITOR_TIMEOUT)
+            return
+        if (await self.power([vm_id]))[vm_id] is Power.ON:
+            _log.warning("VM %s: QEMU did not take the power button", vm_id)
+
+    async def kill(self, vm_id: str) -> None:
+        """Pull the plug: ask QEMU to quit, which leaves the disk's metadata tidy, and kill it if it does not."""
+        power = (await self.power([vm_id]))[vm_id]
+        self._pulled.add(vm_id)
+        try:
+            if power is Power.ON:
+                power = (await self._pull(vm_id)).power
+            if power is Power.FAILED:
+                await self._units.reset_failed(vm_id)
+        finally:
+            self._pulled.discard(vm_id)
+
+    async def wait_off(self, vm_id: str) -> Power:
+        """Wait until the VM's unit is at rest."""
+        end = await self._units.wait_end(vm_id)
+        return Power.OFF if vm_id in self._pulled else end.power
+
+    async def power(self, vm_ids: list[str]) -> dict[str, Power]:
+        """The power of each of these VMs."""
+        states = await self._units.states()
+        return {vm_id: find_power(states.get(vm_id, "inactive")) for vm_id in vm_ids}
+
+    async def remove(self, vm_id: str) -> None:
+        """Remove all that the VM has on this host but its journal."""
+        power = (await self.power([vm_id]))[vm_id]
+        if power is Power.ON:
+            raise HypervisorError(f"VM {vm_id} is running")
+        if power is Power.FAILED:
+            await self._units.reset_failed(vm_id)
+        with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
+            await asyncio.to_thread(files.remove, self._layout, vm_id)
+
+    async def list_remains(self) -> set[str]:
+        """The ids of all VMs of which anything is on this host."""
+        units = {vm_id for vm_id in await self._units.states() if names.is_vm_id(vm_id)}
+        return units | files.find_ids(self._layout)
+
+    async def console_tail(self, vm_id: str, lines: int) -> list[str]:
+        """The last lines of the VM's console."""
+        return await asyncio.to_thread(console.read_lines, self._layout.vm(vm_id).console, lines)
+
+    def changes(self) -> AsyncIterator[PowerChange]:
+        """VMs that come to rest from now on. A start that fails says so itself, and is none."""
+        queue: asyncio.Queue[PowerChange] = asyncio.Queue()
+        self._listeners.append(queue)
+        return self._listen(queue)
+
+    # -- starting
+
+    async def _is_up(self, vm_id: str) -> bool:
+        """Whether the unit runs; one on its way down is waited for."""
+        state = (await self._units.states()).get(vm_id, "inactive")
+        if state == "deactivating":
+            await self._wait_end(vm_id, self._config.start_timeout)
+        return state in ("active", "activating", "reloading")
+
+    async def _start_unit(self, vm_id: str, spec: CreateVm, paths: VmPaths) -> None:
+        arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg")
+        with _as_hypervisor_error("its run-time files could not be made"):
+            files.prepare_start(self._layout, paths, argv.finalize_env(arguments))
+            console.make(paths.console)
+        await self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator))
+        try:
+            await self._units.start(vm_id)
+        except UnitsError as error:
+            end = await self._units.end(vm_id)
+            raise HypervisorError(
+                f"{error}: {finalize_reason(end)}" if end.power is Power.FAILED else str(error)
+            ) from None
+
+    async def _wait_running(self, vm_id: str, paths: VmPaths) -> None:
+        running = asyncio.create_task(monitor.wait_running(paths.agent_monitor))
+        ended = asyncio.create_task(self._units.wait_end(vm_id))
+        try:
+            done, _ = await asyncio.wait(
+                {running, ended}, timeout=self._config.start_timeout, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            running.cancel()
+            ended.cancel()
+        if running in done:
+            return
+        if ended in done:
+            raise HypervisorError(f"QEMU did not come up: {_start_reason(ended.result())}")
+        raise HypervisorError(f"QEMU did not answer within {self._config.start_timeout:g} s of its start")
+
+    async def _give_up(self, vm_id: str) -> None:
+        try:
+            await self.kill(vm_id)
+        except HypervisorError as error:
+            _log.error("VM %s did not start, and could not be put to rest: %s", vm_id, error)
+
+    # -- stopping
+
+    async def _pull(self, vm_id: str) -> UnitEnd:
+        with contextlib.suppress(HypervisorError):
+            await monitor.execute(self._layout.vm(vm_id).agent_monitor, "quit", MONITOR_TIMEOUT)
+            return await self._wait_end(vm_id, MONITOR_TIMEOUT)
+        await self._units.kill(vm_id)
+        return await self._wait_end(vm_id, KILL_TIMEOUT)
+
+    async def _wait_end(self, vm_id: str, timeout: float) -> UnitEnd:
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._units.wait_end(vm_id)
+        except TimeoutError:
+            raise HypervisorError(f"VM {vm_id} is not off after {timeout:g} s") from None
+
+    def _on_end(self, vm_id: str, end: UnitEnd) -> None:
+        if vm_id in self._starting or not names.is_vm_id(vm_id):
+            return
+        if vm_id in self._pulled:
+            change = PowerChange(vm_id, Power.OFF, PLUG_PULLED)
+        else:
+            change = PowerChange(vm_id, end.power, finalize_reason(end))
+        for queue in self._listeners:
+            queue.put_nowait(change)
+
+    async def _listen(self, queue: asyncio.Queue[PowerChange]) -> AsyncIterator[PowerChange]:
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.remove(queue)
+
+    # -- consoles
+
+    async def _keep_consoles(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._cut_consoles)
+            except OSError as error:
+                _log.warning("console logs could not be looked after: %s", error)
+            await asyncio.sleep(CONSOLE_CHECK)
+
+    def _cut_consoles(self) -> None:
+        for vm_id in files.find_ids(self._layout):
+            console.cut(self._layout.vm(vm_id).console, self._config.console_limit)
+
+
+def _start_reason(end: UnitEnd) -> str:
+    return "it ended at once" if end.power is Power.OFF else finalize_reason(end)
+
+
+@contextlib.contextmanager
+def _as_hypervisor_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HypervisorError(f"{what}: {error.strerror or error}") from None

@@ -1,0 +1,96 @@
+"""What the host has for VMs, together."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from aetherscale_agent.hypervisor.config import HypervisorConfig
+from aetherscale_agent.ports import HostResources
+
+KIB_PER_MIB = 1024
+MIB = 1 << 20
+GIB = 1 << 30
+BLOCK = 512
+"""Bytes in a unit of st_blocks, on every Linux file system."""
+
+MEMORY_RESERVE = 1024
+MEMORY_RESERVE_SHARE = 0.10
+DISK_RESERVE_SHARE = 0.05
+
+FRESH = 5.0
+"""Seconds for which a look at the disks is good enough."""
+
+
+def total_memory(meminfo: str) -> int:
+    """The host's memory in MiB, from the text of /proc/meminfo."""
+    for line in meminfo.splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) // KIB_PER_MIB
+    raise ValueError("no MemTotal in /proc/meminfo")
+
+
+def memory_for_vms(config: HypervisorConfig, total: int) -> int:
+    """MiB that VMs may use together, of `total`."""
+    if config.memory is not None:
+        return config.memory
+    reserve = config.memory_reserve
+    if reserve is None:
+        reserve = max(MEMORY_RESERVE, round(total * MEMORY_RESERVE_SHARE))
+    return max(0, total - reserve)
+
+
+def cpus_for_vms(config: HypervisorConfig, cores: int) -> int:
+    """Cores that VMs may use together, on a host that has `cores`."""
+    return config.cpus if config.cpus is not None else max(1, int(cores * config.cpu_overcommit))
+
+
+def disk_for_vms(config: HypervisorConfig, size: int, free: int, used: int) -> int:
+    """GiB that VMs may use together, on a file system of `size` bytes where they use `used` and `free` are left."""
+    if config.disk is not None:
+        return config.disk
+    reserve = size * DISK_RESERVE_SHARE if config.disk_reserve is None else config.disk_reserve * GIB
+    return max(0, int(free + used - reserve) // GIB)
+
+
+def used_by(homes: Path) -> int:
+    """Bytes that the files in these VMs' homes take up on disk."""
+    total = 0
+    try:
+        for home in os.scandir(homes):
+            for file in os.scandir(home):
+                total += file.stat(follow_symlinks=False).st_blocks * BLOCK
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # a VM that is being removed: the next look is right again
+    return total
+
+
+class Resources:
+    """What VMs may use together; looks at the disks at most every few seconds."""
+
+    def __init__(self, config: HypervisorConfig, homes: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config = config
+        self._homes = homes
+        self._clock = clock
+        self._looked = float("-inf")
+        self._found = HostResources(0, 0, 0)
+
+    def get(self) -> HostResources:
+        """The host's resources, now or a moment ago."""
+        if self._clock() - self._looked >= FRESH:
+            self._found = self._look()
+            self._looked = self._clock()
+        return self._found
+
+    def _look(self) -> HostResources:
+        disk = os.statvfs(self._config.state_dir)
+        return HostResources(
+            cpus=cpus_for_vms(self._config, os.cpu_count() or 1),
+            memory=memory_for_vms(self._config, total_memory(Path("/proc/meminfo").read_text())),
+            disk=disk_for_vms(
+                self._config,
+                size=disk.f_blocks * disk.f_frsize,
+                free=disk.f_bavail * disk.f_frsize,
+                used=used_by(self._homes),
+            ),
+        )

@@ -1,0 +1,244 @@
+"""What every hypervisor must do, the real one and the fake: each test here runs on both.
+
+A suite subclasses `HypervisorContract` and defines the fixture `open_world`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import pytest
+
+from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Power, PowerChange
+from aetherscale_protocol.commands import CreateVm
+
+PATIENCE = 30.0
+"""Seconds after which a wait in these tests is given up; nothing here should take two."""
+
+ONE, OTHER, ABSENT = "controne", "contrtwo", "nowherea"
+
+SPEC = CreateVm(image="tiny", cpus=1, memory=64, disk=1)
+
+
+class World(Protocol):
+    """A hypervisor, and what the world can do to its VMs."""
+
+    hypervisor: Hypervisor
+    image: Image  #: of a guest that hears the power button
+    deaf_image: Image  #: of one that does not
+    lost_image: Image  #: whose file is gone
+
+    async def booted(self, vm_id: str) -> None:
+        """Wait until the guest hears what it hears."""
+
+    async def power_off_inside(self, vm_id: str) -> None:
+        """Make the guest shut itself down."""
+
+    async def kill_qemu(self, vm_id: str) -> None:
+        """Kill QEMU behind the hypervisor's back."""
+
+    async def spoil(self, vm_id: str) -> None:
+        """Make every later start of this VM fail."""
+
+    async def count_boots(self, vm_id: str) -> int:
+        """How often QEMU was started for this VM."""
+
+
+OpenWorld = Callable[[], AbstractAsyncContextManager[World]]
+
+
+def in_world(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[[Any, OpenWorld], None]:
+    """Run a coroutine as a test in a world of its own."""
+
+    def run(self: Any, open_world: OpenWorld) -> None:
+        async def within() -> None:
+            async with asyncio.timeout(PATIENCE), open_world() as world:
+                await test(self, world)
+
+        asyncio.run(within())
+
+    run.__name__, run.__doc__ = test.__name__, test.__doc__
+    return run
+
+
+async def begin(world: World, vm_id: str = ONE, *, deaf: bool = False) -> Hypervisor:
+    """Build a VM and boot it."""
+    await world.hypervisor.build(vm_id, SPEC, world.deaf_image if deaf else world.image)
+    await world.hypervisor.start(vm_id, SPEC)
+    await world.booted(vm_id)
+    return world.hypervisor
+
+
+async def power(hypervisor: Hypervisor, vm_id: str = ONE) -> Power:
+    """The power of one VM."""
+    return (await hypervisor.power([vm_id]))[vm_id]
+
+
+async def next_change(changes: Any) -> PowerChange:
+    """The next power change."""
+    found: PowerChange = await asyncio.wait_for(anext(changes), PATIENCE)
+    return found
+
+
+class HypervisorContract:
+    """The tests."""
+
+    @pytest.fixture
+    def open_world(self) -> OpenWorld:
+        """How to get a world with no VM in it; what the test leaves behind is removed with it."""
+        raise NotImplementedError
+
+    @in_world
+    async def test_a_vm_that_was_never_here_is_off(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        assert await hypervisor.power([ONE, ABSENT]) == {ONE: Power.OFF, ABSENT: Power.OFF}
+        assert await hypervisor.wait_off(ABSENT) is Power.OFF
+        assert await hypervisor.console_tail(ABSENT, 5) == []
+        await hypervisor.press_power_button(ABSENT)
+        await hypervisor.kill(ABSENT)
+        await hypervisor.remove(ABSENT)
+        assert await hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_the_host_has_resources_and_an_accelerator(self, world: World) -> None:
+        assert world.hypervisor.accelerator == ""
+        await world.hypervisor.probe()
+        assert world.hypervisor.accelerator in ("kvm", "tcg")
+        total = world.hypervisor.resources()
+        assert min(total.cpus, total.memory, total.disk) > 0
+
+    @in_world
+    async def test_a_built_vm_remains_and_is_off(self, world: World) -> None:
+        await world.hypervisor.build(ONE, SPEC, world.image)
+        assert await power(world.hypervisor) is Power.OFF
+        assert await world.hypervisor.list_remains() == {ONE}
+
+    @in_world
+    async def test_building_and_starting_again_completes(self, world: World) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.build(ONE, SPEC, world.image)
+        await hypervisor.start(ONE, SPEC)
+        assert await power(hypervisor) is Power.ON
+        assert await world.count_boots(ONE) == 1
+
+    @in_world
+    async def test_a_lost_image_is_named(self, world: World) -> None:
+        with pytest.raises(ImageMissing, match=world.lost_image.name):
+            await world.hypervisor.build(ONE, SPEC, world.lost_image)
+        await world.hypervisor.remove(ONE)
+        assert await world.hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_a_vm_without_a_disk_does_not_start(self, world: World) -> None:
+        with pytest.raises(HypervisorError, match="disk"):
+            await world.hypervisor.start(ONE, SPEC)
+        assert await power(world.hypervisor) is Power.OFF
+
+    @in_world
+    async def test_a_start_that_fails_leaves_the_vm_off_and_no_change(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        await hypervisor.build(ONE, SPEC, world.image)
+        await world.spoil(ONE)
+        changes = hypervisor.changes()
+        with pytest.raises(HypervisorError):
+            await hypervisor.start(ONE, SPEC)
+        assert await power(hypervisor) is Power.OFF
+        await begin(world, OTHER)
+        await hypervisor.kill(OTHER)
+        assert (await next_change(changes)).vm_id == OTHER
+
+    @in_world
+    async def test_the_power_button_shuts_the_guest_down(self, world: World) -> None:
+        hypervisor = await begin(world)
+        changes = hypervisor.changes()
+        await hypervisor.press_power_button(ONE)
+        assert await hypervisor.wait_off(ONE) is Power.OFF
+        assert await next_change(changes) == PowerChange(ONE, Power.OFF, "the guest shut itself down")
+        assert await power(hypervisor) is Power.OFF
+
+    @in_world
+    async def test_a_deaf_guest_stays_on_until_its_plug_is_pulled(self, world: World) -> None:
+        hypervisor = await begin(world, deaf=True)
+        changes = hypervisor.changes()
+        await hypervisor.press_power_button(ONE)
+        off = asyncio.create_task(hypervisor.wait_off(ONE))
+        done, _ = await asyncio.wait([off], timeout=0.3)
+        assert not done
+        await hypervisor.kill(ONE)
+        assert await power(hypervisor) is Power.OFF
+        assert await off is Power.OFF
+        assert await next_change(changes) == PowerChange(ONE, Power.OFF, "its plug was pulled")
+
+    @in_world
+    async def test_waiting_can_be_given_up(self, world: World) -> None:
+        hypervisor = await begin(world)
+        waiting = asyncio.create_task(hypervisor.wait_off(ONE))
+        await asyncio.wait([waiting], timeout=0.05)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await power(hypervisor) is Power.ON
+
+    @in_world
+    async def test_a_guest_that_shuts_itself_down_is_told_to_every_listener(self, world: World) -> None:
+        hypervisor = await begin(world)
+        listeners = [hypervisor.changes(), hypervisor.changes()]
+        await world.power_off_inside(ONE)
+        for changes in listeners:
+            change = await next_change(changes)
+            assert (change.vm_id, change.power) == (ONE, Power.OFF)
+
+    @in_world
+    async def test_a_qemu_that_dies_is_failed_and_can_start_again(self, world: World) -> None:
+        hypervisor = await begin(world)
+        changes = hypervisor.changes()
+        off = asyncio.create_task(hypervisor.wait_off(ONE))
+        await asyncio.wait([off], timeout=0.05)
+        await world.kill_qemu(ONE)
+        change = await next_change(changes)
+        assert (change.vm_id, change.power) == (ONE, Power.FAILED)
+        assert "signal 9" in change.reason
+        assert await off is Power.FAILED
+        assert await power(hypervisor) is Power.FAILED
+        await hypervisor.start(ONE, SPEC)
+        assert await power(hypervisor) is Power.ON
+        assert await world.count_boots(ONE) == 2
+
+    @in_world
+    async def test_pulling_the_plug_of_a_failed_vm_makes_it_off(self, world: World) -> None:
+        hypervisor = await begin(world)
+        changes = hypervisor.changes()
+        await world.kill_qemu(ONE)
+        await next_change(changes)
+        await hypervisor.kill(ONE)
+        assert await power(hypervisor) is Power.OFF
+
+    @in_world
+    async def test_a_running_vm_is_not_removed(self, world: World) -> None:
+        hypervisor = await begin(world)
+        with pytest.raises(HypervisorError, match="running"):
+            await hypervisor.remove(ONE)
+        assert await power(hypervisor) is Power.ON
+
+    @in_world
+    async def test_nothing_remains_of_a_removed_vm(self, world: World) -> None:
+        hypervisor = await begin(world)
+        await begin(world, OTHER)
+        await hypervisor.kill(ONE)
+        await hypervisor.remove(ONE)
+        await hypervisor.remove(ONE)
+        assert await hypervisor.list_remains() == {OTHER}
+        assert await power(hypervisor, OTHER) is Power.ON
+        with pytest.raises(HypervisorError, match="disk"):
+            await hypervisor.start(ONE, SPEC)
+
+    @in_world
+    async def test_nothing_remains_of_a_failed_vm_that_is_removed(self, world: World) -> None:
+        hypervisor = await begin(world)
+        changes = hypervisor.changes()
+        await world.kill_qemu(ONE)
+        await next_change(changes)
+        await hypervisor.remove(ONE)
+        assert await hypervisor.list_remains() == set()
+        assert await power(hypervisor) is Power.OFF
