@@ -5,8 +5,9 @@ import math
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn, get_args
+
+from msgspec import Struct
 
 from aetherscale_cli.text import safe
 from aetherscale_protocol import commands, names, topology
@@ -43,8 +44,7 @@ exit codes:
 """
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(Struct, frozen=True):
     """What was asked for. `options` holds the command's options, one per VM; `timeout` is in seconds."""
 
     command: str

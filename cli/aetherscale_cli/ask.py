@@ -1,11 +1,11 @@
 """Asking: publish, take events until the answers are there, and hand over what came. Decides nothing itself."""
 
-import secrets
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
+from msgspec import Struct
 
 from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.gather import Gathering, Missing, classify, find_absent
@@ -22,8 +22,7 @@ _INQUIRY_S = 2.0
 """How long finding out who is missing may take."""
 
 
-@dataclass(frozen=True)
-class Everyone:
+class Everyone(Struct, frozen=True):
     """The answers of all hosts, in the hosts' order, and who is missing; `nameless` more are silent."""
 
     replies: tuple[Reply, ...]
@@ -36,7 +35,7 @@ def _message(command: str, options: Options, key: str, timeout: float, request_i
     return Message(
         key=key,
         body=encode_request(command, options),
-        correlation_id=secrets.token_hex(8),
+        correlation_id=os.urandom(8).hex(),
         request_id=request_id or names.new_request_id(),
         deadline_ms=int((time.time() + timeout) * 1000),
         changes=COMMANDS[command].changes,

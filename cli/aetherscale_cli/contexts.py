@@ -8,10 +8,9 @@ import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
+from msgspec import Struct
 
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol.settings import BrokerSettings, SettingsError, override_host
@@ -24,14 +23,13 @@ _EXAMPLE = (
 )
 
 
-class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _File(Struct, frozen=True, forbid_unknown_fields=True):
     """What a context file may hold."""
 
     broker: BrokerSettings
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(Struct, frozen=True):
     """The broker to speak to. `source` says in a few words where that was written, for error messages."""
 
     settings: BrokerSettings
@@ -48,9 +46,10 @@ class Target:
 class ContextStore:
     """The contexts of one user. Nothing is written but `current-context`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str) -> None:
         self.folder = folder
-        self._current = folder / "current-context"
+        self._contexts = os.path.join(folder, "contexts")
+        self._current = os.path.join(folder, "current-context")
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> "ContextStore":
@@ -58,11 +57,11 @@ class ContextStore:
         base = environ.get("XDG_CONFIG_HOME", "")
         if not os.path.isabs(base):
             base = os.path.join(environ.get("HOME") or os.path.expanduser("~"), ".config")
-        return cls(Path(base, "aetherscale"))
+        return cls(os.path.join(base, "aetherscale"))
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> str:
         """The file of a context."""
-        return self.folder / "contexts" / f"{name}.toml"
+        return os.path.join(self._contexts, f"{name}.toml")
 
     def names(self) -> list[str]:
         """The contexts that there are.
@@ -70,11 +69,11 @@ class ContextStore:
         :raise CliError: when the folder can't be read.
         """
         try:
-            files = os.listdir(self.folder / "contexts")
+            files = os.listdir(self._contexts)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise _unreadable(self.folder / "contexts", error) from None
+            raise _unreadable(self._contexts, error) from None
         stems = (file.removesuffix(".toml") for file in files if file.endswith(".toml"))
         return sorted(stem for stem in stems if re.fullmatch(_NAME, stem))
 
@@ -84,12 +83,13 @@ class ContextStore:
         :raise CliError: when the file can't be read, or holds no name.
         """
         try:
-            name = self._current.read_text(encoding="utf-8").strip()
+            with open(self._current, encoding="utf-8") as file:
+                name = file.read(200).strip()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(self._current, error) from None
-        return _checked(name, str(self._current)) if name else None
+        return _checked(name, self._current) if name else None
 
     def use(self, name: str) -> None:
         """Make `name` the current context.
@@ -97,10 +97,11 @@ class ContextStore:
         :raise CliError: when there is no such context, its file is broken, or nothing can be written.
         """
         self.load(_checked(name, "use-context"))
-        draft = self._current.with_name(f".current-context.{os.getpid()}")
+        draft = f"{self._current}.{os.getpid()}"
         try:
-            draft.write_text(name + "\n", encoding="utf-8")
-            draft.replace(self._current)
+            with open(draft, "w", encoding="utf-8") as file:
+                file.write(name + "\n")
+            os.replace(draft, self._current)
         except OSError as error:
             raise CliError(f"can't write {self._current}: {error.strerror}", exit_code=Exit.USAGE) from None
 
@@ -111,7 +112,7 @@ class ContextStore:
         """
         path = self.path(name)
         try:
-            with path.open("rb") as file:
+            with open(path, "rb") as file:
                 mode = os.fstat(file.fileno()).st_mode
                 data = file.read()
         except FileNotFoundError:
@@ -123,7 +124,7 @@ class ContextStore:
     def _unknown(self, name: str) -> CliError:
         known = self.names()
         hint = f"there are: {', '.join(known)}" if known else f"put it into {self.path(name)}; {_EXAMPLE}"
-        return CliError(f"there is no context {name!r} in {self.folder / 'contexts'}", hint, Exit.USAGE)
+        return CliError(f"there is no context {name!r} in {self._contexts}", hint, Exit.USAGE)
 
 
 def _checked(name: str, source: str) -> str:
@@ -132,18 +133,18 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-def _unreadable(path: Path, error: Exception) -> CliError:
+def _unreadable(path: str, error: Exception) -> CliError:
     reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
     return CliError(f"can't read {path}: {reason}", exit_code=Exit.USAGE)
 
 
-def _warn_about(path: Path, mode: int) -> tuple[str, ...]:
+def _warn_about(path: str, mode: int) -> tuple[str, ...]:
     if mode & (stat.S_IRGRP | stat.S_IROTH):
         return (f"others can read {path}, which holds a password: chmod 600 {path}",)
     return ()
 
 
-def _parse(data: bytes, path: Path) -> BrokerSettings:
+def _parse(data: bytes, path: str) -> BrokerSettings:
     try:
         settings = msgspec.toml.decode(data, type=_File).broker
         if settings.ca_file:
@@ -155,9 +156,9 @@ def _parse(data: bytes, path: Path) -> BrokerSettings:
         raise CliError(f"{path}: {error}", error.hint or _EXAMPLE, Exit.USAGE) from None
 
 
-def _beside(path: Path, file: str) -> str:
+def _beside(path: str, file: str) -> str:
     """A file's name as a context means it: relative to the context's own file."""
-    return str(path.parent / os.path.expanduser(file))
+    return os.path.join(os.path.dirname(path), os.path.expanduser(file))
 
 
 def chosen(store: ContextStore, flag: str | None, environ: Mapping[str, str]) -> str | None:

@@ -6,30 +6,29 @@ carry its size and digest, so that names are fetched only when somebody is missi
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
+
+from msgspec import Struct
 
 from aetherscale_cli.wire import Reply
 from aetherscale_protocol.answers import Fleet, fleet_digest
 from aetherscale_protocol.names import is_host_name
 
 
-@dataclass(frozen=True)
-class Missing:
+class Missing(Struct, frozen=True):
     """A host that did not answer: `down` when the broker knows of no agent there, else `silent`."""
 
     host: str
     state: Literal["down", "silent"]
 
 
-@dataclass
-class Gathering:
+class Gathering(Struct):
     """The answers so far. `alive` is None as long as the broker has not said how many agents there are."""
 
     alive: int | None = None
     counted: bool = False
-    by_host: dict[str, Reply] = field(default_factory=dict)
-    replies: list[Reply] = field(default_factory=list)
+    by_host: dict[str, Reply] = {}
+    replies: list[Reply] = []
     unreadable: int = 0
 
     def count(self, alive: int | None) -> None:

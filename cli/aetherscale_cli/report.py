@@ -1,9 +1,9 @@
 """What is shown in the end, and the exit code that goes with it. Pure: answers in, text out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import msgspec
+from msgspec import Struct
 
 from aetherscale_cli import text, views
 from aetherscale_cli.arguments import PROGRAM
@@ -16,12 +16,11 @@ from aetherscale_protocol.answers import encode_answer, failure
 from aetherscale_protocol.errors import Refused
 
 
-@dataclass
-class Outcome:
+class Outcome(Struct):
     """`stdout` for answers, `notes` (lines) for stderr, and the exit code."""
 
     stdout: str = ""
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = []
     exit_code: Exit = Exit.DONE
 
     def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:

@@ -1,7 +1,8 @@
 """Commands that get one answer each: what became of every one of them. Pure: events in, decisions out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.errors import CliError, Exit, NoAgent
@@ -12,8 +13,7 @@ from aetherscale_protocol.commands import Command, Options, Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 
 
-@dataclass
-class Call:
+class Call(Struct):
     """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither."""
 
     command: Command

@@ -26,7 +26,7 @@ def vm_rows(reply: Reply, now: float) -> list[Sequence[str]]:
     """The VMs of one host; of a host that sends no details, their ids."""
     host = reply.answer.host or ""
     names: list[str] = _response("list-vms", reply)
-    if reply.answer.details is None:
+    if bytes(reply.answer.details) in (b"", b"null"):
         return [(name.removeprefix("vm-"), "", host, "", "", "", "", "") for name in names]
     details = msgspec.json.decode(reply.answer.details, type=list[VmDetails])
     return [

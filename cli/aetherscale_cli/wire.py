@@ -2,16 +2,15 @@
 everything that decides (gather.py, settle.py, report.py) sees nothing else of the broker.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
+from msgspec import Struct
 
 from aetherscale_protocol.answers import Answer, decode_answer
 
 
-@dataclass(frozen=True)
-class Message:
+class Message(Struct, frozen=True):
     """A command, ready to be published to the exchange. `deadline_ms` since the epoch."""
 
     key: str
@@ -22,30 +21,26 @@ class Message:
     changes: bool
 
 
-@dataclass(frozen=True)
-class Delivered:
+class Delivered(Struct, frozen=True):
     """An answer to the message with this correlation id."""
 
     correlation_id: str
     body: bytes
 
 
-@dataclass(frozen=True)
-class Returned:
+class Returned(Struct, frozen=True):
     """Nobody is bound to that message's key."""
 
     correlation_id: str
 
 
-@dataclass(frozen=True)
-class Nacked:
+class Nacked(Struct, frozen=True):
     """The broker did not take that message: a queue is full."""
 
     correlation_id: str
 
 
-@dataclass(frozen=True)
-class Counted:
+class Counted(Struct, frozen=True):
     """How many consume a queue: 0 also when there is no such queue, None when the broker does not say."""
 
     queue: str
@@ -71,8 +66,7 @@ class Session(Protocol):
         """Wait for what happens next; None when nothing did until the deadline."""
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """An answer: as received, for programs; and decoded, for people."""
 
     raw: bytes

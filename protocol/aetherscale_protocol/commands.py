@@ -6,7 +6,6 @@ or a wrongly typed one is refused with its name.
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -80,8 +79,7 @@ class Reach(enum.Enum):
     HOLDER = "holder"
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Struct, frozen=True):
     """One row of the command table."""
 
     name: str
@@ -116,8 +114,7 @@ class _Envelope(Struct, forbid_unknown_fields=True):
     options: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """A command with its options, decoded and checked."""
 
     command: Command

@@ -4,8 +4,8 @@ They end up in unit names, paths, queue names and permission patterns, so every 
 """
 
 import hashlib
+import os
 import re
-import secrets
 import string
 
 VM_ID_PATTERN = r"[a-z]{8}"
@@ -37,12 +37,12 @@ def is_host_name(text: str) -> bool:
 
 def new_vm_id() -> str:
     """A fresh random VM id (38 bits; the claim in the broker settles the rare collision)."""
-    return "".join(secrets.choice(string.ascii_lowercase) for _ in range(8))
+    return derive_vm_id(new_request_id())
 
 
 def new_request_id() -> str:
     """A fresh random request id: 32 hexadecimal digits."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def derive_request_id(*parts: str | bytes | None) -> str:

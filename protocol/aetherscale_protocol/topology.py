@@ -4,8 +4,9 @@ Arguments of a queue can't be changed once it is declared, so they are constants
 """
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
+
+from msgspec import Struct
 
 from aetherscale_protocol import names
 from aetherscale_protocol.commands import BROADCAST_KEYS
@@ -32,24 +33,21 @@ which two claims of one id can differ is their owner."""
 ReplyTo = "amq.rabbitmq.reply-to"
 
 
-@dataclass(frozen=True)
-class Queue:
+class Queue(Struct, frozen=True):
     """A durable queue and its arguments."""
 
     name: str
-    arguments: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Exchange:
+class Exchange(Struct, frozen=True):
     """A durable exchange."""
 
     name: str
     type: str
 
 
-@dataclass(frozen=True)
-class Binding:
+class Binding(Struct, frozen=True):
     """An exchange, bound to a queue with a key."""
 
     exchange: str
@@ -111,8 +109,7 @@ def claim(vm_id: str, host: str) -> Queue:
     return Queue(names.claim_queue(vm_id), arguments)
 
 
-@dataclass(frozen=True)
-class Permissions:
+class Permissions(Struct, frozen=True):
     """What a broker user may touch in the vhost: three regular expressions over the names of resources."""
 
     configure: str
