@@ -29,8 +29,8 @@ class World(Protocol):
     deaf_image: Image  #: of one that does not
     lost_image: Image  #: whose file is gone
 
-    async def booted(self, vm_id: str) -> None:
-        """Wait until the guest hears what it hears."""
+    async def booted(self, vm_id: str, boots: int = 1) -> None:
+        """Wait until the guest hears what it hears, in this boot of it."""
 
     async def power_off_inside(self, vm_id: str) -> None:
         """Make the guest shut itself down."""
@@ -203,6 +203,7 @@ class HypervisorContract:
         assert await power(hypervisor) is Power.FAILED
         await hypervisor.start(ONE, SPEC)
         assert await power(hypervisor) is Power.ON
+        await world.booted(ONE, 2)
         assert await world.count_boots(ONE) == 2
 
     @in_world

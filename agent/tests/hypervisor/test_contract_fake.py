@@ -21,7 +21,8 @@ class FakeWorld:
         self.lost_image: Image = self.images.list()["lost"]
         self.images.drop("lost")
 
-    async def booted(self, vm_id: str) -> None:
+    async def booted(self, vm_id: str, boots: int = 1) -> None:
+        assert self.hypervisor.boots[vm_id] == boots
         if self.hypervisor.image_of(vm_id) == self.deaf_image:
             self.hypervisor.deaf.add(vm_id)
 

@@ -1,0 +1,89 @@
+"""The real hypervisor is held to the same contract. It needs a host with systemd, QEMU and the agent's unit files,
+on which no agent runs, and is run there as the agent's user:
+
+    python -m aetherscale_testing.guests /var/lib/aetherscale/images       # as root
+    AETHERSCALE_REAL_HYPERVISOR=1 python -m pytest agent/tests/hypervisor/test_real.py
+
+With that variable set it never skips.
+"""
+
+import asyncio
+import dataclasses
+import os
+import pwd
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aetherscale_testing import guests
+from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld
+
+from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, monitor
+from aetherscale_agent.hypervisor.config import Layout
+
+FLAG = "AETHERSCALE_REAL_HYPERVISOR"
+SYSTEM_CONTROL = Path("/run/systemd/system.control")
+
+pytestmark = pytest.mark.skipif(not os.environ.get(FLAG), reason=f"{FLAG} is not set: not a host under test")
+
+
+class RealWorld:
+    """The real thing, and one's ways on a host of being unkind to a VM."""
+
+    def __init__(self, hypervisor: QemuHypervisor, layout: Layout) -> None:
+        images = ManifestImages(layout.images).list()
+        self.layout = layout
+        self.hypervisor = hypervisor
+        self.image = images[guests.POLITE]
+        self.deaf_image = images[guests.DEAF]
+        self.lost_image = dataclasses.replace(self.image, name="lost", path=f"{self.image.path}.lost")
+
+    async def booted(self, vm_id: str, boots: int = 1) -> None:
+        while await self.count_boots(vm_id) < boots:
+            await asyncio.sleep(0.01)
+
+    async def power_off_inside(self, vm_id: str) -> None:
+        await monitor.execute(self.layout.vm(vm_id).stop_monitor, "system_powerdown", 5)
+
+    async def kill_qemu(self, vm_id: str) -> None:
+        unit = f"aetherscale-vm@{vm_id}.service"
+        process = await asyncio.create_subprocess_exec("systemctl", "kill", "--signal=KILL", unit)
+        assert await process.wait() == 0
+
+    async def spoil(self, vm_id: str) -> None:
+        self.layout.vm(vm_id).disk.write_text("this is no qcow2")
+
+    async def count_boots(self, vm_id: str) -> int:
+        return (await self.hypervisor.console_tail(vm_id, 100)).count("up")
+
+
+@asynccontextmanager
+async def open_real() -> AsyncIterator[RealWorld]:
+    config = HypervisorConfig()
+    hypervisor = QemuHypervisor(config)
+    await hypervisor.open()
+    try:
+        await clean(hypervisor)
+        yield RealWorld(hypervisor, Layout(config.state_dir, config.run_dir))
+        await clean(hypervisor)
+    finally:
+        await hypervisor.close()
+
+
+async def clean(hypervisor: QemuHypervisor) -> None:
+    for vm_id in await hypervisor.list_remains():
+        await hypervisor.kill(vm_id)
+        await hypervisor.remove(vm_id)
+
+
+class TestRealHypervisor(HypervisorContract):
+    @pytest.fixture(scope="class", autouse=True)
+    def leaves_nothing(self) -> Iterator[None]:
+        assert pwd.getpwuid(os.getuid()).pw_name == "aetherscale", "run this as the agent's user"
+        yield
+        assert list(SYSTEM_CONTROL.glob("aetherscale-vm@*")) == []
+
+    @pytest.fixture
+    def open_world(self) -> OpenWorld:
+        return open_real
