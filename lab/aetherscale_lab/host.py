@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aetherscale_lab import cgroups, model, ssh
 from aetherscale_lab.errors import LabError
-from aetherscale_lab.shell import process_alive, process_arguments, run_command
+from aetherscale_lab.shell import process_alive, process_arguments, run_command, succeeds
 
 _SUPERVISOR = "aetherscale_lab.supervisor"
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
@@ -236,8 +236,10 @@ def remove(directory: HostDirectory, lab: str) -> None:
     """Remove all that a killed host leaves on this machine."""
     machine = model.machine_name(lab, directory.path.name)
     lock = _lock_of(directory)
-    if directory.is_mounted():
-        run_command(["umount", str(directory.root)])
+    while directory.is_mounted():
+        # somebody's shell may stand in there; that must not keep the lab
+        if not succeeds(["umount", str(directory.root)]):
+            run_command(["umount", "--lazy", str(directory.root)])
     groups = directory.cgroup_list()
     for group in groups:
         cgroups.remove(group)

@@ -140,6 +140,9 @@ def _bootstrap(suite: str, root: Path, sources: list[Source]) -> None:
     options += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
     run_command(
         [
+            # its mounts of /dev and /proc must not outlive it when it is killed
+            "unshare",
+            "--mount",
             "mmdebstrap",
             "--quiet",
             "--mode=root",
