@@ -167,14 +167,14 @@ class QemuHypervisor:
         with _as_hypervisor_error("its run-time files could not be made"):
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments))
             console.make(paths.console)
-        await self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator))
         try:
-            await self._units.start(vm_id)
-        except UnitsError as error:
+            # Both at once: limits that come a moment after the start hold just as well.
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator)))
+                group.create_task(self._units.start(vm_id))
+        except* UnitsError as errors:
             end = await self._units.end(vm_id)
-            raise HypervisorError(
-                f"{error}: {finalize_reason(end)}" if end.power is Power.FAILED else str(error)
-            ) from None
+            raise HypervisorError(_unit_reason(errors.exceptions[0], end)) from None
 
     async def _wait_running(self, vm_id: str, paths: VmPaths) -> None:
         running = asyncio.create_task(monitor.wait_running(paths.agent_monitor))
@@ -244,6 +244,10 @@ class QemuHypervisor:
     def _cut_consoles(self) -> None:
         for vm_id in files.find_ids(self._layout):
             console.cut(self._layout.vm(vm_id).console, self._config.console_limit)
+
+
+def _unit_reason(error: BaseException, end: UnitEnd) -> str:
+    return f"{error}: {finalize_reason(end)}" if end.power is Power.FAILED else str(error)
 
 
 def _start_reason(end: UnitEnd) -> str:

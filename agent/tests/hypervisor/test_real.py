@@ -40,7 +40,7 @@ class RealWorld:
         self.lost_image = dataclasses.replace(self.image, name="lost", path=f"{self.image.path}.lost")
 
     async def booted(self, vm_id: str, boots: int = 1) -> None:
-        while await self.count_boots(vm_id) < boots:
+        while await self.count_boots(vm_id) < boots:  # noqa: ASYNC110 (QEMU tells nobody what it writes)
             await asyncio.sleep(0.01)
 
     async def power_off_inside(self, vm_id: str) -> None:
