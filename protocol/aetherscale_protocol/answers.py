@@ -2,6 +2,7 @@
 older CLI survives a newer agent.
 """
 
+import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -19,12 +20,13 @@ class _Wire(Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=Tru
 
 
 class ExecutionInfo(_Wire, frozen=True):
-    """How it went. `reason`, `code` and `hint` only with errors."""
+    """How it went. The rest only with errors; `reasons` holds each host's own, where several refused."""
 
     status: Literal["success", "error"]
     reason: str | None = None
     code: str | None = None
     hint: str | None = None
+    reasons: dict[str, str] = {}
 
 
 class Fleet(_Wire, frozen=True):
@@ -137,7 +139,9 @@ def success(response: Any, host: str, *, details: Any = None, fleet: Fleet | Non
 
 def failure(error: Refused, host: str | None = None, *, fleet: Fleet | None = None) -> Answer:
     """The answer to a command that was not done."""
-    info = ExecutionInfo(status="error", reason=error.reason, code=error.code, hint=error.hint)
+    info = ExecutionInfo(
+        status="error", reason=error.reason, code=error.code, hint=error.hint, reasons=error.reasons
+    )
     return Answer(execution_info=info, host=host, fleet=fleet)
 
 
@@ -156,6 +160,4 @@ def decode_answer(body: bytes) -> Answer:
 
 def fleet_digest(hosts: list[str]) -> str:
     """A short digest of the fleet's names, equal on every host that was given the same list."""
-    import hashlib
-
     return hashlib.sha256("\n".join(sorted(hosts)).encode()).hexdigest()[:12]

@@ -1,5 +1,6 @@
 """The errors that cross the wire. A closed set of codes; the reason is for people, the hint says what to do."""
 
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 Code = Literal[
@@ -33,14 +34,17 @@ def image_unknown(image: str) -> str:
 class Refused(Exception):
     """A command that was not done. `code` is for programs, `reason` and `hint` for people.
 
-    :param changed: False when nothing was changed (true of every code but `failed` and `outcome-unknown`).
+    :param reasons: each host's own reason, by its name, where several hosts refused.
     """
 
-    def __init__(self, code: Code, reason: str, hint: str | None = None) -> None:
+    def __init__(
+        self, code: Code, reason: str, hint: str | None = None, reasons: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(reason)
         self.code: Code = code
         self.reason = reason
         self.hint = hint
+        self.reasons = dict(reasons or {})
 
     @property
     def changed(self) -> bool:

@@ -61,10 +61,9 @@ SHARED_QUEUES = (
     Queue(
         COMPETING,
         {
-            "x-queue-type": "quorum",
+            "x-queue-type": "classic",  # not quorum: docs/decisions/002-classic-queues.md
             "x-message-ttl": COMPETING_TTL_MS,
             "x-dead-letter-exchange": UNDELIVERABLE,
-            "x-delivery-limit": 20,
         },
     ),
     Queue(HOSTS, {"x-queue-type": "classic", "x-max-length": 1}),

@@ -1,0 +1,94 @@
+"""Answers, on a connection of their own: on older brokers an answer to a forged address costs the connection
+that publishes it, and commands must not suffer for that.
+
+Answers are confirmed. Those that a lost connection leaves unconfirmed are sent again one at a time, so that
+the one which costs the connection again is known, and dropped.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pika
+
+from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined
+from aetherscale_protocol.answers import Answer, encode_answer
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 10_000
+"""Answers kept while the broker is away; older ones are dropped, their askers have long given up."""
+
+
+@dataclass
+class _Letter:
+    reply_to: str
+    body: bytes
+    properties: pika.BasicProperties
+    tries: int = 0
+
+
+class Answerer:
+    """Sends answers. `send` never waits; `run` does the work until it is cancelled."""
+
+    def __init__(self) -> None:
+        self._letters: deque[_Letter] = deque(maxlen=MAX_WAITING)
+        self._filled = asyncio.Event()
+        self.connected = asyncio.Event()  #: once it could send: before, an agent should take no commands
+
+    def send(self, reply_to: str, correlation_id: str | None, answer: Answer) -> None:
+        """Send an answer as soon as may be; never `mandatory`: brokers up to 4.1 say NO_ROUTE of what they deliver."""
+        properties = pika.BasicProperties(content_type="application/json", correlation_id=correlation_id)
+        self._letters.append(_Letter(reply_to, encode_answer(answer), properties))
+        self._filled.set()
+
+    async def run(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+        """Connect and send, again and again; `connect` is expected to wait between its tries."""
+        while True:
+            connection = await connect()
+            try:
+                channel = await connection.channel()
+                await channel.confirm()
+                self.connected.set()
+                await self._send_on(channel)
+            except (BrokerLost, Declined) as error:
+                log.debug("answers: connection lost: %s", error)
+            finally:
+                connection.drop("done with it")
+
+    async def _send_on(self, channel: Channel) -> None:
+        while self._letters and self._letters[0].tries:  # left over from a connection that was lost
+            await self._deliver_suspect(channel, self._letters[0])
+        pending: set[asyncio.Task[None]] = set()
+        while True:
+            while self._letters:
+                task = asyncio.create_task(self._deliver(channel, self._letters.popleft()))
+                pending.add(task)
+                task.add_done_callback(pending.discard)
+            self._filled.clear()
+            filled = asyncio.create_task(self._filled.wait())
+            either: set[asyncio.Future[Any]] = {filled, channel.closed}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if channel.closed.done():
+                filled.cancel()
+                await asyncio.gather(*pending)
+                raise BrokerLost("the answers' channel was closed")
+
+    async def _deliver(self, channel: Channel, letter: _Letter) -> None:
+        try:
+            await channel.publish(letter.reply_to, letter.body, letter.properties, exchange="")
+        except (BrokerLost, Declined):
+            letter.tries += 1
+            self._letters.appendleft(letter)
+
+    async def _deliver_suspect(self, channel: Channel, letter: _Letter) -> None:
+        """Deliver it alone. If that costs the connection, it is the culprit, and dropped."""
+        self._letters.popleft()
+        try:
+            await channel.publish(letter.reply_to, letter.body, letter.properties, exchange="")
+        except (BrokerLost, Declined):
+            log.warning("an answer was dropped: its reply_to %.80r costs the connection", letter.reply_to)
+            raise

@@ -1,0 +1,62 @@
+"""Whether a VM fits on this host, and how well. Pure: figures in, a reason or a score out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import msgspec
+
+from aetherscale_agent.ports import HostResources, Image
+from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.errors import Refused, image_unknown
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Free:
+    """What VMs may still be promised: cores, MiB, GiB. May be negative after a host shrank."""
+
+    cpus: int
+    memory: int
+    disk: int
+
+
+def disk_gib(spec: CreateVm, image: Image | None) -> int:
+    """The GiB that the VM's disk will have: what was asked for, or the image's size if that is more."""
+    least = -(-image.virtual_size // GIB) if image else 0
+    return max(spec.disk, least)
+
+
+def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
+    """What is left when each of these VMs has got all that it was promised."""
+    cpus, memory, disk = total.cpus, total.memory, total.disk
+    for spec in promised:
+        cpus, memory, disk = cpus - spec.cpus, memory - spec.memory, disk - spec.disk
+    return Free(cpus, memory, disk)
+
+
+def misfit(spec: CreateVm, image: Image | None, left: Free) -> Refused | None:
+    """Why the VM can't be taken, or None if it can."""
+    if image is None:
+        return Refused("image-unknown", image_unknown(spec.image))
+    wants = (
+        ("memory", spec.memory, left.memory, "MiB"),
+        ("cores", spec.cpus, left.cpus, ""),
+        ("disk", disk_gib(spec, image), left.disk, "GiB"),
+    )
+    short = [
+        f"{name}: {wanted} {unit}".rstrip() + f" wanted, {max(have, 0)} {unit}".rstrip() + " free"
+        for name, wanted, have, unit in wants
+        if wanted > have
+    ]
+    return Refused("no-capacity", "; ".join(short)) if short else None
+
+
+def score(left: Free) -> int:
+    """How well this host could take a VM now: higher is better; free memory first."""
+    return max(left.memory, 0)
+
+
+def with_disk(spec: CreateVm, disk: int) -> CreateVm:
+    """The same VM with another disk size, in GiB."""
+    return msgspec.structs.replace(spec, disk=disk)

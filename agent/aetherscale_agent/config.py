@@ -1,0 +1,69 @@
+"""The agent's configuration: one TOML file, checked in full before anything starts."""
+
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from aetherscale_protocol import names
+from aetherscale_protocol.settings import BrokerSettings, SettingsError, override_host
+
+
+class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What VMs may use together. Left out: found out. Memory in MiB, disk in GiB."""
+
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    cpu_overcommit: float = 4.0
+    reserve_memory: int | None = None
+
+
+class HypervisorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How VMs are run. `auto`: KVM if a guest makes progress under it, else TCG."""
+
+    accelerator: Literal["auto", "kvm", "tcg"] = "auto"
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that an agent is told. An empty file, or none, is enough for a broker on this machine."""
+
+    host: str = ""
+    fleet: list[str] = []
+    state_dir: str = "/var/lib/aetherscale"
+    run_dir: str = "/run/aetherscale"
+    heartbeat: int = 5  #: seconds; a frozen host is noticed after two to three of them
+    broker: BrokerSettings = BrokerSettings()
+    resources: Resources = Resources()
+    hypervisor: HypervisorSettings = HypervisorSettings()
+
+
+def load_config(path: Path | None, environ: Mapping[str, str]) -> AgentConfig:
+    """The configuration in a file (None: all defaults), with `RABBITMQ_HOST` from the environment on top.
+
+    :raise SettingsError: when it can't be read, or anything in it is wrong; says what and where.
+    """
+    config = _read(path) if path else AgentConfig()
+    host = config.host or socket.gethostname().lower()
+    config = msgspec.structs.replace(
+        config, host=host, fleet=sorted(set(config.fleet)), broker=override_host(config.broker.check(), environ)
+    )
+    for name in (host, *config.fleet):
+        if not names.is_host_name(name):
+            raise SettingsError(f"host name {name!r}: {names.HOST_RULE}", "set `host` in the agent's configuration")
+    if not 1 <= config.heartbeat <= 60:
+        raise SettingsError(f"heartbeat is {config.heartbeat}; it must be 1 to 60 seconds")
+    return config
+
+
+def _read(path: Path) -> AgentConfig:
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text()), AgentConfig)
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise SettingsError(f"{path}: {error}", "compare it with docs/rollout.md") from None

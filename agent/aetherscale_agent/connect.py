@@ -1,0 +1,102 @@
+"""Stay connected: again and again, with jittered back-off, saying so once per cause."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+
+from aetherscale_agent.answerer import Answerer
+from aetherscale_agent.broker import BrokerLost, Connection, Declined
+from aetherscale_agent.host import Host
+from aetherscale_agent.notify import notify
+from aetherscale_agent.session import Handler, NameTaken, Session
+from aetherscale_protocol.settings import BrokerSettings
+
+log = logging.getLogger(__name__)
+
+FIRST_DELAY_S = 0.2
+LONGEST_DELAY_S = 5.0
+OPEN_TIMEOUT_S = 30.0
+"""How long a broker may take to let an agent declare and consume; one that has just started may be slow."""
+
+
+class Backoff:
+    """Delays that double, up to a limit, each drawn at random from its upper half: 200 agents don't come at once."""
+
+    def __init__(self, draw: Callable[[float, float], float] = random.uniform) -> None:
+        self._draw = draw
+        self._delay = FIRST_DELAY_S
+
+    def next(self) -> float:
+        """The next delay, in seconds."""
+        delay, self._delay = self._delay, min(self._delay * 2, LONGEST_DELAY_S)
+        return self._draw(delay / 2, delay)
+
+    def reset(self) -> None:
+        """Start again: it worked."""
+        self._delay = FIRST_DELAY_S
+
+
+class Connector:
+    """Opens connections to one broker, waiting between tries."""
+
+    def __init__(self, settings: BrokerSettings, *, name: str, heartbeat_s: int) -> None:
+        self._settings = settings
+        self._name = name
+        self._heartbeat_s = heartbeat_s
+        self._backoff = Backoff()
+        self._said = ""
+
+    async def connect(self) -> Connection:
+        """A connection, however long it takes."""
+        while True:
+            try:
+                connection = await Connection.open(self._settings, name=self._name, heartbeat_s=self._heartbeat_s)
+                self._said = ""
+                return connection
+            except BrokerLost as error:
+                await self.wait(str(error))
+
+    async def wait(self, why: str) -> None:
+        """Say why, if that is news, and wait."""
+        if why != self._said:
+            log.warning("%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
+            self._said = why
+        await asyncio.sleep(self._backoff.next())
+
+    def worked(self) -> None:
+        """It works: the next failure is news, and is answered quickly."""
+        self._said = ""
+        self._backoff.reset()
+
+
+async def stay_connected(connector: Connector, answerer: Answerer, host: Host, user: str, handler: Handler) -> None:
+    """Run one session after the other, until cancelled; the first when answers can be sent."""
+    await answerer.connected.wait()
+    while True:
+        session = Session(await connector.connect(), host, user, handler)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                log.info(await session.open())
+            notify(f"STATUS=connected as {host.name}")
+            connector.worked()
+        except NameTaken:
+            session.connection.drop(f"another agent is connected as {host.name}: this one is refused")
+        except (BrokerLost, Declined) as error:
+            session.connection.drop(str(error))
+        except TimeoutError:
+            session.connection.drop(f"the broker did not do what it was asked within {OPEN_TIMEOUT_S:.0f} s")
+        reason = await session.closed()
+        notify(f"STATUS=not connected: {reason}")
+        await connector.wait(reason)
+
+
+async def answer_forever(answerer: Answerer, connector: Connector) -> None:
+    """Keep the answers' connection; `Answerer.run` asks for a new one whenever it is lost."""
+
+    async def connect() -> Connection:
+        connection = await connector.connect()
+        connector.worked()
+        return connection
+
+    await answerer.run(connect)

@@ -1,0 +1,206 @@
+"""What to do next with a create: pure decisions, no I/O. The caller does the step and adds what it learnt.
+
+The order is the protocol's: claim → probe → journal → bind → acknowledge and barrier → build → answer.
+Every rule that a step depends on is one `if` here, so that a checker can walk all of them.
+"""
+
+from dataclasses import dataclass
+
+from aetherscale_protocol.errors import Refused
+
+MAX_HOPS = 6
+"""How often a create may be handed on before the hosts are said to disagree."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Whether this host owns the id's claim; if not, who does ('' if the broker did not say)."""
+
+    won: bool
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class HostOffer:
+    """What one host said to an offer: a score, or why not."""
+
+    host: str
+    score: int | None
+    refusal: str = ""
+
+
+@dataclass
+class Facts:
+    """All that is known of one copy of a create. `None` means: not asked yet."""
+
+    host: str
+    request_id: str
+    now: float
+    deadline: float
+    hops: int = 0
+    dead_lettered: bool = False
+    dead_host: str = ""  #: the host in whose queue the copy died, '' if it was the shared queue
+    recorded_request: str | None = None  #: request id of the journal's record for this VM id
+    misfit: Refused | None = None
+    offers: list[HostOffer] | None = None
+    silent_hosts: int = 0
+    claim: Claim | None = None
+    held_elsewhere: bool | None = None  #: the probe's answer
+
+
+class Step:
+    """What to do next."""
+
+
+@dataclass(frozen=True)
+class Rejoin(Step):
+    """The journal knows this request: answer what it was, or will be, answered."""
+
+
+@dataclass(frozen=True)
+class Refuse(Step):
+    """Say no. `final`: record it under the claim, so that a late copy meets the refusal."""
+
+    error: Refused
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class MakeClaim(Step):
+    """Claim the id."""
+
+
+@dataclass(frozen=True)
+class Probe(Step):
+    """Ask the directory: publish this create to `vm.<id>`. Routed means that the holder has it now."""
+
+
+@dataclass(frozen=True)
+class AskOffers(Step):
+    """Ask all hosts how well they could take it."""
+
+
+@dataclass(frozen=True)
+class HandOn(Step):
+    """Give the create to this host, then let go of it."""
+
+    host: str
+
+
+@dataclass(frozen=True)
+class Leave(Step):
+    """Somebody else has it and will answer; let go of this copy."""
+
+
+@dataclass(frozen=True)
+class Begin(Step):
+    """It is ours: journal, bind, acknowledge, build."""
+
+
+def next_step(facts: Facts) -> Step:
+    """What to do next with this copy of a create."""
+    if facts.recorded_request is not None:
+        return _known(facts)
+    if facts.now > facts.deadline:
+        return Refuse(too_late(facts.host, facts.deadline, facts.now))
+    if facts.dead_lettered:
+        return _settle(facts, _nobody_took_it(facts))
+    if facts.misfit is not None:
+        return _place_elsewhere(facts, facts.misfit)
+    return _take(facts)
+
+
+def _known(facts: Facts) -> Step:
+    if facts.recorded_request == facts.request_id:
+        return Rejoin()
+    return Refuse(
+        Refused("vm-id-taken", "this VM id is taken by another request", "leave the id out, or choose another")
+    )
+
+
+def _take(facts: Facts) -> Step:
+    if facts.claim is None:
+        return MakeClaim()
+    if not facts.claim.won:
+        return _to_owner(facts, facts.claim.owner)
+    if facts.held_elsewhere is None:
+        return Probe() if facts.hops < MAX_HOPS else _unknown("")
+    return Leave() if facts.held_elsewhere else Begin()
+
+
+def _place_elsewhere(facts: Facts, misfit: Refused) -> Step:
+    if facts.offers is None:
+        return AskOffers()
+    best = best_offer(facts.offers, but=facts.host)
+    if best is not None and facts.hops < MAX_HOPS:
+        return HandOn(best)
+    return _settle(facts, no_host(facts.offers, facts.silent_hosts, facts.host, misfit))
+
+
+def _settle(facts: Facts, error: Refused) -> Step:
+    """A final no: claim first, so that no copy is taken afterwards; a dead-lettered one is probed for, too."""
+    if facts.claim is None:
+        return MakeClaim()
+    if not facts.claim.won:
+        return _unknown(facts.claim.owner) if facts.dead_lettered else _to_owner(facts, facts.claim.owner)
+    if facts.dead_lettered and facts.held_elsewhere is None:
+        return Probe() if facts.hops < MAX_HOPS else _unknown("")
+    return Leave() if facts.held_elsewhere else Refuse(error, final=True)
+
+
+def _to_owner(facts: Facts, owner: str) -> Step:
+    if owner and owner != facts.host and facts.hops < MAX_HOPS:
+        return HandOn(owner)
+    return _unknown(owner)
+
+
+def _unknown(owner: str) -> Refuse:
+    who = f"host {owner}" if owner else "another host"
+    return Refuse(
+        Refused(
+            "outcome-unknown",
+            f"{who} holds this VM id and may have made the VM",
+            "ask with show-vm, or repeat the command with the same ids",
+        )
+    )
+
+
+def _nobody_took_it(facts: Facts) -> Refused:
+    if facts.dead_host:
+        reason = f"host {facts.dead_host}, to which this create was handed, is not running"
+    else:
+        reason = "no agent took this create in time"
+    return Refused("no-host", reason, "repeat the command; list-hosts shows who is up")
+
+
+def best_offer(offers: list[HostOffer], *, but: str) -> str | None:
+    """The host with the highest score; of equals the first by name; never the one that could not take it."""
+    able = [o for o in offers if o.score is not None and o.host != but]
+    return min(able, key=lambda o: (-(o.score or 0), o.host)).host if able else None
+
+
+def no_host(offers: list[HostOffer], silent: int, host: str, misfit: Refused) -> Refused:
+    """The final refusal, with every host's reason; a reason that all share is said once, in the seed's words."""
+    reasons = dict(sorted({host: misfit.reason, **{o.host: o.refusal for o in offers if o.refusal}}.items()))
+    if set(reasons.values()) == {misfit.reason} and misfit.code == "image-unknown" and not silent:
+        return Refused("image-unknown", misfit.reason, "list-hosts shows the images of each host", reasons)
+    quiet = f"; {silent} more did not answer" if silent else ""
+    return Refused("no-host", f"no host can take this VM{quiet}", "list-hosts shows what is free", reasons)
+
+
+def too_late(host: str, deadline: float, now: float) -> Refused:
+    """The refusal of what came after its deadline."""
+    return Refused(
+        "deadline-passed",
+        f"the deadline of this command passed {now - deadline:.0f} s ago by the clock of {host}; it was not begun",
+        "if it was sent just now, compare the clocks of this host and of your machine",
+    )
+
+
+def too_far(host: str, deadline: float, now: float, limit: float) -> Refused:
+    """The refusal of a deadline that lies further ahead than any client may ask for."""
+    return Refused(
+        "bad-request",
+        f"the deadline lies {deadline - now:.0f} s ahead by the clock of {host}; {limit:.0f} s is the most",
+        "ask for less, or compare the clocks of this host and of your machine",
+    )

@@ -1,0 +1,146 @@
+"""From a delivery to a command in hand: who sent it, until when, and where its answer belongs. Pure."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import msgspec
+
+from aetherscale_agent.decide import too_far, too_late
+from aetherscale_protocol import names, topology
+from aetherscale_protocol.commands import CreateVm, Request, decode_request
+from aetherscale_protocol.errors import Refused
+
+DEFAULT_PATIENCE_S = 60.0
+"""How far ahead the deadline of a create lies that brought none (the seed's client), in seconds."""
+
+CLOCK_SLACK_S = 30.0
+
+_REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.([A-Za-z0-9+/=_-]{8,512})\.([A-Za-z0-9+/=_-]{4,64})")
+T = TypeVar("T")
+
+_TERM_MARKER = 131  # first byte of every Erlang external term: the token is one, in base64
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A command in hand. Times in seconds since the epoch; `deadline` None: the client did not say."""
+
+    request: Request
+    request_id: str
+    deadline: float | None
+    hops: int
+    sender: str  #: broker-checked user, or '' if the message was not signed
+    operator: str  #: on whose behalf: the sender, or who the handing-on agent says it was
+    reply_to: str
+    correlation_id: str | None
+    internal: bool  #: it was sent by an agent
+
+    @property
+    def create(self) -> CreateVm:
+        """The options of a create or an offer."""
+        options = self.request.options
+        assert isinstance(options, CreateVm)
+        return options
+
+    def with_vm_id(self, vm_id: str) -> "Incoming":
+        """The same create, with its id filled in."""
+        options = msgspec.structs.replace(self.create, vm_id=vm_id)
+        return replace(self, request=Request(self.request.command, options))
+
+
+def check_reply_to(address: str | None) -> str:
+    """`address`, if it has the shape of a direct reply-to address.
+
+    An agent that publishes wherever a message tells it to would write commands into other hosts' queues; and
+    on RabbitMQ up to 4.0 an address that can't be decoded costs the connection that publishes to it.
+
+    :raise Refused: `bad-request` otherwise.
+    """
+    if not address:
+        raise Refused("bad-request", "no reply_to: a command that nobody could be told the outcome of is not executed")
+    match = _REPLY_TO.fullmatch(address)
+    if match is None or not _is_erlang_term(match[1]) or _decode(match[2]) is None:
+        raise Refused("bad-request", "reply_to is not a direct reply-to address (amq.rabbitmq.reply-to)")
+    return address
+
+
+def _decode(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_" if re.search("[-_]", text) else None)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _is_erlang_term(text: str) -> bool:
+    data = _decode(text)
+    return data is not None and len(data) > 8 and data[0] == _TERM_MARKER
+
+
+def is_agent(user: str, own_user: str) -> bool:
+    """Whether this broker user is an agent's: by its name, or (two agents by hand, as guest) by being our own."""
+    return bool(user) and (user.startswith(names.AGENT_USER_PREFIX) or user == own_user)
+
+
+def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
+    """The command that a message carries.
+
+    :raise Refused: when body, options or properties are not what the protocol says.
+    """
+    request = decode_request(body)
+    sender = properties.user_id or ""
+    internal = is_agent(sender, own_user)
+    if request.command.internal and not internal:
+        raise Refused("forbidden", f"{request.command.name} is for agents only")
+    headers: Mapping[str, Any] = properties.headers or {}
+    request_id = properties.message_id or names.derive_request_id(properties.reply_to, properties.correlation_id, body)
+    return Incoming(
+        request=request,
+        request_id=request_id,
+        deadline=_deadline(headers),
+        hops=_internal_header(headers, "hops", int, 0) if internal else 0,
+        sender=sender,
+        operator=_internal_header(headers, "operator", str, sender) if internal else sender,
+        reply_to=properties.reply_to or "",
+        correlation_id=properties.correlation_id,
+        internal=internal,
+    )
+
+
+def _deadline(headers: Mapping[str, Any]) -> float | None:
+    value = headers.get("deadline")
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused("bad-request", "header `deadline` is not an integer (milliseconds since the epoch)")
+    return value / 1000
+
+
+def _internal_header(headers: Mapping[str, Any], name: str, kind: type[T], default: T) -> T:
+    value = headers.get(name)
+    return value if isinstance(value, kind) else default
+
+
+def check_deadline(deadline: float | None, now: float, host: str) -> None:
+    """Nothing, if the deadline lies ahead, and not further than any client may ask for.
+
+    :raise Refused: otherwise, with the clock named as what may be off.
+    """
+    if deadline is None:
+        return
+    if now > deadline:
+        raise too_late(host, deadline, now)
+    if deadline - now > topology.MAX_PATIENCE_S + CLOCK_SLACK_S:
+        raise too_far(host, deadline, now, topology.MAX_PATIENCE_S)
+
+
+def death(headers: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a dead-lettered message died: (queue, routing key); empty strings if it does not say."""
+    try:
+        first = headers["x-death"][0]
+        return str(first["queue"]), str(first["routing-keys"][0])
+    except (KeyError, IndexError, TypeError):
+        return "", ""

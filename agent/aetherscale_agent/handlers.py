@@ -1,0 +1,429 @@
+"""From a message to its answer. Every message that arrives is answered (where it can be) and acknowledged,
+whatever is in it; nothing that a message holds stops the agent.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from aetherscale_agent import capacity
+from aetherscale_agent import decide as d
+from aetherscale_agent.answerer import Answerer
+from aetherscale_agent.broker import BrokerLost, Declined, Delivery
+from aetherscale_agent.envelope import (
+    DEFAULT_PATIENCE_S,
+    Incoming,
+    check_deadline,
+    check_reply_to,
+    death,
+    read_envelope,
+)
+from aetherscale_agent.host import Host, Vm, ending_code
+from aetherscale_agent.journal import Record
+from aetherscale_agent.lifecycle import Act, act_on
+from aetherscale_agent.session import Session
+from aetherscale_protocol import __version__, topology
+from aetherscale_protocol.answers import Answer, Fleet, Offer, VmStatus, failure, fleet_digest, success
+from aetherscale_protocol.commands import ShowVm, StopVm, encode_request
+from aetherscale_protocol.errors import VM_UNKNOWN, Refused
+from aetherscale_protocol.names import derive_vm_id, is_vm_id
+
+log = logging.getLogger(__name__)
+
+UNTOLD_PATIENCE_S = 4.0
+"""How long a stop waits for a client that did not say how long it waits (the seed's), in seconds."""
+ANSWER_MARGIN_S = 0.5
+"""How long before the client gives up it is told how far things are."""
+
+
+class Handlers:
+    """The agent's side of every command."""
+
+    def __init__(self, host: Host, answerer: Answerer, fleet: list[str]) -> None:
+        self._host = host
+        self._answerer = answerer
+        self._fleet_names = fleet
+        self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
+        self._creates: dict[str, asyncio.Lock] = {}
+
+    async def on_message(self, session: Session, delivery: Delivery) -> None:
+        """Handle one message of any queue, whatever it holds."""
+        properties = delivery.properties
+        try:
+            try:
+                check_reply_to(properties.reply_to)
+                incoming = read_envelope(delivery.body, properties, own_user=session.user)
+                await self._dispatch(session, delivery, incoming)
+            except Refused as error:
+                self._refuse(properties, delivery.key, error)
+                delivery.channel.ack(delivery)
+        except (BrokerLost, Declined, asyncio.CancelledError):
+            raise  # the connection is gone: the broker gives the message to somebody else
+        except Exception:
+            log.exception("a %s from %s failed", delivery.key, properties.user_id or "an unsigned client")
+            self._refuse(properties, delivery.key, self._internal_error())
+            delivery.channel.ack(delivery)
+
+    def _refuse(self, properties: Any, key: str, error: Refused) -> None:
+        who = properties.user_id or "an unsigned client"
+        log.info("%.80r from %s refused: %s: %s", key, who, error.code, error.reason)
+        try:
+            reply_to = check_reply_to(properties.reply_to)
+        except Refused:
+            return  # logged above; there is nobody to tell
+        self._send(reply_to, properties.correlation_id, failure(error, self._host.name, fleet=self._fleet))
+
+    def _answer(self, incoming: Incoming, answer: Answer) -> None:
+        self._send(incoming.reply_to, incoming.correlation_id, answer)
+
+    def _send(self, reply_to: str, correlation_id: str | None, answer: Answer) -> None:
+        self._answerer.send(reply_to, correlation_id, answer)
+
+    def _success(self, response: Any, details: Any = None) -> Answer:
+        return success(response, self._host.name, details=details, fleet=self._fleet)
+
+    async def _dispatch(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
+        name = incoming.request.command.name
+        queue, _key = death(delivery.headers)
+        if not queue:
+            await self._drop_stale_binding(session, delivery.key)
+        if name == "create-vm":
+            await self._create(session, delivery, incoming)
+            return
+        if queue:
+            raise _host_down(queue, incoming)
+        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+        if incoming.request.command.changes:
+            await self._change(session, delivery, incoming)
+        else:
+            self._answer(incoming, await self._read(incoming))
+            delivery.channel.ack(delivery)
+
+    async def _drop_stale_binding(self, session: Session, key: str) -> None:
+        """Whom the directory names for a VM that it does not know takes itself out of the directory."""
+        vm_id = key.removeprefix("vm.")
+        if vm_id != key and is_vm_id(vm_id) and vm_id not in self._host.vms:
+            log.warning("VM %s: the directory named this host, which does not know it; unbound", vm_id)
+            await session.unbind(vm_id)
+
+    # Commands that only read
+
+    async def _read(self, incoming: Incoming) -> Answer:
+        host, options = self._host, incoming.request.options
+        match incoming.request.command.name:
+            case "list-vms":
+                rows = host.details()
+                return self._success([f"vm-{row.vm_id}" for row in rows], details=rows)
+            case "list-hosts":
+                return self._success(host.report(self._fleet_names, __version__))
+            case "show-vm":
+                assert isinstance(options, ShowVm)
+                return self._success(await host.show(options.vm_id, options.console_lines))
+            case "offer-vm":
+                misfit = host.misfit(incoming.create)
+                if misfit is not None:
+                    raise misfit
+                return self._success(Offer(score=host.score()))
+            case name:
+                raise AssertionError(f"no handler for {name}")
+
+    # Commands that change a VM that is there
+
+    async def _change(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
+        vm_id = incoming.request.vm_id
+        assert vm_id is not None
+        known = self._host.vms.get(vm_id)
+        if known is not None and _deleted_by(known, incoming):
+            self._answer(incoming, self._success(VmStatus(status="deleted", vm_id=vm_id)))
+            delivery.channel.ack(delivery)
+            return
+        vm = self._host.get(vm_id)
+        await vm.line.acquire()
+        try:
+            if not vm.exists:
+                raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
+            check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+            act = act_on(_verb(incoming), vm.state)
+            await session.acknowledge(delivery)
+        except BaseException:
+            vm.line.release()
+            raise
+        self._host.go_on(self._finish(incoming, self._work(vm, act, incoming)))
+
+    async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus:
+        """Do acknowledged work in the VM's line; waiting for its guest is done outside of that."""
+        try:
+            status = await self._act(vm, act, incoming)
+        finally:
+            vm.line.release()
+        return status or await self._wait_off(vm, incoming)
+
+    async def _finish(self, incoming: Incoming, work: Awaitable[VmStatus]) -> None:
+        """Do acknowledged work and answer with its outcome; it goes on whatever happens to the connection."""
+        try:
+            answer = self._success(await work)
+        except Refused as refusal:
+            answer = failure(refusal, self._host.name, fleet=self._fleet)
+        except Exception:
+            log.exception("%s of VM %s failed", incoming.request.command.name, incoming.request.vm_id)
+            answer = failure(self._internal_error(), self._host.name, fleet=self._fleet)
+        self._log_outcome(incoming, answer)
+        self._answer(incoming, answer)
+
+    def _internal_error(self) -> Refused:
+        return Refused("failed", f"internal error on host {self._host.name}; its log says more")
+
+    def _log_outcome(self, incoming: Incoming, answer: Answer) -> None:
+        info = answer.execution_info
+        log.info(
+            "%s of VM %s for %s: %s%s",
+            incoming.request.command.name,
+            incoming.request.vm_id,
+            incoming.operator or "an unsigned client",
+            info.status,
+            f" ({info.reason})" if info.reason else "",
+        )
+
+    async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus | None:
+        host, vm_id = self._host, vm.record.vm_id
+        match act:
+            case Act.START:
+                await host.start(vm)
+                return VmStatus(status="starting", vm_id=vm_id)
+            case Act.PRESS:
+                await host.press(vm)
+                return None  # answered when the guest is off, outside the VM's line
+            case Act.KILL:
+                await host.kill(vm)
+                return VmStatus(status="stopped", vm_id=vm_id)
+            case Act.REMOVE:
+                await host.delete(vm, incoming.request_id)
+                return VmStatus(status="deleted", vm_id=vm_id)
+            case Act.NOTHING:
+                state = "stopped" if vm.state == "failed" else vm.state
+                return VmStatus(status=state, vm_id=vm_id)
+
+    async def _wait_off(self, vm: Vm, incoming: Incoming) -> VmStatus:
+        if incoming.deadline is None:
+            patience = UNTOLD_PATIENCE_S
+        else:
+            patience = incoming.deadline - self._host.clock() - ANSWER_MARGIN_S
+        state = await self._host.settled(vm, patience)
+        return VmStatus(status="stopped" if state == "failed" else state, vm_id=vm.record.vm_id)
+
+    # Create
+
+    async def _create(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
+        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+        incoming = _completed(incoming, self._host.clock())
+        vm_id = incoming.create.vm_id
+        assert vm_id is not None
+        line = self._creates.setdefault(vm_id, asyncio.Lock())
+        try:
+            async with line:
+                await _CreateFlow(self, self._host, session, delivery, incoming).run()
+        finally:
+            self._host.release(vm_id)
+            if not line.locked():
+                self._creates.pop(vm_id, None)
+
+    def refuse_create(self, incoming: Incoming, error: Refused) -> None:
+        """Answer a create with a no."""
+        answer = failure(error, self._host.name, fleet=self._fleet)
+        self._log_outcome(incoming, answer)
+        self._answer(incoming, answer)
+
+    def answer_when_built(self, incoming: Incoming, built: asyncio.Task[None]) -> None:
+        """Answer a create when its VM runs, or could not be built."""
+
+        async def outcome() -> VmStatus:
+            await asyncio.shield(built)
+            return VmStatus(status="starting", vm_id=incoming.create.vm_id or "")
+
+        self._host.go_on(self._finish(incoming, outcome()))
+
+
+class _CreateFlow:
+    """One copy of a create: asks `decide` what to do next, does it, and adds what it learnt."""
+
+    def __init__(
+        self, handlers: Handlers, host: Host, session: Session, delivery: Delivery, incoming: Incoming
+    ) -> None:
+        self._handlers = handlers
+        self._host = host
+        self._session = session
+        self._delivery = delivery
+        self._incoming = incoming
+        self._vm_id = incoming.create.vm_id or ""
+        self._facts = self._first_facts()
+
+    def _first_facts(self) -> d.Facts:
+        incoming, host = self._incoming, self._host
+        queue, _key = death(self._delivery.headers)
+        known = host.vms.get(self._vm_id)
+        facts = d.Facts(
+            host=host.name,
+            request_id=incoming.request_id,
+            now=host.clock(),
+            deadline=incoming.deadline or 0.0,
+            hops=incoming.hops,
+            dead_lettered=bool(queue),
+            dead_host=_queue_host(queue),
+            recorded_request=known.record.request_id if known else None,
+        )
+        if known is None and not facts.dead_lettered:
+            self._reserve(facts)
+        return facts
+
+    def _reserve(self, facts: d.Facts) -> None:
+        """Look whether it fits, and hold its place at once: nothing may come between."""
+        spec = self._incoming.create
+        facts.misfit = self._host.misfit(spec)
+        if facts.misfit is None:
+            self._host.reserve(self._vm_id, spec)
+
+    async def run(self) -> None:
+        """Take step after step until the copy is dealt with."""
+        done = False
+        while not done:
+            self._facts.now = self._host.clock()
+            done = await self._do(d.next_step(self._facts))
+
+    async def _do(self, step: d.Step) -> bool:
+        """Do one step; True when it was the last."""
+        steps: dict[type[d.Step], Callable[[Any], Awaitable[bool]]] = {
+            d.Rejoin: self._rejoin,
+            d.Refuse: self._refuse,
+            d.MakeClaim: self._claim,
+            d.Probe: self._probe,
+            d.AskOffers: self._ask_offers,
+            d.HandOn: self._hand_on,
+            d.Leave: self._leave,
+            d.Begin: self._begin,
+        }
+        return await steps[type(step)](step)
+
+    async def _claim(self, _step: d.MakeClaim) -> bool:
+        self._facts.claim = await self._session.claim(self._vm_id)
+        return False
+
+    async def _probe(self, _step: d.Probe) -> bool:
+        self._facts.held_elsewhere = await self._session.probe(self._incoming)
+        return False
+
+    async def _ask_offers(self, _step: d.AskOffers) -> bool:
+        body = encode_request("offer-vm", self._incoming.create)
+        answers, self._facts.silent_hosts = await self._session.ask_all(body)
+        self._facts.offers = [_offer(answer) for answer in answers]
+        return False
+
+    async def _hand_on(self, step: d.HandOn) -> bool:
+        log.info("create-vm %s handed on to %s", self._vm_id, step.host)
+        if await self._session.hand_on(step.host, self._incoming):
+            return await self._leave()
+        owner = self._facts.claim is not None and not self._facts.claim.won
+        if owner:  # its queue is gone, but its claim stands: only it could say
+            self._facts.hops = d.MAX_HOPS
+        else:
+            self._facts.offers = [o for o in self._facts.offers or [] if o.host != step.host]
+        return False
+
+    async def _leave(self, _step: d.Leave | None = None) -> bool:
+        await self._session.acknowledge(self._delivery)
+        return True
+
+    async def _rejoin(self, _step: d.Rejoin) -> bool:
+        record = self._host.vms[self._vm_id].record
+        await self._session.acknowledge(self._delivery)
+        if record.ending is not None:
+            self._handlers.refuse_create(self._incoming, ending_code(record.ending))
+        else:
+            self._handlers.answer_when_built(self._incoming, self._host.build(self._vm_id))
+        return True
+
+    async def _refuse(self, step: d.Refuse) -> bool:
+        if step.final:
+            await self._host.refuse(self._record("claimed"), step.error)
+        await self._session.acknowledge(self._delivery)
+        self._handlers.refuse_create(self._incoming, step.error)
+        return True
+
+    async def _begin(self, _step: d.Begin) -> bool:
+        await self._host.admit(self._record("claimed"))
+        try:
+            await self._session.bind(self._vm_id)
+            await self._host.bound(self._vm_id)
+        except Refused:
+            await self._session.unbind(self._vm_id)
+            await self._host.forget(self._vm_id)
+            raise
+        await self._session.offer_capacity()  # before the acknowledge, so that the next create meets the new figure
+        await self._session.acknowledge(self._delivery)
+        self._handlers.answer_when_built(self._incoming, self._host.build(self._vm_id))
+        return True
+
+    def _record(self, phase: Any) -> Record:
+        spec = self._incoming.create
+        disk = capacity.disk_gib(spec, self._host.find_image(spec))
+        now = self._host.clock()
+        return Record(
+            vm_id=self._vm_id,
+            request_id=self._incoming.request_id,
+            spec=capacity.with_disk(spec, disk),
+            deadline=self._facts.deadline,
+            created=now,
+            since=now,
+            phase=phase,
+        )
+
+
+def _completed(incoming: Incoming, now: float) -> Incoming:
+    """A create with its VM id and its deadline, made up for a client that gave none (the seed's)."""
+    if incoming.create.vm_id is None:
+        incoming = incoming.with_vm_id(derive_vm_id(incoming.request_id))
+    if incoming.deadline is None:
+        incoming = replace(incoming, deadline=now + DEFAULT_PATIENCE_S)
+    return incoming
+
+
+def _offer(answer: Answer) -> d.HostOffer:
+    host = answer.host or ""
+    if answer.ok and answer.response is not None:
+        return d.HostOffer(host, msgspec.json.decode(answer.response, type=Offer).score)
+    return d.HostOffer(host, None, answer.execution_info.reason or "refused")
+
+
+def _queue_host(queue: str) -> str:
+    prefix = topology.EXCHANGE + "-host."
+    return queue.removeprefix(prefix) if queue.startswith(prefix) else ""
+
+
+def _host_down(queue: str, incoming: Incoming) -> Refused:
+    host = _queue_host(queue)
+    holds = f", which holds VM {incoming.request.vm_id}," if incoming.request.vm_id else ""
+    return Refused(
+        "host-down",
+        f"host {host}{holds} is not running; the command was not begun",
+        "repeat it when the host is back; list-hosts shows who is up",
+    )
+
+
+def _verb(incoming: Incoming) -> str:
+    options = incoming.request.options
+    if isinstance(options, StopVm) and options.kill:
+        return "stop-vm --kill"
+    return incoming.request.command.name
+
+
+def _deleted_by(vm: Vm, incoming: Incoming) -> bool:
+    ending = vm.record.ending
+    return (
+        incoming.request.command.name == "delete-vm"
+        and vm.record.phase == "gone"
+        and ending is not None
+        and ending.request_id == incoming.request_id
+    )

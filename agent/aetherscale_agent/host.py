@@ -1,0 +1,515 @@
+"""The VMs of this host: what was promised (journal), what is (power), and the work that turns one into the other.
+
+It knows no broker. Commands of one VM run in its line, one after the other; nothing else waits for them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from aetherscale_agent import capacity
+from aetherscale_agent.decide import too_late
+from aetherscale_agent.journal import Ending, Journal, JournalError, Record
+from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
+from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
+from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.errors import VM_UNKNOWN, Code, Refused
+
+log = logging.getLogger(__name__)
+
+SHUTDOWN_LIMIT_S = 50.0
+"""How long a guest may take to shut down before it is said to ignore the power button."""
+PRESS_EVERY_S = 4.0
+"""A guest that was still booting misses the first press; so it is pressed again."""
+
+T = TypeVar("T")
+
+
+@dataclass
+class Vm:
+    """One VM at run time. `line` is held by the command that works on it."""
+
+    record: Record
+    state: VmState
+    line: asyncio.Lock = field(default_factory=asyncio.Lock)
+    built: asyncio.Task[None] | None = None
+    shutdown: asyncio.Task[None] | None = None
+
+    @property
+    def exists(self) -> bool:
+        """Whether it is a VM to the outside: neither a claim only, nor a tombstone."""
+        return self.record.phase in ("bound", "ready", "deleting")
+
+
+class Host:
+    """All VMs of this host."""
+
+    def __init__(
+        self,
+        name: str,
+        journal: Journal,
+        hypervisor: Hypervisor,
+        images: Images,
+        *,
+        boot_id: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self.images = images
+        self.hypervisor = hypervisor
+        self.clock = clock
+        self.vms: dict[str, Vm] = {}
+        self.capacity_changed = asyncio.Event()
+        self.buried = asyncio.Event()  #: some VM became a tombstone
+        self._journal = journal
+        self._boot_id = boot_id
+        self._reserved: dict[str, CreateVm] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # What is there, and what fits
+
+    def find(self, vm_id: str) -> Vm | None:
+        """The VM of this id, if this host has one."""
+        vm = self.vms.get(vm_id)
+        return vm if vm is not None and vm.exists else None
+
+    def get(self, vm_id: str) -> Vm:
+        """The VM of this id.
+
+        :raise Refused: `vm-unknown`, in the seed's words.
+        """
+        vm = self.find(vm_id)
+        if vm is None:
+            raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
+        return vm
+
+    def free(self) -> capacity.Free:
+        """What is left for new VMs; what creates in hand have reserved is counted."""
+        promised = [vm.record.spec for vm in self.vms.values() if vm.exists]
+        return capacity.free(self.hypervisor.resources(), [*promised, *self._reserved.values()])
+
+    def find_image(self, spec: CreateVm) -> Image | None:
+        """The base image that this VM wants, if it is here."""
+        return self.images.list().get(spec.image)
+
+    def misfit(self, spec: CreateVm) -> Refused | None:
+        """Why this VM can't be taken now, or None."""
+        return capacity.misfit(spec, self.find_image(spec), self.free())
+
+    def score(self) -> int:
+        """How well a VM could be taken now; higher is better."""
+        return capacity.score(self.free())
+
+    def reserve(self, vm_id: str, spec: CreateVm) -> None:
+        """Hold capacity for a create in hand."""
+        self._reserved[vm_id] = spec
+
+    def release(self, vm_id: str) -> None:
+        """Let go of what was reserved, if anything was."""
+        if self._reserved.pop(vm_id, None) is not None:
+            self.capacity_changed.set()
+
+    # Reports
+
+    def details(self) -> list[VmDetails]:
+        """A row for each VM, by id."""
+        return [self._details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
+
+    def _details(self, vm: Vm) -> VmDetails:
+        spec, record = vm.record.spec, vm.record
+        return VmDetails(
+            vm_id=record.vm_id,
+            state=vm.state,
+            image=spec.image,
+            cpus=spec.cpus,
+            memory=spec.memory,
+            disk=spec.disk,
+            since=record.since,
+        )
+
+    async def show(self, vm_id: str, console_lines: int) -> VmReport:
+        """All that there is to say about a VM.
+
+        :raise Refused: `vm-unknown`.
+        """
+        vm = self.get(vm_id)
+        console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
+        row = {name: getattr(self._details(vm), name) for name in VmDetails.__struct_fields__}
+        return VmReport(
+            **row,
+            host=self.name,
+            created=vm.record.created,
+            accelerator=self.hypervisor.accelerator,
+            reason=vm.record.reason,
+            console=console,
+        )
+
+    def report(self, fleet: list[str], version: str) -> HostReport:
+        """What this host has, and what is free."""
+        total, left = self.hypervisor.resources(), self.free()
+        existing = [vm for vm in self.vms.values() if vm.exists]
+        return HostReport(
+            host=self.name,
+            state="up",
+            cpus=total.cpus,
+            cpus_free=left.cpus,
+            memory=total.memory,
+            memory_free=left.memory,
+            disk=total.disk,
+            disk_free=left.disk,
+            vms=len(existing),
+            running=sum(vm.state == "running" for vm in existing),
+            images=sorted(self.images.list()),
+            accelerator=self.hypervisor.accelerator,
+            agent_version=version,
+            fleet=fleet,
+        )
+
+    # Journal
+
+    async def _write(self, vm: Vm, **changes: object) -> None:
+        record = vm.record.but(**changes)
+        await self._journal.put(record)
+        vm.record = record
+
+    async def _settle(self, vm: Vm, state: VmState, **changes: object) -> None:
+        """Enter a state and journal it; a journal that can't be written is logged, the state holds anyway."""
+        log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
+        vm.state = state
+        try:
+            await self._write(vm, since=self.clock(), **changes)
+        except JournalError as error:
+            log.error("VM %s is %s, but the journal does not know: %s", vm.record.vm_id, state, error)
+
+    # Create
+
+    async def admit(self, record: Record) -> None:
+        """Journal a claimed id, before it is bound.
+
+        :raise Refused: `failed`, when the journal can't be written; later copies are refused then, too.
+        """
+        try:
+            await self._journal.put(record)
+        except JournalError as error:
+            refusal = Refused("failed", str(error), "free space on the host, or repair its disk")
+            record = record.but(phase="gone", ending=_ending(refusal, record.request_id))
+            raise refusal from None
+        finally:
+            self.vms[record.vm_id] = Vm(record, "creating")
+
+    async def bound(self, vm_id: str) -> None:
+        """Journal that the directory names this host for the id.
+
+        :raise Refused: `failed`, when the journal can't be written.
+        """
+        try:
+            await self._write(self.vms[vm_id], phase="bound", since=self.clock())
+        except JournalError as error:
+            raise Refused("failed", str(error), "free space on the host, or repair its disk") from None
+        self.release(vm_id)
+
+    def build(self, vm_id: str) -> asyncio.Task[None]:
+        """Build a bound VM, whether or not somebody waits for it. Called again, it is the same work.
+
+        The task raises `Refused` when the VM could not be built; it is undone then.
+        """
+        vm = self.vms[vm_id]
+        if vm.built is None:
+            vm.built = self._spawn(self._build(vm))
+        return vm.built
+
+    async def _build(self, vm: Vm) -> None:
+        async with vm.line:
+            record = vm.record
+            try:
+                await self._make(vm)
+            except (HypervisorError, Refused, JournalError) as error:
+                refusal = error if isinstance(error, Refused) else _failed("create-vm", error)
+                await self._undo(vm, refusal)
+                raise refusal from None
+            except Exception:
+                log.exception("VM %s: create failed", record.vm_id)
+                refusal = Refused("failed", f"create-vm failed on host {self.name}; its log says why")
+                await self._undo(vm, refusal)
+                raise refusal from None
+
+    async def _make(self, vm: Vm) -> None:
+        record = vm.record
+        self._check_deadline(record.deadline)
+        image = self.find_image(record.spec)
+        if image is None:
+            raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
+        await self.hypervisor.build(record.vm_id, record.spec, image)
+        self._check_deadline(record.deadline)
+        await self.hypervisor.start(record.vm_id, record.spec)
+        await self._write(vm, phase="ready", wanted="on", boot_id=self._boot_id, since=self.clock())
+        vm.state = "running"
+        log.info("VM %s: created, running", record.vm_id)
+
+    def _check_deadline(self, deadline: float) -> None:
+        now = self.clock()
+        if now > deadline:
+            raise too_late(self.name, deadline, now)
+
+    async def _undo(self, vm: Vm, error: Refused) -> None:
+        log.warning("VM %s: create undone: %s", vm.record.vm_id, error.reason)
+        await self._erase(vm, _ending(error, vm.record.request_id))
+
+    async def refuse(self, record: Record, error: Refused) -> None:
+        """Journal a final no, so that a late copy of the create meets it.
+
+        :raise Refused: `failed`, when the journal can't be written.
+        """
+        await self.admit(record.but(phase="gone", ending=_ending(error, record.request_id)))
+        self.buried.set()
+
+    # Start, stop, delete: called by who holds the VM's line
+
+    async def start(self, vm: Vm) -> None:
+        """Start a VM that is off.
+
+        :raise Refused: `failed`, when QEMU does not come up, or the journal can't be written.
+        """
+        record = vm.record
+        try:
+            await self._write(vm, wanted="on", boot_id=self._boot_id, since=self.clock(), reason="")
+            vm.state = "starting"
+            await self.hypervisor.start(record.vm_id, record.spec)
+        except (HypervisorError, JournalError) as error:
+            await self._settle(vm, "failed", wanted="off", reason=str(error))
+            raise _failed("start-vm", error) from None
+        await self._settle(vm, "running")
+
+    async def press(self, vm: Vm) -> None:
+        """Begin to shut a VM down by its power button; `settled` tells how it went on.
+
+        :raise Refused: `failed`, when the journal can't be written; nothing was changed.
+        """
+        if vm.shutdown is not None and not vm.shutdown.done():
+            return
+        try:
+            await self._write(vm, wanted="off", since=self.clock(), reason="")
+        except JournalError as error:
+            raise _failed("stop-vm", error) from None
+        log.info("VM %s: %s -> stopping", vm.record.vm_id, vm.state)
+        vm.state = "stopping"
+        vm.shutdown = self._spawn(self._shut_down(vm))
+
+    async def _shut_down(self, vm: Vm) -> None:
+        vm_id = vm.record.vm_id
+        off = asyncio.create_task(self.hypervisor.wait_off(vm_id))
+        limit = time.monotonic() + SHUTDOWN_LIMIT_S
+        try:
+            while not off.done() and time.monotonic() < limit:
+                try:
+                    await self.hypervisor.press_power_button(vm_id)
+                except HypervisorError as error:
+                    log.warning("VM %s: power button: %s", vm_id, error)
+                await asyncio.wait({off}, timeout=min(PRESS_EVERY_S, max(0.0, limit - time.monotonic())))
+            if off.done():
+                await self._came_to_rest(vm, off.result(), "")
+            else:
+                why = f"the guest ignored the power button for {SHUTDOWN_LIMIT_S:.0f} s"
+                await self._settle(vm, "running", wanted="on", reason=why)
+        finally:
+            off.cancel()
+
+    async def settled(self, vm: Vm, patience_s: float) -> VmState:
+        """The state of a VM that is being shut down, when that is over, or after so many seconds.
+
+        :raise Refused: `guest-ignored`, when the guest took no notice of the power button; it still runs.
+        """
+        shutdown = vm.shutdown
+        if shutdown is not None:
+            await asyncio.wait({shutdown}, timeout=max(0.0, patience_s))
+        if vm.state == "running":
+            hint = "stop-vm --kill pulls the plug"
+            raise Refused("guest-ignored", vm.record.reason or "the guest runs again", hint)
+        return vm.state
+
+    async def kill(self, vm: Vm) -> None:
+        """Pull the plug; the VM is off when this returns.
+
+        :raise Refused: `failed`, when it can't be killed.
+        """
+        await self._cancel_shutdown(vm)
+        try:
+            await self._write(vm, wanted="off")
+            await self.hypervisor.kill(vm.record.vm_id)
+        except (HypervisorError, JournalError) as error:
+            raise _failed("stop-vm --kill", error) from None
+        await self._settle(vm, "stopped", reason="")
+
+    async def delete(self, vm: Vm, request_id: str) -> None:
+        """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.
+
+        :raise Refused: `failed`, when something could not be removed; it is tried again when the agent starts.
+        """
+        await self._cancel_shutdown(vm)
+        ending = Ending(code="vm-unknown", reason="VM was deleted", request_id=request_id)
+        try:
+            await self._write(vm, phase="deleting", wanted="off", since=self.clock(), ending=ending)
+        except JournalError as error:
+            raise _failed("delete-vm", error) from None
+        vm.state = "deleting"
+        if not await self._erase(vm, ending):
+            raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
+
+    async def _erase(self, vm: Vm, ending: Ending) -> bool:
+        vm_id = vm.record.vm_id
+        try:
+            await self._write(vm, phase="deleting", ending=ending, wanted="off")
+            await self.hypervisor.kill(vm_id)
+            await self.hypervisor.remove(vm_id)
+            await self._write(vm, phase="gone", since=self.clock())
+        except (HypervisorError, JournalError) as error:
+            log.error("VM %s: could not be removed: %s", vm_id, error)
+            return False
+        log.info("VM %s: removed", vm_id)
+        self.capacity_changed.set()
+        self.buried.set()
+        return True
+
+    async def forget(self, vm_id: str) -> None:
+        """Drop the record of a claim or a tombstone, after its binding is gone."""
+        try:
+            await self._journal.drop(vm_id)
+        except JournalError as error:
+            log.error("VM %s: %s", vm_id, error)
+            return
+        self.vms.pop(vm_id, None)
+
+    async def _cancel_shutdown(self, vm: Vm) -> None:
+        if vm.shutdown is not None:
+            vm.shutdown.cancel()
+            await asyncio.wait({vm.shutdown})
+
+    # What happens without a command
+
+    async def watch(self) -> None:
+        """Follow the guests' own comings to rest, until cancelled."""
+        async for change in self.hypervisor.changes():
+            await self.came_to_rest(change)
+
+    async def came_to_rest(self, change: PowerChange) -> None:
+        """A unit came to rest, by whatever cause: if nobody asked for it, the VM's state follows."""
+        vm = self.find(change.vm_id)
+        if vm is None or vm.line.locked() or vm.state != "running":
+            return  # a command is at work, and sees for itself
+        if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
+            return  # old news: it was started again since
+        await self._came_to_rest(vm, change.power, change.reason)
+
+    async def _came_to_rest(self, vm: Vm, power: Power, reason: str) -> None:
+        state: VmState = "failed" if power is Power.FAILED and vm.state != "stopping" else "stopped"
+        await self._settle(vm, state, wanted="off", reason=reason)
+
+    # Start of the agent
+
+    async def reconcile(self) -> str:
+        """Compare journal, units and disks; finish or undo what was half done; one sentence about it.
+
+        Bound creates are not finished here but once the directory names this host again (see Session).
+        """
+        for vm_id, record in self._journal.load(log.warning).items():
+            self.vms[vm_id] = Vm(record, "creating")
+        powers = await self.hypervisor.power(list(self.vms))
+        ready = [vm for vm in self.vms.values() if vm.record.phase == "ready"]
+        revived = [vm for vm in ready if self._take_stock(vm, powers.get(vm.record.vm_id, Power.OFF))]
+        if revived:
+            self._spawn(self._revive(revived))
+        removed = [vm for vm in self.vms.values() if vm.record.phase == "deleting"]
+        for vm in removed:
+            vm.state = "deleting"
+            await self._erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
+        remains = await self._remove_remains()
+        running = sum(vm.state == "running" for vm in ready)
+        return (
+            f"{len(ready)} VMs: {running} running, {len(revived)} to start again, {len(ready) - running - len(revived)}"
+            f" off; {len(removed)} deletions finished, {remains} remains removed"
+        )
+
+    def _take_stock(self, vm: Vm, power: Power) -> bool:
+        """Set the state of a VM by what its unit says; True if it must be started again: the host went down."""
+        record = vm.record
+        if power is Power.ON:
+            vm.state = "running"
+            if record.wanted == "off":  # a shutdown was under way
+                vm.state = "stopping"
+                vm.shutdown = self._spawn(self._shut_down(vm))
+            return False
+        vm.state = "failed" if power is Power.FAILED else "stopped"
+        if record.wanted == "off":
+            return False
+        if record.boot_id != self._boot_id:
+            vm.state = "starting"
+            return True
+        why = "QEMU died" if power is Power.FAILED else "the guest shut itself down"
+        self._spawn(self._settle(vm, vm.state, wanted="off", reason=f"{why} while the agent was away"))
+        return False
+
+    async def _revive(self, vms: Iterable[Vm]) -> None:
+        slots = asyncio.Semaphore(4)
+
+        async def start(vm: Vm) -> None:
+            async with slots, vm.line:
+                try:
+                    await self.start(vm)
+                except Refused as error:
+                    log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
+
+        await asyncio.gather(*(start(vm) for vm in vms))
+
+    async def _remove_remains(self) -> int:
+        """Remove what is left of VMs that are tombstones or mere claims; name what belongs to no record at all."""
+        left = await self.hypervisor.list_remains()
+        known = {vm_id for vm_id, vm in self.vms.items() if vm.exists}
+        for stranger in sorted(left - set(self.vms)):
+            log.warning(
+                "VM %s: something of it is on this host, but the journal does not know it; left alone", stranger
+            )
+        dead = sorted(left & set(self.vms) - known)
+        for vm_id in dead:
+            await self.hypervisor.kill(vm_id)
+            await self.hypervisor.remove(vm_id)
+        return len(dead)
+
+    def go_on(self, work: Awaitable[None]) -> None:
+        """Let work go on whoever waits for it, and whether or not the broker is there."""
+        self._spawn(work)
+
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+
+        async def run() -> None:
+            await work
+
+        task = asyncio.create_task(run())
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
+            log.error("a task failed", exc_info=error)
+
+
+def _failed(command: str, error: Exception) -> Refused:
+    return Refused("failed", f"{command}: {error}")
+
+
+def _because(reason: object) -> str:
+    return f" ({reason})" if reason else ""
+
+
+def _ending(error: Refused, request_id: str) -> Ending:
+    return Ending(code=error.code, reason=error.reason, hint=error.hint, reasons=error.reasons, request_id=request_id)
+
+
+def ending_code(ending: Ending) -> Refused:
+    """What a tombstone's create is answered when a late copy of it comes."""
+    code: Code = ending.code  # type: ignore[assignment]  # written from a Refused
+    return Refused(code, ending.reason, ending.hint, ending.reasons)

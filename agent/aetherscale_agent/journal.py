@@ -1,0 +1,138 @@
+"""The agent's memory: one file per VM, written atomically and synced. There is no other database.
+
+A record says what was promised, not what is: what is, systemd and the disk say (see `reconcile`).
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.names import is_vm_id
+
+Phase = Literal[
+    "claimed",  # the id is claimed; its binding may or may not exist: undone at restart
+    "bound",  # the directory names this host; the VM is being built, or must be
+    "ready",  # built: a VM
+    "deleting",  # being removed, or must be
+    "gone",  # a tombstone: no VM (any more), kept so that a late copy of its create meets it
+]
+
+
+class Ending(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a late copy of a create is answered once its id is a tombstone. `request_id`: who ended it."""
+
+    code: str
+    reason: str
+    hint: str | None = None
+    reasons: dict[str, str] = {}
+    request_id: str = ""
+
+
+class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One VM, or what is left of one. Times in seconds since the epoch."""
+
+    vm_id: str
+    request_id: str
+    spec: CreateVm
+    deadline: float
+    created: float
+    phase: Phase
+    wanted: Literal["on", "off"] = "on"
+    since: float = 0.0
+    boot_id: str = ""  #: of the host when the VM was last started
+    reason: str = ""
+    ending: Ending | None = None
+
+    def but(self, **changes: object) -> "Record":
+        """The same record with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
+class JournalError(Exception):
+    """The journal could not be written: disk full, or read-only."""
+
+
+Warn = Callable[[str], None]
+
+
+class Journal:
+    """The records of this host, in a folder of their own, which only the agent can write."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, warn: Warn) -> dict[str, Record]:
+        """All records. A file that is none is set aside, with a warning, never deleted."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        records: dict[str, Record] = {}
+        for path in sorted(self._folder.iterdir()):
+            if path.suffix == ".new":  # a write that a crash cut short; the old file stands beside it
+                path.unlink()
+            elif path.suffix == ".json" and is_vm_id(path.stem):
+                record = self._read(path, warn)
+                if record is not None:
+                    records[record.vm_id] = record
+        return records
+
+    def _read(self, path: Path, warn: Warn) -> Record | None:
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=Record)
+            if record.vm_id != path.stem:
+                raise ValueError(f"it speaks of {record.vm_id}")
+            return record
+        except ValueError as error:
+            broken = path.with_suffix(".broken")
+            path.rename(broken)
+            warn(f"journal of VM {path.stem} can't be read ({error}); set aside as {broken}")
+            return None
+
+    async def put(self, record: Record) -> None:
+        """Write a record; when this returns it survives a power loss.
+
+        :raise JournalError: when it could not be written; the old record stands.
+        """
+        await asyncio.to_thread(self._write, record)
+
+    def _write(self, record: Record) -> None:
+        path = self._folder / f"{record.vm_id}.json"
+        draft = path.with_suffix(".new")
+        try:
+            with draft.open("wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+            self._sync_folder()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            raise JournalError(f"can't write {path}: {error.strerror}") from error
+
+    async def drop(self, vm_id: str) -> None:
+        """Forget a VM.
+
+        :raise JournalError: when its file could not be removed.
+        """
+        await asyncio.to_thread(self._unlink, vm_id)
+
+    def _unlink(self, vm_id: str) -> None:
+        path = self._folder / f"{vm_id}.json"
+        try:
+            path.unlink(missing_ok=True)
+            self._sync_folder()
+        except OSError as error:
+            raise JournalError(f"can't remove {path}: {error.strerror}") from error
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

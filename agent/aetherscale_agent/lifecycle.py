@@ -1,0 +1,51 @@
+"""What each command does in each state: one pure table, which tests walk."""
+
+import enum
+
+from aetherscale_protocol.answers import VmState
+from aetherscale_protocol.errors import Refused
+
+
+class Act(enum.Enum):
+    """What to do to the VM."""
+
+    START = "start"
+    PRESS = "press the power button, and wait"
+    KILL = "pull the plug"
+    REMOVE = "pull the plug if it is in, and remove the VM"
+    NOTHING = "it is so already"
+
+
+ANY_STATE: tuple[VmState, ...] = ("creating", "starting", "running", "stopping", "stopped", "deleting", "failed")
+
+_START = {"stopped": Act.START, "failed": Act.START, "running": Act.NOTHING, "starting": Act.NOTHING}
+_STOP = {"running": Act.PRESS, "stopping": Act.PRESS, "stopped": Act.NOTHING, "failed": Act.NOTHING}
+_KILL = {"running": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
+_DELETE = {"running": Act.REMOVE, "stopping": Act.REMOVE, "stopped": Act.REMOVE, "failed": Act.REMOVE}
+
+TABLE: dict[str, dict[str, Act]] = {
+    "start-vm": _START,
+    "stop-vm": _STOP,
+    "stop-vm --kill": _KILL,
+    "delete-vm": _DELETE,
+}
+"""Verb → state → what to do. A state that is missing refuses the verb. The states in which work is under way
+(creating, starting, deleting) are left before the next command of that VM is looked at: they only show if
+that work got stuck."""
+
+
+def act_on(verb: str, state: VmState) -> Act:
+    """What this verb does to a VM in this state.
+
+    :raise Refused: `wrong-state`, when it does nothing; nothing was changed.
+    """
+    act = TABLE[verb].get(state)
+    if act is None:
+        raise Refused("wrong-state", f"the VM is {state}: {verb} is not possible now", _hint(verb, state))
+    return act
+
+
+def _hint(verb: str, state: VmState) -> str:
+    if state == "stopping":
+        return "wait until it is off, or pull its plug with stop-vm --kill"
+    return f"repeat {verb.split()[0]} when it is no longer {state}"

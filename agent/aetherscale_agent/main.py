@@ -1,0 +1,137 @@
+"""The agent's beginning: read this from top to bottom to see how its parts hang together.
+
+config → journal + hypervisor + images → Host            the VMs of this machine; needs no broker
+Answerer (a connection of its own)  ←  Handlers  ←  Session (the command connection)  ←  RabbitMQ
+"""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from aetherscale_agent.answerer import Answerer
+from aetherscale_agent.config import AgentConfig, load_config
+from aetherscale_agent.connect import Connector, answer_forever, stay_connected
+from aetherscale_agent.handlers import Handlers
+from aetherscale_agent.host import Host
+from aetherscale_agent.journal import Journal
+from aetherscale_agent.notify import keep_watchdog_fed, notify
+from aetherscale_agent.ports import Hypervisor, Images
+from aetherscale_protocol import __version__
+from aetherscale_protocol.settings import SettingsError
+
+log = logging.getLogger(__name__)
+
+EXIT_USAGE, EXIT_BUSY = 2, 3
+
+
+def run() -> None:
+    """The command `aetherscale-agent`."""
+    options = _parse(sys.argv[1:])
+    _set_up_logging(options.log_level)
+    try:
+        config = load_config(options.config, os.environ)
+    except SettingsError as error:
+        _die(str(error), error.hint, EXIT_USAGE)
+    if options.check_config:
+        print(f"{options.config or 'the built-in configuration'}: ok, host {config.host}, broker {config.broker.host}")
+        return
+    _lock(Path(config.state_dir))
+    asyncio.run(serve(config))
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="aetherscale-agent", description="Runs the VMs of this host.")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML); without: defaults and RABBITMQ_HOST")
+    parser.add_argument("--check-config", action="store_true", help="check the configuration and exit")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument("--version", action="version", version=f"aetherscale-agent {__version__}")
+    return parser.parse_args(arguments)
+
+
+def _set_up_logging(level: str) -> None:
+    under_systemd = "JOURNAL_STREAM" in os.environ  # the journal has its own clock
+    stamp = "" if under_systemd else "%(asctime)s "
+    logging.basicConfig(level=level.upper(), format=f"{stamp}%(levelname)s %(message)s", stream=sys.stderr)
+    for chatty in ("pika", "qemu", "dbus_fast"):
+        logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what they report, the agent reports in its own words
+
+
+def _lock(state_dir: Path) -> None:
+    """Let one agent only work on a state directory; the lock ends with the process."""
+    try:
+        lock = os.open(state_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _die(f"another agent works on {state_dir}", "stop it first, or give this one a state_dir of its own", EXIT_BUSY)
+    except OSError as error:
+        _die(f"can't use {state_dir}: {error.strerror}", "set state_dir to a folder that the agent owns", EXIT_BUSY)
+
+
+def _die(message: str, hint: str | None, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+    sys.exit(code)
+
+
+async def serve(config: AgentConfig) -> None:
+    """Run the agent over the real hypervisor until SIGTERM."""
+    from aetherscale_agent.hypervisor import open_hypervisor
+
+    hypervisor, images = await open_hypervisor(config)
+    await serve_over(config, hypervisor, images)
+
+
+async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images) -> None:
+    """Run the agent over this hypervisor until SIGTERM."""
+    journal = Journal(Path(config.state_dir) / "journal")
+    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id())
+    answerer = Answerer()
+    handlers = Handlers(host, answerer, config.fleet)
+
+    await hypervisor.probe()
+    log.info("%s on host %s: %s; %s", __version__, config.host, await host.reconcile(), hypervisor.accelerator)
+    notify("READY=1", f"STATUS=connecting to {config.broker.host}")
+
+    def connector(purpose: str) -> Connector:
+        name = f"aetherscale-agent {config.host} {purpose}"
+        return Connector(config.broker, name=name, heartbeat_s=config.heartbeat)
+
+    await _until_terminated(
+        keep_watchdog_fed(),
+        host.watch(),
+        answer_forever(answerer, connector("answers")),
+        stay_connected(connector("commands"), answerer, host, config.broker.user, handlers.on_message),
+    )
+
+
+def read_boot_id() -> str:
+    """What tells this boot of the host from any other."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+async def _until_terminated(*works: object) -> None:
+    """Do all this work until SIGTERM or SIGINT; if one of them ends, that is an error and ends all."""
+    terminated = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, terminated.set)
+    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
+    watchers = [*tasks, asyncio.create_task(terminated.wait())]
+    done, _ = await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
+    log.info("stopping; the VMs go on")
+    for task in watchers:
+        task.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+    for task in done & set(tasks):
+        task.result()  # raises what ended it
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,342 @@
+"""One life of the command connection: take the name, declare, rebuild the directory, consume; until it is lost.
+
+Everything here is tied to its connection. Work that has not passed its barrier when that is lost is cancelled,
+because the broker gives its message to somebody else; work that has passed it belongs to the host, and goes on.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pika
+
+from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, Unroutable
+from aetherscale_agent.decide import Claim
+from aetherscale_agent.envelope import Incoming
+from aetherscale_agent.host import Host
+from aetherscale_protocol import names, topology
+from aetherscale_protocol.answers import Answer, decode_answer
+from aetherscale_protocol.commands import ShowVm, encode_request
+from aetherscale_protocol.names import host_key, vm_key
+from aetherscale_protocol.topology import EXCHANGE, Binding, Queue, ReplyTo
+
+log = logging.getLogger(__name__)
+
+HOST_PREFETCH = 200
+OFFER_WAIT_S = 1.0
+"""How long hosts may take to answer an offer; a healthy one takes milliseconds."""
+TOMBSTONE_SLACK_S = 5.0
+
+NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
+
+Handler = Callable[["Session", Delivery], Awaitable[None]]
+
+
+class NameTaken(Exception):
+    """Another agent is connected under this host's name."""
+
+
+class Session:
+    """The agent's dealings with the broker while one connection lasts."""
+
+    def __init__(self, connection: Connection, host: Host, user: str, handler: Handler) -> None:
+        self.connection = connection
+        self.host = host
+        self.user = user
+        self._handler = handler
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._claims: Channel | None = None
+        self._claim_lock = asyncio.Lock()
+        self._priority: int | None = None
+        self._competing_tag = ""
+        self._placement_lock = asyncio.Lock()
+        self._asked: dict[str, asyncio.Queue[Answer]] = {}
+
+    async def open(self) -> str:
+        """Take the name, declare, rebuild the directory, consume; one sentence about it.
+
+        :raise NameTaken: when another agent has this host's name.
+        :raise BrokerLost: when the connection is lost meanwhile.
+        :raise Declined: when the broker refuses something that an agent needs.
+        """
+        await self._take_name()
+        self._commands = await self._channel()
+        self._creates = await self._channel()
+        self._outbox = await self._channel()
+        await self._outbox.confirm()
+        await self._outbox.consume(ReplyTo, self._on_reply)
+        await self._declare_shared()
+        fresh = await self._declare_own_queue()
+        held = await self._rebuild_directory(verify=fresh)
+        await self._consume()
+        self._spawn(self._bury_tombstones())
+        self._spawn(self._follow_capacity())
+        return f"connected as {self.host.name}; the directory names this host for {held} VMs"
+
+    async def closed(self) -> str:
+        """Wait until the connection is lost; the reason. All work that hangs on it is cancelled then."""
+        reason = await asyncio.shield(self.connection.lost)
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return reason
+
+    async def _channel(self) -> Channel:
+        """A channel whose end ends the connection: an agent that goes on without it would be deaf."""
+        channel = await self.connection.channel()
+        channel.closed.add_done_callback(lambda gone: self.connection.drop(f"a channel was closed: {gone.result()}"))
+        channel.cancelled = lambda: self.connection.drop("the broker cancelled a consumer: its queue was deleted")
+        return channel
+
+    async def _take_name(self) -> None:
+        channel = await self.connection.channel()
+        try:
+            await channel.declare_queue(Queue(names.lock_queue(self.host.name)), exclusive=True)
+        except Declined as error:
+            if error.code == LOCKED:
+                raise NameTaken(self.host.name) from None
+            raise
+
+    async def _declare_shared(self) -> None:
+        for exchange in topology.EXCHANGES:
+            await self._ensure(lambda c, p, e=exchange: c.declare_exchange(e, passive=p))
+        for queue in topology.SHARED_QUEUES:
+            if await self._ensure(lambda c, p, q=queue: c.declare_queue(q, passive=p)):
+                for binding in topology.SHARED_BINDINGS:
+                    if binding.queue == queue.name:
+                        await self._commands.bind(binding)
+
+    async def _declare_own_queue(self) -> bool:
+        queue = topology.host_queue(self.host.name)
+        fresh = await self._ensure(lambda c, p: c.declare_queue(queue, passive=p))
+        await asyncio.gather(*(self._commands.bind(b) for b in topology.host_bindings(self.host.name)))
+        return fresh
+
+    async def _ensure(self, declare: Callable[..., Awaitable[Any]]) -> bool:
+        """Declare what may be there already, needing rights only if it is not; True if it was not there."""
+        channel = await self.connection.channel()
+        try:
+            await declare(channel, True)
+            channel.close()
+            return False
+        except Declined as error:
+            if error.code != NOT_FOUND:
+                raise
+        await declare(self._commands, False)
+        return True
+
+    # The directory
+
+    def _binding(self, vm_id: str) -> Binding:
+        return Binding(EXCHANGE, names.host_queue(self.host.name), vm_key(vm_id))
+
+    async def bind(self, vm_id: str) -> None:
+        """Make the directory name this host for a VM."""
+        await self._commands.bind(self._binding(vm_id))
+
+    async def unbind(self, vm_id: str) -> None:
+        """Take the VM out of the directory."""
+        await self._commands.unbind(self._binding(vm_id))
+
+    async def _rebuild_directory(self, *, verify: bool) -> int:
+        """Undo mere claims, bind everything else, finish bound creates; how many VMs are bound.
+
+        A host queue that had to be made anew means that the broker or the queue was lost: another host may
+        have been given one of the VMs meanwhile, so each is claimed and probed for before it is bound.
+        """
+        records = [vm.record for vm in self.host.vms.values()]
+        for record in (r for r in records if r.phase == "claimed"):
+            await self.unbind(record.vm_id)
+            await self.host.forget(record.vm_id)
+            log.info("VM %s: a create that had not begun was undone", record.vm_id)
+        kept = [r.vm_id for r in records if r.phase != "claimed"]
+        if verify:
+            kept = [vm_id for vm_id in kept if await self._may_bind(vm_id)]
+        await asyncio.gather(*(self.bind(vm_id) for vm_id in kept))
+        for vm_id in kept:
+            if self.host.vms[vm_id].record.phase == "bound":
+                self.host.build(vm_id)
+        return sum(self.host.find(vm_id) is not None for vm_id in kept)
+
+    async def _may_bind(self, vm_id: str) -> bool:
+        claim = await self.claim(vm_id)
+        holder = await self._find_holder(vm_id) if claim.won else claim.owner
+        if holder is None:
+            return True
+        log.error("VM %s: %s holds it too; this host's copy is kept, but not in the directory", vm_id, holder)
+        return False
+
+    async def _find_holder(self, vm_id: str) -> str | None:
+        """The host which the directory names for a VM, or None; `a silent host` if that host does not answer."""
+        body = encode_request("show-vm", ShowVm(vm_id=vm_id, console_lines=0))
+        try:
+            answers = await self._ask(vm_key(vm_id), body, expected=1)
+        except Unroutable:
+            return None
+        if not answers:
+            return "a silent host"
+        return answers[0].host if answers[0].ok else None
+
+    async def _bury_tombstones(self) -> None:
+        """Unbind and forget what is a tombstone once its create's deadline has passed."""
+        while True:
+            self.host.buried.clear()
+            now = self.host.clock()
+            dead = [vm.record for vm in self.host.vms.values() if vm.record.phase == "gone"]
+            due = [r for r in dead if r.deadline + TOMBSTONE_SLACK_S < now]
+            for record in due:
+                await self.unbind(record.vm_id)
+                await self.host.forget(record.vm_id)
+            later = [r.deadline + TOMBSTONE_SLACK_S - now for r in dead if r not in due]
+            await _wait(self.host.buried, max(0.1, min(later, default=3600.0)))
+
+    # Claims and probes
+
+    async def claim(self, vm_id: str) -> Claim:
+        """Claim a VM id for this host, by declaring its queue: one atomic compare-and-set in the broker."""
+        async with self._claim_lock:
+            if self._claims is None or self._claims.closed.done():
+                self._claims = await self.connection.channel()
+            try:
+                await self._claims.declare_queue(topology.claim(vm_id, self.host.name))
+                return Claim(won=True)
+            except Declined as error:
+                if error.code != PRECONDITION_FAILED:
+                    raise BrokerLost(str(error)) from None
+                return Claim(won=False, owner=claim_owner(error.text))
+
+    async def pass_to(self, key: str, incoming: Incoming) -> bool:
+        """Publish a create to a key; False if the directory knows no such key.
+
+        Only what is listed here travels on: a copied CC header would multiply the message at every hop.
+        """
+        headers: dict[str, Any] = {"hops": incoming.hops + 1, "operator": incoming.operator}
+        if incoming.deadline is not None:
+            headers["deadline"] = int(incoming.deadline * 1000)
+        properties = pika.BasicProperties(
+            reply_to=incoming.reply_to,
+            correlation_id=incoming.correlation_id,
+            message_id=incoming.request_id,
+            user_id=self.user,
+            delivery_mode=2,
+            content_type="application/json",
+            headers=headers,
+        )
+        body = encode_request("create-vm", incoming.create)
+        try:
+            await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
+        except Unroutable:
+            return False
+        return True
+
+    async def probe(self, incoming: Incoming) -> bool:
+        """Whether some host holds this VM; if so, it has this create now, and will answer it."""
+        return await self.pass_to(vm_key(incoming.create.vm_id or ""), incoming)
+
+    async def hand_on(self, host: str, incoming: Incoming) -> bool:
+        """Give the create to a host; False if it has no queue."""
+        return await self.pass_to(host_key(host), incoming)
+
+    # Asking other hosts
+
+    async def ask_all(self, body: bytes) -> tuple[list[Answer], int]:
+        """Every live host's answer to an offer, and how many did not answer in time."""
+        expected = await self._outbox.declare_queue(Queue(topology.HOSTS), passive=True)
+        answers = await self._ask("offer-vm", body, expected=expected)  # bound by this host itself: routable
+        return answers, max(0, expected - len(answers))
+
+    async def _ask(self, key: str, body: bytes, *, expected: int) -> list[Answer]:
+        correlation_id = names.new_request_id()
+        inbox = self._asked[correlation_id] = asyncio.Queue()
+        properties = pika.BasicProperties(
+            reply_to=ReplyTo, correlation_id=correlation_id, user_id=self.user, content_type="application/json"
+        )
+        answers: dict[str | None, Answer] = {}
+        try:
+            await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
+            async with asyncio.timeout(OFFER_WAIT_S):
+                while len(answers) < expected:
+                    answer = await inbox.get()
+                    answers[answer.host] = answer
+        except TimeoutError:
+            pass  # not everybody answered: the caller counts
+        finally:
+            del self._asked[correlation_id]
+        return list(answers.values())
+
+    def _on_reply(self, delivery: Delivery) -> None:
+        inbox = self._asked.get(delivery.properties.correlation_id or "")
+        if inbox is None:
+            return  # came too late
+        try:
+            inbox.put_nowait(decode_answer(delivery.body))
+        except ValueError as error:
+            log.warning("an answer to this host's question can't be read: %s", error)
+
+    # Consuming
+
+    async def _consume(self) -> None:
+        await self._commands.prefetch(HOST_PREFETCH)
+        await self._commands.consume(names.host_queue(self.host.name), self._on_delivery)
+        await self._commands.consume(topology.UNDELIVERABLE, self._on_delivery)
+        await self._creates.prefetch(1)
+        await self.offer_capacity()
+        await self._commands.consume(topology.HOSTS, lambda d: d.channel.ack(d))
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        self._spawn(self._handler(self, delivery))
+
+    async def offer_capacity(self) -> None:
+        """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it."""
+        async with self._placement_lock:
+            priority = min(self.host.score(), 2**31 - 1)
+            if priority == self._priority:
+                return
+            if self._competing_tag:
+                await self._creates.cancel(self._competing_tag)
+            self._competing_tag = await self._creates.consume(topology.COMPETING, self._on_delivery, priority=priority)
+            self._priority = priority
+
+    async def _follow_capacity(self) -> None:
+        while True:
+            await self.host.capacity_changed.wait()
+            self.host.capacity_changed.clear()
+            await self.offer_capacity()
+
+    async def acknowledge(self, delivery: Delivery) -> None:
+        """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""
+        delivery.channel.ack(delivery)
+        await delivery.channel.barrier(names.host_queue(self.host.name))
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(_guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _guarded(work: Awaitable[None]) -> None:
+    try:
+        await work
+    except (BrokerLost, Declined) as error:
+        log.debug("cut short: %s", error)  # the connection's end is logged once, by who waits for it
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+def claim_owner(text: str) -> str:
+    """The owner that a refused claim names ('' if it names none).
+
+    Source: RabbitMQ's `inequivalent arg 'x-dead-letter-routing-key' … but current is the value 'h1' of type …`;
+    3.10 to 4.0 print it so, or without `the value`.
+    """
+    match = re.search(r"but current is (?:the value )?'([^']+)'", text)
+    return match[1] if match else ""

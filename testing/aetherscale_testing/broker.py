@@ -1,0 +1,120 @@
+"""A private RabbitMQ node for tests: own name, port, data and log, on loopback; nothing of the machine's own node."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+
+START_TIMEOUT_S = 90
+
+
+@dataclass
+class TestBroker:
+    """A running node. `environ` makes rabbitmqctl speak to it."""
+
+    __test__ = False  # not a test, whatever pytest thinks of its name
+
+    port: int
+    folder: Path
+    environ: dict[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """`host:port`, as RABBITMQ_HOST takes it."""
+        return f"127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start the node; returns when it accepts connections."""
+        log = (self.folder / "out.log").open("ab")
+        self.process = subprocess.Popen(
+            [SERVER], env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        pid_file = self.environ["RABBITMQ_PID_FILE"]
+        self.ctl("wait", "--timeout", str(START_TIMEOUT_S), pid_file)
+        self.ctl("await_startup", "--timeout", str(START_TIMEOUT_S))
+
+    def stop(self, *, hard: bool = False) -> None:
+        """Stop the node (`hard`: as a crash would); its data stays."""
+        if self.process is None:
+            return
+        if hard:
+            os.kill(int(Path(self.environ["RABBITMQ_PID_FILE"]).read_text()), 9)
+        else:
+            self.ctl("stop")
+        self.process.wait(START_TIMEOUT_S)
+        self.process = None
+
+    def ctl(self, *arguments: str, stdin: str | None = None) -> str:
+        """What rabbitmqctl prints.
+
+        :raise RuntimeError: with its complaint, when it fails.
+        """
+        done = subprocess.run(
+            [CTL, "--quiet", *arguments], env=self.environ, input=stdin, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"rabbitmqctl {arguments[0]}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def table(self, *arguments: str) -> list[dict[str, Any]]:
+        """A listing of rabbitmqctl, as rows."""
+        rows: list[dict[str, Any]] = json.loads(self.ctl(*arguments, "--formatter", "json") or "[]")
+        return rows
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def private_broker(extra_configuration: str = "") -> Iterator[TestBroker]:
+    """A node of its own, started, and gone with all that it wrote when the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="aetherscale-broker-"))
+    port, dist_port, epmd_port = _free_port(), _free_port(), _free_port()
+    (folder / "rabbitmq.conf").write_text(
+        f"listeners.tcp.1 = 127.0.0.1:{port}\n"
+        "max_message_size = 1048576\n"
+        "vm_memory_high_watermark.absolute = 1GiB\n"
+        "disk_free_limit.absolute = 50MB\n" + extra_configuration
+    )
+    environ = {
+        **os.environ,
+        "HOME": str(folder),
+        "RABBITMQ_NODENAME": f"test{port}@localhost",
+        "RABBITMQ_DIST_PORT": str(dist_port),
+        "ERL_EPMD_PORT": str(epmd_port),
+        "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "RABBITMQ_LOG_BASE": str(folder / "log"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_CONF_ENV_FILE": str(folder / "env"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 2:2 +sbwt none",
+    }
+    (folder / "plugins").write_text("[].\n")
+    (folder / "env").touch()
+    broker = TestBroker(port, folder, environ)
+    try:
+        broker.start()
+        yield broker
+    finally:
+        with contextlib.suppress(RuntimeError, OSError, subprocess.TimeoutExpired):
+            broker.stop()
+        if broker.process is not None:
+            broker.process.kill()
+        subprocess.run(["epmd", "-port", str(epmd_port), "-kill"], capture_output=True, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
