@@ -1,0 +1,70 @@
+# aetherscale: `make demo` shows it, `make test` tests it, `make help` lists the rest.
+SHELL := /bin/sh
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+LAB := PYTHONPATH=lab $(BIN)/python -m aetherscale_lab
+SOURCES := protocol agent cli lab testing ansible molecule bench
+
+BASE_PACKAGES := python3-venv
+LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
+	qemu-utils e2fsprogs util-linux
+TEST_PACKAGES := rabbitmq-server qemu-system-x86 shellcheck
+
+.PHONY: help demo down test lint types unit protocol-tests molecule wheelhouse lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(VENV)/deploy ## a lab of three hosts, site.yml onto it, and VMs that really boot (as root; under 6 minutes)
+	@tools/install-packages $(LAB_PACKAGES)
+	@PYTHONPATH=lab:protocol:cli $(BIN)/python -m aetherscale_lab.demo up
+
+down: ## remove the demo's lab, and leave nothing of it
+	@if [ -x $(BIN)/python ]; then PYTHONPATH=lab:protocol:cli $(BIN)/python -m aetherscale_lab.demo down; \
+	else PYTHONPATH=lab python3 -m aetherscale_lab down --lab demo; fi
+
+test: lint types unit protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
+	@echo "make test: all passed"
+
+lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
+	@tools/install-packages shellcheck
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/yamllint --strict .
+	cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/ansible-lint --offline --strict
+	shellcheck tools/install-packages .ci/run
+
+types: $(VENV)/dev ## mypy --strict
+	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing
+
+unit: $(VENV)/dev ## unit tests: fast, no broker, no root
+	$(BIN)/python -m pytest -m "not broker"
+
+protocol-tests: $(VENV)/dev ## tests of agent and CLI over a real RabbitMQ of their own
+	@tools/install-packages rabbitmq-server
+	$(BIN)/python -m pytest -m broker
+
+molecule: $(VENV)/dev wheelhouse ## site.yml on real systemd hosts, in namespaces of their own (as root)
+	@tools/install-packages $(LAB_PACKAGES)
+	@$(LAB) prepare
+	@$(LAB) isolated -- molecule/run
+
+wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
+	@$(BIN)/python ansible/wheelhouse.py build
+
+lock: $(VENV)/deploy ## make agent/requirements.lock anew from what pyproject.toml asks for
+	@$(BIN)/python ansible/wheelhouse.py lock
+
+$(VENV)/deploy: pyproject.toml
+	@tools/install-packages $(BASE_PACKAGES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[deploy]'
+	@touch $@
+
+$(VENV)/dev: pyproject.toml $(VENV)/deploy
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean: down ## also remove what was built in this folder
+	rm -rf $(VENV) .cache build *.egg-info
