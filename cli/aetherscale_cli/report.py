@@ -12,7 +12,7 @@ from aetherscale_cli.errors import CliError, Exit, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Reply
-from aetherscale_protocol.answers import encode_answer, failure
+from aetherscale_protocol.answers import ExecutionInfo, encode_answer, failure
 from aetherscale_protocol.errors import Refused
 
 
@@ -28,6 +28,13 @@ class Outcome(Struct):
         self.notes.append(f"error: {text.safe(message)}")
         self.hint(hint)
         self.exit_code = worst(self.exit_code, exit_code)
+
+    def refuse(self, where: str, info: ExecutionInfo) -> None:
+        """Add an agent's error, with every host's own reason if it brings them."""
+        exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
+        self.fail(f"{where}{info.reason or 'refused without a reason'}", None, exit_code)
+        self.notes += [text.safe(f"  {host}: {reason}") for host, reason in sorted(info.reasons.items())]
+        self.hint(info.hint)
 
     def hint(self, hint: str | None) -> None:
         """Add a hint, if there is one that was not given just before."""
@@ -86,7 +93,7 @@ def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
         return False
     if info.code != "host-down":
         where = f"{reply.answer.host}: " if reply.answer.host else ""
-        outcome.fail(f"{where}{info.reason or 'refused without a reason'}", info.hint)
+        outcome.refuse(where, info)
     return True
 
 
@@ -113,7 +120,7 @@ def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
         outcome.fail(f"the answer can't be read: {error}", "are agent and CLI of one version?")
     outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
     if done and done[0].command.name == "create-vm" and not as_json:
-        outcome.hint(f"{PROGRAM} show-vm {done[0].vm_id}")
+        outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].vm_id}")
     return outcome
 
 
@@ -139,8 +146,7 @@ def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
         return False
     where = f"VM {call.vm_id}: " if several or host is None else ""
     where += f"{host}: " if host else ""
-    exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
-    outcome.fail(f"{where}{info.reason or 'refused without a reason'}", info.hint, exit_code)
+    outcome.refuse(where, info)
     return True
 
 

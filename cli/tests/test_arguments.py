@@ -1,0 +1,144 @@
+"""What may be typed, and what it means."""
+
+import contextlib
+import io
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aetherscale_cli.arguments import TIMEOUTS, parse
+from aetherscale_cli.main import main
+from aetherscale_protocol.commands import COMMANDS, CreateVm, NoOptions, ShowVm, StopVm, VmRef
+from aetherscale_protocol.names import is_vm_id
+
+
+@pytest.mark.parametrize(
+    ("argv", "options"),
+    [
+        (["create-vm", "--image", "u", "--vm-id", "abcdefgh"], CreateVm(image="u", vm_id="abcdefgh")),
+        (
+            ["create-vm", "--image", "u", "--vm-id", "abcdefgh", "--cpus", "4", "--memory", "2G", "--disk", "1T"],
+            CreateVm(image="u", vm_id="abcdefgh", cpus=4, memory=2048, disk=1024),
+        ),
+        (["list-vms"], NoOptions()),
+        (["list-hosts"], NoOptions()),
+        (["start-vm", "--vm-id", "abcdefgh"], VmRef(vm_id="abcdefgh")),
+        (["start-vm", "abcdefgh"], VmRef(vm_id="abcdefgh")),
+        (["stop-vm", "--vm-id=abcdefgh", "--kill"], StopVm(vm_id="abcdefgh", kill=True)),
+        (["delete-vm", "abcdefgh"], VmRef(vm_id="abcdefgh")),
+        (["show-vm", "abcdefgh", "--console-lines", "0"], ShowVm(vm_id="abcdefgh", console_lines=0)),
+    ],
+)
+def test_each_command_becomes_the_options_that_the_protocol_knows(argv: list[str], options: Any) -> None:
+    invocation = parse(argv)
+    assert invocation.options == (options,)
+    assert invocation.timeout == TIMEOUTS[argv[0]]
+
+
+def test_every_public_command_of_the_protocol_can_be_typed() -> None:
+    assert set(TIMEOUTS) == {command.name for command in COMMANDS.values() if not command.internal}
+
+
+def test_a_vm_gets_an_id_here_so_that_asking_again_is_safe() -> None:
+    (options,) = parse(["create-vm", "--image", "u"]).options
+    assert isinstance(options, CreateVm)
+    assert is_vm_id(options.vm_id or "")
+
+
+def test_several_vms_in_the_order_given_each_once() -> None:
+    options = parse(["stop-vm", "bbbbbbbb", "aaaaaaaa", "bbbbbbbb", "--vm-id", "cccccccc"]).options
+    assert [getattr(o, "vm_id", "") for o in options] == ["bbbbbbbb", "aaaaaaaa", "cccccccc"]
+
+
+@pytest.mark.parametrize("argv", [["-o", "json", "list-vms"], ["list-vms", "-o", "json"]])
+def test_common_options_stand_before_or_after_the_command(argv: list[str]) -> None:
+    assert parse(argv).output == "json"
+
+
+@pytest.mark.parametrize(("text", "mebibytes"), [("512M", 512), ("2G", 2048), ("2048", 2048), ("2gib", 2048)])
+def test_memory_sizes(text: str, mebibytes: int) -> None:
+    (options,) = parse(["create-vm", "--image", "u", "--memory", text]).options
+    assert getattr(options, "memory", None) == mebibytes
+
+
+@pytest.mark.parametrize(("text", "gibibytes"), [("10G", 10), ("7", 7), ("10240M", 10), ("1T", 1024)])
+def test_disk_sizes(text: str, gibibytes: int) -> None:
+    (options,) = parse(["create-vm", "--image", "u", "--disk", text]).options
+    assert getattr(options, "disk", None) == gibibytes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["list-vm"], "invalid choice"),
+        (["create-vm"], "--image"),
+        (["create-vm", "--image", "../etc"], "an image name is"),
+        (["create-vm", "--image", "u", "--cpus", "0"], "cores from 1 to 256"),
+        (["create-vm", "--image", "u", "--memory", "63M"], "from 64M"),
+        (["create-vm", "--image", "u", "--memory", "1.5G"], "512M or 2G"),
+        (["create-vm", "--image", "u", "--memory", "-1"], "memory"),
+        (["create-vm", "--image", "u", "--disk", "100M"], "whole number of G"),
+        (["create-vm", "--image", "u", "--vm-id", "ABCDEFGH"], "8 lower-case letters"),
+        (["create-vm", "--image", "u", "--vm-id", ""], "8 lower-case letters"),
+        (["start-vm"], "which VM?"),
+        (["start-vm", "abc"], "8 lower-case letters"),
+        (["start-vm", "aaaaaaaa", "bbbbbbbb", "--request-id", "0" * 32], "one VM"),
+        (["start-vm", "aaaaaaaa", "--request-id", "x"], "32 hexadecimal digits"),
+        (["list-vms", "--timeout", "0"], "above 0 and up to 600"),
+        (["list-vms", "--timeout", "nan"], "above 0 and up to 600"),
+        (["list-vms", "--timeout", "601"], "above 0 and up to 600"),
+        (["list-vms", "--time", "5"], "unrecognized arguments"),
+        (["list-vms", "-o", "yaml"], "invalid choice"),
+        (["show-vm", "aaaaaaaa", "--console-lines", "1001"], "from 0 to 1000"),
+        (["offer-vm"], "invalid choice"),
+    ],
+)
+def test_a_usage_error_is_one_error_and_one_hint(argv: list[str], said: str, cli: Any) -> None:
+    ran = cli(*argv)
+    assert ran.code == 2
+    assert ran.out == ""
+    error, hint = ran.err.splitlines()
+    assert error.startswith("error: ")
+    assert said in error
+    assert hint.startswith("hint: ")
+    assert "--help" in hint
+
+
+def test_what_was_typed_does_not_reach_the_terminal_raw(cli: Any) -> None:
+    assert "\x1b" not in cli("\x1b[2J").err
+    assert "\x1b" not in cli("start-vm", "\x1b[2J").err
+
+
+def test_help_states_exit_codes_and_time_outs(cli: Any) -> None:
+    ran = cli("--help")
+    assert ran.code == 0
+    assert "5    outcome unknown" in ran.out
+    assert all(f"{seconds} s for {name}" in ran.out for name, seconds in TIMEOUTS.items())
+
+
+def test_without_a_command_there_is_help_on_stderr(cli: Any) -> None:
+    ran = cli()
+    assert (ran.code, ran.out) == (2, "")
+    assert "create-vm" in ran.err
+
+
+WORDS = st.sampled_from(
+    ["create-vm", "list-vms", "stop-vm", "show-vm", "use-context", "--image", "--vm-id", "--kill", "-o", "json",
+     "table", "--timeout", "1", "--context", "--debug", "--", "abcdefgh", "--memory", "2G", "--version",
+     "--help", "--cpus=2"]
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WORDS | st.text(max_size=12), max_size=7))
+def test_no_command_line_ends_in_a_traceback(argv: list[str]) -> None:
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    nowhere = {"RABBITMQ_HOST": "127.0.0.1:1", "HOME": "/nonexistent"}
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([word for word in argv if word != "--debug"], nowhere)
+    assert code in (0, 2, 3)
+    assert "Traceback" not in err.getvalue()
+    assert "unexpected" not in err.getvalue()
+    assert not set(err.getvalue()) & set("\x1b\x00\x07\x9b\u202e")

@@ -1,0 +1,132 @@
+"""What all hosts' answers look like in the end, and the exit code."""
+
+import json
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aetherscale_cli.ask import Everyone
+from aetherscale_cli.errors import Exit, worst
+from aetherscale_cli.gather import Missing
+from aetherscale_cli.report import Outcome, report_everyone
+from aetherscale_cli.wire import Reply, decode_reply
+
+NOW = 1_000_000.0
+
+
+def reply(**answer: Any) -> Reply:
+    decoded = decode_reply(json.dumps({"execution-info": {"status": "success"}, **answer}).encode())
+    assert decoded is not None
+    return decoded
+
+
+def vm(vm_id: str, **more: Any) -> dict[str, Any]:
+    base = {"vm-id": vm_id, "state": "running", "image": "u", "cpus": 2, "memory": 512, "disk": 10, "since": NOW - 180}
+    return base | more
+
+
+def host(name: str) -> Reply:
+    report = {
+        "host": name, "state": "drained", "cpus": 8, "cpus-free": 6, "memory": 16384, "memory-free": 15872, "disk": 100,
+        "disk-free": 80, "vms": 3, "running": 2, "images": ["a", "b"], "accelerator": "kvm", "agent-version": "0.1",
+        "fleet": [],
+    }  # fmt: skip
+    return reply(host=name, response=report)
+
+
+def report(
+    command: str, *replies: Reply, missing: tuple[Missing, ...] = (), as_json: bool = False, **more: Any
+) -> Outcome:
+    everyone = Everyone(replies, missing, more.get("nameless", 0), more.get("unreadable", 0))
+    return report_everyone(command, everyone, 5, NOW, as_json=as_json)
+
+
+def test_list_vms() -> None:
+    outcome = report("list-vms", reply(host="h1", response=["vm-aaaaaaaa"], details=[vm("aaaaaaaa")]))
+    assert outcome.stdout == (
+        "VM ID     STATE    HOST  IMAGE  CPUS  MEMORY  DISK  SINCE\n"
+        "aaaaaaaa  running  h1    u      2     512M    10G   3m\n"
+    )
+    assert (outcome.notes, outcome.exit_code) == ([], Exit.DONE)
+
+
+def test_list_vms_of_an_agent_that_knows_only_the_seed_s_answer() -> None:
+    outcome = report("list-vms", reply(response=["vm-aaaaaaaa"]))
+    assert outcome.stdout.splitlines()[1].split() == ["aaaaaaaa", *["-"] * 7]
+
+
+def test_no_vms_is_a_header_and_a_friendly_word() -> None:
+    outcome = report("list-vms", reply(host="h1", response=[], details=[]))
+    assert outcome.stdout.startswith("VM ID")
+    assert "no VMs yet" in outcome.notes[0]
+    assert outcome.exit_code is Exit.DONE
+    assert report("list-vms", reply(host="h1", response=[]), as_json=True).notes == []
+
+
+def test_list_hosts_with_one_down_and_one_silent() -> None:
+    missing = (Missing("h1", "down"), Missing("h3", "silent"))
+    outcome = report("list-hosts", host("h2"), missing=missing)
+    assert [line.split()[:5] for line in outcome.stdout.splitlines()] == [
+        ["HOST", "STATE", "CPUS", "MEMORY", "DISK"],
+        ["h1", "down", "-", "-", "-"],
+        ["h2", "drained", "2/8", "512M/16G", "20G/100G"],
+        ["h3", "silent", "-", "-", "-"],
+    ]
+    assert outcome.notes[:2] == ["error: host h1 is not running", "error: host h3 did not answer within 5 s"]
+    assert outcome.exit_code is Exit.PARTIAL
+
+
+def test_silent_hosts_whose_names_nobody_knows() -> None:
+    assert report("list-hosts", nameless=1).notes == ["error: 1 host did not answer within 5 s"]
+    assert report("list-hosts", nameless=2).exit_code is Exit.PARTIAL
+
+
+def test_a_refusal_is_shown_with_its_host_and_hint_beside_the_others_rows() -> None:
+    refused = reply(
+        host="h2", **{"execution-info": {"status": "error", "reason": "no", "code": "forbidden", "hint": "ask"}}
+    )
+    outcome = report("list-vms", reply(host="h1", response=["vm-aaaaaaaa"]), refused)
+    assert len(outcome.stdout.splitlines()) == 2
+    assert outcome.notes == ["error: h2: no", "hint: ask"]
+    assert outcome.exit_code is Exit.FAILED
+
+
+def test_json_is_the_list_of_answers_as_received() -> None:
+    answers = [{"execution-info": {"status": "success"}, "response": [], "host": "h1", "novelty": {"a": [1]}}]
+    outcome = report("list-vms", reply(**answers[0]), as_json=True)
+    assert json.loads(outcome.stdout) == answers
+    assert outcome.stdout.endswith("]\n")
+    assert report("list-vms", as_json=True).stdout == "[]\n"
+
+
+def test_of_several_codes_the_one_that_needs_attention() -> None:
+    assert worst() is Exit.DONE
+    assert worst(Exit.FAILED, Exit.DONE) is Exit.FAILED
+    assert worst(Exit.PARTIAL, Exit.FAILED) is Exit.PARTIAL
+    assert worst(Exit.UNKNOWN, Exit.UNREACHABLE, Exit.PARTIAL) is Exit.UNKNOWN
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(JSON, JSON, st.text(max_size=9), st.sampled_from(["list-vms", "list-hosts"]), st.booleans())
+def test_whatever_a_host_responds_there_is_no_traceback(
+    response: Any, details: Any, name: str, command: str, as_json: bool
+) -> None:
+    decoded = decode_reply(
+        json.dumps(
+            {"execution-info": {"status": "success"}, "response": response, "details": details, "host": name}
+        ).encode()
+    )
+    if decoded is None:
+        return
+    outcome = report(command, decoded, as_json=as_json)
+    shown = "".join([outcome.stdout, *outcome.notes])
+    assert not [
+        c for c in shown if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E
+    ]
