@@ -1,7 +1,8 @@
 """The real agent over a hypervisor in memory, as a process: `python -m aetherscale_testing.agent '<settings>'`.
 
 Settings (JSON): those of the agent's configuration, and `images` (names), `cpus`, `memory` (MiB), `disk` (GiB),
-`deaf` (VM ids whose guests ignore the power button; `true`: all), `shutdown` and `build` (seconds), `name` (a host name other than the process's own).
+`deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
+it is not the process's own).
 """
 
 import asyncio

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-CTL = Path("/usr/lib/rabbitmq/bin/rabbitmqctl")
+SERVER = Path(os.environ.get("RABBITMQ_SERVER", "/usr/lib/rabbitmq/bin/rabbitmq-server"))
+CTL = SERVER.with_name("rabbitmqctl")
 
 START_TIMEOUT_S = 90
 

@@ -41,6 +41,9 @@ class World(Protocol):
     async def spoil(self, vm_id: str) -> None:
         """Make every later start of this VM fail."""
 
+    async def restart_agent(self) -> Hypervisor:
+        """The hypervisor as the agent's next process finds it; the one before is closed."""
+
     async def count_boots(self, vm_id: str) -> int:
         """How often QEMU was started for this VM."""
 
@@ -48,7 +51,7 @@ class World(Protocol):
 OpenWorld = Callable[[], AbstractAsyncContextManager[World]]
 
 
-def in_world(test: Callable[[Any, World], Coroutine[Any, Any, None]]) -> Callable[[Any, OpenWorld], None]:
+def in_world(test: Callable[[Any, Any], Coroutine[Any, Any, None]]) -> Callable[[Any, OpenWorld], None]:
     """Run a coroutine as a test in a world of its own."""
 
     def run(self: Any, open_world: OpenWorld) -> None:
@@ -243,3 +246,24 @@ class HypervisorContract:
         await hypervisor.remove(ONE)
         assert await hypervisor.list_remains() == set()
         assert await power(hypervisor) is Power.OFF
+
+    @in_world
+    async def test_the_next_agent_finds_the_vms_running_and_hears_of_their_end(self, world: World) -> None:
+        await begin(world)
+        hypervisor = await world.restart_agent()
+        changes = hypervisor.changes()
+        assert await power(hypervisor) is Power.ON
+        await hypervisor.start(ONE, SPEC)
+        assert await world.count_boots(ONE) == 1
+        await world.power_off_inside(ONE)
+        assert (await next_change(changes)).vm_id == ONE
+
+    @in_world
+    async def test_many_vms_start_and_end_at_once(self, world: World) -> None:
+        vm_ids = [f"control{letter}" for letter in "abcd"]
+        await asyncio.gather(*(begin(world, vm_id) for vm_id in vm_ids))
+        await asyncio.gather(*(world.hypervisor.press_power_button(vm_id) for vm_id in vm_ids))
+        ends = await asyncio.gather(*(world.hypervisor.wait_off(vm_id) for vm_id in vm_ids))
+        assert set(ends) == {Power.OFF}
+        await asyncio.gather(*(world.hypervisor.remove(vm_id) for vm_id in vm_ids))
+        assert await world.hypervisor.list_remains() == set()
