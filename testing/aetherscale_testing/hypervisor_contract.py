@@ -24,10 +24,20 @@ SPEC = CreateVm(image="tiny", cpus=1, memory=64, disk=1)
 class World(Protocol):
     """A hypervisor, and what the world can do to its VMs."""
 
-    hypervisor: Hypervisor
-    image: Image  #: of a guest that hears the power button
-    deaf_image: Image  #: of one that does not
-    lost_image: Image  #: whose file is gone
+    @property
+    def hypervisor(self) -> Hypervisor: ...
+
+    @property
+    def image(self) -> Image:
+        """Of a guest that hears the power button."""
+
+    @property
+    def deaf_image(self) -> Image:
+        """Of one that does not."""
+
+    @property
+    def lost_image(self) -> Image:
+        """One whose file is gone."""
 
     async def booted(self, vm_id: str, boots: int = 1) -> None:
         """Wait until the guest hears what it hears, in this boot of it."""

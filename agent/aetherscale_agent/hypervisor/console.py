@@ -77,9 +77,8 @@ def cut(path: Path, limit: int) -> bool:
     try:
         if path.lstat().st_size <= limit:
             return False
-        tail = read_tail(path)
+        _cut_path(path).write_bytes(read_tail(path))
         os.truncate(path, 0)
     except FileNotFoundError:
-        return False
-    _cut_path(path).write_bytes(tail)
+        return False  # the VM is being removed
     return True

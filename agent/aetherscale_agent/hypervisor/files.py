@@ -4,8 +4,7 @@ The walls between VMs are the directories of mode 0700 around all homes and all 
 them a VM's own are open to anyone, because its user of the day is not known before systemd starts it.
 """
 
-import contextlib
-import logging
+import errno
 import os
 import shutil
 import tempfile
@@ -14,8 +13,6 @@ from pathlib import Path
 
 from aetherscale_agent.hypervisor.config import Layout, VmPaths
 from aetherscale_protocol import names
-
-_log = logging.getLogger(__name__)
 
 WALL = 0o700
 HOME = 0o755  #: a VM writes the files that it finds there, and can make none
@@ -64,8 +61,16 @@ def remove(layout: Layout, vm_id: str) -> None:
 
 
 def _remove_tree(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+    for attempt in (1, 2):
+        try:
+            return shutil.rmtree(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            # Its console may have been cut in this very moment; a second time it is not.
+            if attempt == 2 or error.errno != errno.ENOTEMPTY:
+                raise
+    return None
 
 
 def find_ids(layout: Layout) -> set[str]:

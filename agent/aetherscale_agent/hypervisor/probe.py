@@ -34,6 +34,9 @@ EXIT_STATUS = EXIT_VALUE << 1 | 1
 SECTOR = bytes([0xB0, EXIT_VALUE, 0xE6, EXIT_PORT, 0xF4, 0xEB, 0xFD]).ljust(510, b"\0") + b"\x55\xaa"
 """mov al, value; out port, al; hlt and again."""
 
+DISK_SIZE = 1 << 20
+"""SeaBIOS does not boot a disk of one sector."""
+
 
 class _Finding(msgspec.Struct, frozen=True):
     """What was found, and for which boot and QEMU it holds."""
@@ -55,7 +58,7 @@ def finalize_argv(disk: Path, accelerator: str) -> list[str]:
         *("-blockdev", f"driver=file,node-name=file,filename={disk},read-only=on"),
         *("-blockdev", "driver=raw,node-name=disk,file=file,read-only=on"),
         *("-device", "virtio-blk-pci,drive=disk"),
-        *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=1"),
+        *("-device", f"isa-debug-exit,iobase={EXIT_PORT:#x},iosize=4"),
         "-no-reboot",
     ]
 
@@ -108,7 +111,7 @@ async def run(units: Units, layout: Layout, accelerator: str) -> UnitEnd | None:
     disk = paths.home / "probe.raw"
     files.make_dirs(layout, paths)
     try:
-        disk.write_bytes(SECTOR)
+        disk.write_bytes(SECTOR.ljust(DISK_SIZE, b"\0"))
         disk.chmod(0o644)
         paths.env.write_text(finalize_env(finalize_argv(disk, accelerator)))
         await units.start(PROBE)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
-from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power
+from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.units import Units, UnitsError
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
@@ -87,10 +87,11 @@ class QemuHypervisor:
         paths = self._layout.vm(vm_id)
         if not paths.disk.exists():
             raise HypervisorError(f"VM {vm_id} has no disk")
+        if await self._is_up(vm_id):
+            return
         self._starting.add(vm_id)
         try:
-            if not await self._is_up(vm_id):
-                await self._start_unit(vm_id, spec, paths)
+            await self._start_unit(vm_id, spec, paths)
             await self._wait_running(vm_id, paths)
         except HypervisorError:
             await self._give_up(vm_id)
@@ -135,13 +136,16 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} is running")
         if power is Power.FAILED:
             await self._units.reset_failed(vm_id)
+        if vm_id in self._units.find_limited():
+            await self._sweep_limits(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
             await asyncio.to_thread(files.remove, self._layout, vm_id)
 
     async def list_remains(self) -> set[str]:
         """The ids of all VMs of which anything is on this host."""
-        units = {vm_id for vm_id in await self._units.states() if names.is_vm_id(vm_id)}
-        return units | files.find_ids(self._layout)
+        states = await self._units.states()
+        units = {vm_id for vm_id, state in states.items() if state != "inactive"} | self._units.find_limited()
+        return {vm_id for vm_id in units if names.is_vm_id(vm_id)} | files.find_ids(self._layout)
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console."""
@@ -189,7 +193,8 @@ class QemuHypervisor:
         if running in done:
             return
         if ended in done:
-            raise HypervisorError(f"QEMU did not come up: {_start_reason(ended.result())}")
+            reason = _start_reason(ended.result())
+            raise HypervisorError(f"QEMU did not come up: {reason} (journalctl -u {unit_name(vm_id)} has its words)")
         raise HypervisorError(f"QEMU did not answer within {self._config.start_timeout:g} s of its start")
 
     async def _give_up(self, vm_id: str) -> None:
@@ -213,6 +218,17 @@ class QemuHypervisor:
                 return await self._units.wait_end(vm_id)
         except TimeoutError:
             raise HypervisorError(f"VM {vm_id} is not off after {timeout:g} s") from None
+
+    async def _sweep_limits(self, vm_id: str) -> None:
+        """Remove the limits of a start that was interrupted: only the unit's own end may (they are root's)."""
+        self._starting.add(vm_id)
+        try:
+            with _as_hypervisor_error(f"the limits of VM {vm_id} could not be removed"):
+                files.prepare_start(self._layout, self._layout.vm(vm_id), argv.finalize_env(["-version"]))
+            await self._units.start(vm_id)
+            await self._wait_end(vm_id, KILL_TIMEOUT)
+        finally:
+            self._starting.discard(vm_id)
 
     def _on_end(self, vm_id: str, end: UnitEnd) -> None:
         if vm_id in self._starting or not names.is_vm_id(vm_id):

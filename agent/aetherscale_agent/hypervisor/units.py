@@ -7,7 +7,9 @@ Interfaces: org.freedesktop.systemd1(5).
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType, Variant
@@ -41,6 +43,9 @@ JOB_TIMEOUT = 30.0
 """Seconds for a start job; the unit's own TimeoutStartSec= is shorter."""
 
 RECONNECT_FIRST, RECONNECT_MOST = 0.1, 5.0
+
+CONTROL = Path("/run/systemd/system.control")
+"""Where systemd keeps what SetUnitProperties set until the next boot."""
 
 MATCHES = (
     f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'",
@@ -79,6 +84,7 @@ class Units:
         """
         try:
             await self._connect()
+            await self._catch_up()
         except (OSError, EOFError) as error:
             raise UnitsError(f"systemd can't be reached over D-Bus: {error}") from None
         self._keeper = asyncio.create_task(self._keep(), name="units")
@@ -103,6 +109,14 @@ class Units:
         """Set properties of the VM's unit until it is off."""
         values = [[name, Variant("t", value)] for name, value in limits.items()]
         await self._manager("SetUnitProperties", "sba(sv)", [unit_name(vm_id), True, values])
+
+    def find_limited(self) -> set[str]:
+        """The VMs for which limits are set: those that are on, and those of an interrupted start."""
+        try:
+            found = {find_vm_id(name.removesuffix(".d")) for name in os.listdir(CONTROL)}
+        except FileNotFoundError:
+            return set()
+        return {vm_id for vm_id in found if vm_id is not None}
 
     async def start(self, vm_id: str) -> None:
         """Start the VM's unit; returns when QEMU was executed.

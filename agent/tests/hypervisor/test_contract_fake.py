@@ -35,6 +35,9 @@ class FakeWorld:
     async def spoil(self, vm_id: str) -> None:
         self.hypervisor.broken["start"][vm_id] = "QEMU did not come up"
 
+    async def restart_agent(self) -> FakeHypervisor:
+        return self.hypervisor
+
     async def count_boots(self, vm_id: str) -> int:
         return self.hypervisor.boots[vm_id]
 

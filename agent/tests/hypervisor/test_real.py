@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 from aetherscale_testing import guests
-from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld
+from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld, in_world
 
-from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, monitor
+from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, monitor, probe
 from aetherscale_agent.hypervisor.config import Layout
 
 FLAG = "AETHERSCALE_REAL_HYPERVISOR"
@@ -54,6 +54,12 @@ class RealWorld:
     async def spoil(self, vm_id: str) -> None:
         self.layout.vm(vm_id).disk.write_text("this is no qcow2")
 
+    async def restart_agent(self) -> QemuHypervisor:
+        await self.hypervisor.close()
+        self.hypervisor = QemuHypervisor(HypervisorConfig())
+        await self.hypervisor.open()
+        return self.hypervisor
+
     async def count_boots(self, vm_id: str) -> int:
         return (await self.hypervisor.console_tail(vm_id, 100)).count("up")
 
@@ -61,14 +67,14 @@ class RealWorld:
 @asynccontextmanager
 async def open_real() -> AsyncIterator[RealWorld]:
     config = HypervisorConfig()
-    hypervisor = QemuHypervisor(config)
-    await hypervisor.open()
+    world = RealWorld(QemuHypervisor(config), Layout(config.state_dir, config.run_dir))
+    await world.hypervisor.open()
     try:
-        await clean(hypervisor)
-        yield RealWorld(hypervisor, Layout(config.state_dir, config.run_dir))
-        await clean(hypervisor)
+        await clean(world.hypervisor)
+        yield world
+        await clean(world.hypervisor)
     finally:
-        await hypervisor.close()
+        await world.hypervisor.close()
 
 
 async def clean(hypervisor: QemuHypervisor) -> None:
@@ -87,3 +93,16 @@ class TestRealHypervisor(HypervisorContract):
     @pytest.fixture
     def open_world(self) -> OpenWorld:
         return open_real
+
+    @in_world
+    async def test_the_limits_of_an_interrupted_start_are_found_and_removed(self, world: RealWorld) -> None:
+        await world.hypervisor._units.set_limits("interrup", {"MemoryMax": 1 << 30})
+        assert await world.hypervisor.list_remains() == {"interrup"}
+        await world.hypervisor.remove("interrup")
+        assert await world.hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_the_kvm_probe_says_yes_to_what_works(self, world: RealWorld) -> None:
+        end = await probe.run(world.hypervisor._units, world.layout, "tcg")
+        assert end is not None
+        assert end.status == probe.EXIT_STATUS

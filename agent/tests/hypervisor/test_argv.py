@@ -1,0 +1,78 @@
+"""From a spec to QEMU's arguments and the unit's limits."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aetherscale_agent.hypervisor import argv
+from aetherscale_agent.hypervisor.config import Layout
+from aetherscale_agent.ports import HypervisorError
+from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.names import VM_ID_PATTERN
+
+LAYOUT = Layout(Path("/var/lib/aetherscale"), Path("/run/aetherscale"))
+SPEC = CreateVm(image="ubuntu_base", cpus=2, memory=512, disk=5)
+
+
+def finalize(accelerator: str = "kvm") -> list[str]:
+    return argv.finalize_argv("sgeqxcfi", SPEC, LAYOUT.vm("sgeqxcfi"), accelerator)
+
+
+def test_the_spec_is_in_the_arguments() -> None:
+    text = " ".join(finalize())
+    for part in ("-smp 2", "-m 512M", "-smbios type=1,serial=sgeqxcfi", "-accel kvm -cpu host"):
+        assert part in text
+
+
+def test_tcg_has_a_bounded_cache_and_no_host_cpu() -> None:
+    assert "-accel tcg,tb-size=32 -cpu max" in " ".join(finalize("tcg"))
+
+
+def test_the_disks_format_is_never_guessed() -> None:
+    drives = [value for option, value in zip(finalize(), finalize()[1:], strict=False) if option == "-blockdev"]
+    assert [drive.split(",")[0] for drive in drives] == ["driver=file", "driver=qcow2"]
+
+
+def test_nothing_is_there_that_was_not_asked_for_and_the_sandbox_is_on() -> None:
+    arguments = finalize()
+    assert {"-nodefaults", "-no-user-config"} < set(arguments)
+    assert "spawn=deny" in arguments[arguments.index("-sandbox") + 1]
+
+
+def test_only_the_vms_own_files_are_named() -> None:
+    paths = [word.split("=")[-1] for word in ",".join(finalize()).split(",") if "/" in word]
+    assert paths
+    assert all(
+        path.startswith(("/var/lib/aetherscale/vms/sgeqxcfi/", "/run/aetherscale/vms/sgeqxcfi/")) for path in paths
+    )
+
+
+def test_the_environment_file_is_one_line_that_systemd_splits_again() -> None:
+    text = argv.finalize_env(finalize())
+    assert text.count("\n") == 1
+    assert text.strip().removeprefix("AETHERSCALE_QEMU_ARGS=").split(" ") == finalize()
+
+
+@pytest.mark.parametrize("bad", ["", "two words", "a\nLD_PRELOAD=x", "'", '"', "\\", "$HOME"])
+def test_an_argument_that_systemd_would_change_is_refused(bad: str) -> None:
+    with pytest.raises(HypervisorError):
+        argv.finalize_env(["-name", bad])
+
+
+@given(st.from_regex(VM_ID_PATTERN, fullmatch=True))
+def test_a_mac_address_is_qemus_and_lasts(vm_id: str) -> None:
+    mac = argv.finalize_mac(vm_id)
+    assert mac.startswith("52:54:00:")
+    assert len(bytes.fromhex(mac.replace(":", ""))) == 6
+    assert mac == argv.finalize_mac(vm_id)
+
+
+@given(st.integers(1, 256), st.integers(64, 4 << 20))
+def test_the_limits_hold_the_guest_and_its_qemu(cpus: int, memory: int) -> None:
+    spec = CreateVm(image="x", cpus=cpus, memory=memory)
+    kvm, tcg = argv.finalize_limits(spec, "kvm"), argv.finalize_limits(spec, "tcg")
+    assert kvm["MemoryMax"] >= (memory + 200) << 20
+    assert tcg["MemoryMax"] == kvm["MemoryMax"] + (argv.TRANSLATION_CACHE << 20)
+    assert cpus * 1_000_000 < kvm["CPUQuotaPerSecUSec"] < (cpus + 1) * 1_000_000

@@ -1,0 +1,50 @@
+"""What the host has for VMs."""
+
+from pathlib import Path
+
+from aetherscale_agent.hypervisor import HypervisorConfig, resources
+from aetherscale_agent.hypervisor.resources import GIB, Resources
+
+MEMINFO = "MemTotal:       16384000 kB\nMemFree:         1024000 kB\n"
+
+
+def test_memory_is_the_hosts_less_a_reserve() -> None:
+    assert resources.total_memory(MEMINFO) == 16000
+    assert resources.memory_for_vms(HypervisorConfig(), 16000) == 16000 - 1600
+    assert resources.memory_for_vms(HypervisorConfig(), 4000) == 4000 - 1024
+    assert resources.memory_for_vms(HypervisorConfig(memory_reserve=500), 4000) == 3500
+    assert resources.memory_for_vms(HypervisorConfig(memory=123), 4000) == 123
+    assert resources.memory_for_vms(HypervisorConfig(), 512) == 0
+
+
+def test_cores_are_shared() -> None:
+    assert resources.cpus_for_vms(HypervisorConfig(), 2) == 8
+    assert resources.cpus_for_vms(HypervisorConfig(cpu_overcommit=1.5), 3) == 4
+    assert resources.cpus_for_vms(HypervisorConfig(cpu_overcommit=0.1), 1) == 1
+    assert resources.cpus_for_vms(HypervisorConfig(cpus=7), 2) == 7
+
+
+def test_disk_is_what_is_free_and_what_vms_have_already() -> None:
+    config = HypervisorConfig()
+    assert resources.disk_for_vms(config, size=100 * GIB, free=50 * GIB, used=20 * GIB) == 65
+    assert resources.disk_for_vms(config, size=100 * GIB, free=1 * GIB, used=0) == 0
+    assert resources.disk_for_vms(HypervisorConfig(disk_reserve=10), size=100 * GIB, free=50 * GIB, used=0) == 40
+    assert resources.disk_for_vms(HypervisorConfig(disk=9), size=1, free=1, used=1) == 9
+
+
+def test_a_disk_with_holes_counts_for_what_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "sgeqxcfi").mkdir()
+    with (tmp_path / "sgeqxcfi" / "disk.qcow2").open("wb") as disk:
+        disk.truncate(10 * GIB)
+        disk.write(b"x" * 4096)
+    assert 4096 <= resources.used_by(tmp_path) < 1 << 20
+    assert resources.used_by(tmp_path / "nothing") == 0
+
+
+def test_the_disks_are_not_looked_at_too_often(tmp_path: Path) -> None:
+    now = [0.0]
+    found = Resources(HypervisorConfig(state_dir=tmp_path), tmp_path / "vms", clock=lambda: now[0])
+    first = found.get()
+    assert found.get() is first
+    now[0] = resources.FRESH
+    assert found.get() is not first
