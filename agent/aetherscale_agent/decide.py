@@ -102,7 +102,7 @@ def next_step(facts: Facts) -> Step:
     if facts.recorded_request is not None:
         return _known(facts)
     if facts.now > facts.deadline:
-        return Refuse(too_late(facts.host, facts.deadline, facts.now))
+        return _settle(facts, too_late(facts.host, facts.deadline, facts.now))
     if facts.dead_lettered:
         return _settle(facts, _nobody_took_it(facts))
     if facts.misfit is not None:
@@ -138,12 +138,12 @@ def _place_elsewhere(facts: Facts, misfit: Refused) -> Step:
 
 
 def _settle(facts: Facts, error: Refused) -> Step:
-    """A final no: claim first, so that no copy is taken afterwards; a dead-lettered one is probed for, too."""
+    """A final no. Claim first, so that no copy is taken afterwards; probe, because a VM outlives its claim."""
     if facts.claim is None:
         return MakeClaim()
     if not facts.claim.won:
         return _unknown(facts.claim.owner) if facts.dead_lettered else _to_owner(facts, facts.claim.owner)
-    if facts.dead_lettered and facts.held_elsewhere is None:
+    if facts.held_elsewhere is None:
         return Probe() if facts.hops < MAX_HOPS else _unknown("")
     return Leave() if facts.held_elsewhere else Refuse(error, final=True)
 

@@ -133,7 +133,15 @@ def check_deadline(deadline: float | None, now: float, host: str) -> None:
         return
     if now > deadline:
         raise too_late(host, deadline, now)
-    if deadline - now > topology.MAX_PATIENCE_S + CLOCK_SLACK_S:
+    check_patience(deadline, now, host)
+
+
+def check_patience(deadline: float | None, now: float, host: str) -> None:
+    """Nothing, if the deadline does not lie further ahead than any client may ask for.
+
+    :raise Refused: otherwise.
+    """
+    if deadline is not None and deadline - now > topology.MAX_PATIENCE_S + CLOCK_SLACK_S:
         raise too_far(host, deadline, now, topology.MAX_PATIENCE_S)
 
 

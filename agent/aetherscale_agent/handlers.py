@@ -7,6 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -18,6 +19,7 @@ from aetherscale_agent.envelope import (
     DEFAULT_PATIENCE_S,
     Incoming,
     check_deadline,
+    check_patience,
     check_reply_to,
     death,
     read_envelope,
@@ -48,7 +50,7 @@ class Handlers:
         self._answerer = answerer
         self._fleet_names = fleet
         self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
-        self._creates: dict[str, asyncio.Lock] = {}
+        self._creates: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def on_message(self, session: Session, delivery: Delivery) -> None:
         """Handle one message of any queue, whatever it holds."""
@@ -218,18 +220,15 @@ class Handlers:
     # Create
 
     async def _create(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
-        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+        check_patience(incoming.deadline, self._host.clock(), self._host.name)
         incoming = _completed(incoming, self._host.clock())
         vm_id = incoming.create.vm_id
         assert vm_id is not None
-        line = self._creates.setdefault(vm_id, asyncio.Lock())
-        try:
-            async with line:
+        async with self._creates.setdefault(vm_id, asyncio.Lock()):  # lives while somebody holds it, or waits for it
+            try:
                 await _CreateFlow(self, self._host, session, delivery, incoming).run()
-        finally:
-            self._host.release(vm_id)
-            if not line.locked():
-                self._creates.pop(vm_id, None)
+            finally:
+                self._host.release(vm_id)
 
     def refuse_create(self, incoming: Incoming, error: Refused) -> None:
         """Answer a create with a no."""

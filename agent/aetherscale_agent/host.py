@@ -275,13 +275,14 @@ class Host:
         """
         record = vm.record
         try:
-            await self._write(vm, wanted="on", boot_id=self._boot_id, since=self.clock(), reason="")
+            # without a boot id: an agent that is killed in between starts it again when it comes back
+            await self._write(vm, wanted="on", boot_id="", since=self.clock(), reason="")
             vm.state = "starting"
             await self.hypervisor.start(record.vm_id, record.spec)
         except (HypervisorError, JournalError) as error:
             await self._settle(vm, "failed", wanted="off", reason=str(error))
             raise _failed("start-vm", error) from None
-        await self._settle(vm, "running")
+        await self._settle(vm, "running", boot_id=self._boot_id)
 
     async def press(self, vm: Vm) -> None:
         """Begin to shut a VM down by its power button; `settled` tells how it went on.

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from aetherscale_testing.broker import TestBroker, private_broker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet, fleet

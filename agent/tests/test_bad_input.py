@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet

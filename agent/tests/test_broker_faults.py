@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet

@@ -9,6 +9,7 @@ from signal import SIGCONT, SIGKILL, SIGSTOP
 from typing import Any
 
 import pytest
+
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet
 

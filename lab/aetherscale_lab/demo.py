@@ -97,7 +97,7 @@ def _start_lab() -> Lab:
     lab = Lab(NAME)
     _say("starting three systemd hosts")
     for report in lab.up([model.parse_host(text) for text in model.DEFAULT_FLEET]):
-        print(f"   {report.name:8} {report.address}")
+        print(f"   {report.host.name:8} {report.host.address}")
     return lab
 
 
