@@ -99,20 +99,23 @@ def parse(argv: Sequence[str]) -> Invocation:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line; also read by whatever makes completions and man pages."""
-    common = _common_options()
     parser = _Parser(
         prog=PROGRAM,
         description="Command a private cloud: virtual machines on your own hosts, RabbitMQ in between.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        parents=[common],
+        parents=[_common_options("see below")],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, summary in _summaries().items():
         sub = subparsers.add_parser(
-            name, help=summary, description=summary[0].upper() + summary[1:] + ".", parents=[common], allow_abbrev=False
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            parents=[_common_options(f"default: {TIMEOUTS[name]}" if name in TIMEOUTS else "not needed here")],
+            allow_abbrev=False,
         )
         sub.set_defaults(parser=sub)
         _ADD[name](sub)
@@ -124,8 +127,10 @@ def _summaries() -> dict[str, str]:
     return {c.name: c.summary for c in commands.COMMANDS.values() if not c.internal} | ours
 
 
-def _common_options() -> _Parser:
-    """Options that may stand before or after the command's name (hence no defaults)."""
+def _common_options(patience: str) -> _Parser:
+    """Options that may stand before or after the command's name (hence no defaults); `patience` says what
+    `--timeout` is unless given.
+    """
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument(
         "-o",
@@ -134,7 +139,10 @@ def _common_options() -> _Parser:
         help="table, or the list of answers as JSON (default: table on a terminal)",
     )
     common.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="how long to wait for hosts that do not answer (see --help)"
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"how long to wait for hosts that do not answer ({patience})",
     )
     common.add_argument("--context", metavar="NAME", help="speak to this context's broker")
     common.add_argument("--debug", action="store_true", help="log what happens on the wire, and show tracebacks")

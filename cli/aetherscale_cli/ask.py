@@ -71,7 +71,7 @@ def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
                 raise NoAgent
     missing = _find_missing(session, gathering)
     replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
-    nameless = max(0, gathering.silent - sum(m.state == "silent" for m in missing))
+    nameless = max(0, (gathering.silent or 0) - sum(m.state == "silent" for m in missing))
     return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable)
 
 
@@ -83,8 +83,11 @@ def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:
     deadline = time.monotonic() + _INQUIRY_S
     absent = find_absent(gathering, _fetch_fleet(session, informant, deadline))
     consumers: dict[str, int | None] = {}
-    for host in absent if gathering.silent else ():
-        consumers[host] = _count(session, names.host_queue(host), deadline)
+    if gathering.silent != 0:
+        for host in absent:
+            consumers[host] = _count(session, names.host_queue(host), deadline)
+        recount = _count(session, topology.HOSTS, deadline)  # who was silent may be known to be dead by now
+        gathering.count(gathering.alive if recount is None else recount)
     return classify(absent, consumers, gathering.silent)
 
 

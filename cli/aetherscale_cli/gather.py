@@ -68,9 +68,9 @@ class Gathering(Struct):
         return fleet is not None and len(self.by_host) >= fleet.size
 
     @property
-    def silent(self) -> int:
-        """How many of the agents alive have not answered."""
-        return max(0, (self.alive or 0) - len(self.by_host))
+    def silent(self) -> int | None:
+        """How many of the agents alive have not answered; None where the broker does not count for us."""
+        return None if self.alive is None else max(0, self.alive - len(self.by_host))
 
     def find_informant(self) -> str | None:
         """A host to ask for the fleet's names; None when nobody of the fleet is missing, or none knows it."""
@@ -85,7 +85,7 @@ def find_absent(gathering: Gathering, fleet: list[str]) -> list[str]:
     return sorted({host for host in fleet if is_host_name(host)} - gathering.by_host.keys())
 
 
-def classify(absent: list[str], consumers: Mapping[str, int | None], silent: int) -> list[Missing]:
+def classify(absent: list[str], consumers: Mapping[str, int | None], silent: int | None) -> list[Missing]:
     """Which of the absent are down, and which only silent.
 
     `consumers` is what the broker says of each one's queue, where it says anything; where it does not, the

@@ -30,10 +30,14 @@ class Outcome(Struct):
         self.exit_code = worst(self.exit_code, exit_code)
 
     def refuse(self, where: str, info: ExecutionInfo) -> None:
-        """Add an agent's error, with every host's own reason if it brings them."""
+        """Add an agent's error, with every host's own reason if it brings them; `where` is left out where it
+        would only say who speaks for the others.
+        """
         exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
-        self.fail(f"{where}{info.reason or 'refused without a reason'}", None, exit_code)
-        self.notes += [text.safe(f"  {host}: {reason}") for host, reason in sorted(info.reasons.items())]
+        reason = info.reason or "refused without a reason"
+        self.fail(reason if info.reasons or info.code == "host-down" else f"{where}{reason}", None, exit_code)
+        if set(info.reasons.values()) != {reason}:
+            self.notes += [text.safe(f"  {host}: {why}") for host, why in sorted(info.reasons.items())]
         self.hint(info.hint)
 
     def hint(self, hint: str | None) -> None:

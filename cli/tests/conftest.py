@@ -12,11 +12,11 @@ from typing import Any
 
 import pika
 import pytest
-from aetherscale_testing.broker import TestBroker, private_broker
 
 from aetherscale_cli.main import main
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import fleet_digest
+from aetherscale_testing.broker import TestBroker, private_broker
 
 Behaviour = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
 

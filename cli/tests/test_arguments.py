@@ -118,6 +118,10 @@ def test_help_states_exit_codes_and_time_outs(cli: Any) -> None:
     assert all(f"{seconds} s for {name}" in ran.out for name, seconds in TIMEOUTS.items())
 
 
+def test_a_command_s_help_states_its_own_time_out(cli: Any) -> None:
+    assert "(default: 60)" in " ".join(cli("stop-vm", "--help").out.split())
+
+
 def test_without_a_command_there_is_help_on_stderr(cli: Any) -> None:
     ran = cli()
     assert (ran.code, ran.out) == (2, "")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -104,7 +105,7 @@ class TestAnswers:
         assert ran.code == 1
         assert ran.out == ""
         assert ran.err.splitlines() == [
-            "error: h1: no host can take this VM",
+            "error: no host can take this VM",
             "  h2: not enough memory",
             "  h3: drained\\x1b[2J",
             "hint: make\\x1b[31m room",
@@ -377,6 +378,24 @@ class TestProcess:
         assert done.returncode == 4
         assert json.loads(done.stdout)[0]["host"] == "h1"
         assert done.stderr.startswith(b"error: host h2 is not running")
+
+    def test_on_a_terminal_it_is_a_table(self, cloud: Any, node: Any, tmp_path: Path) -> None:
+        cloud.start_all("h1")
+        ours, theirs = pty.openpty()
+        done = subprocess.run([*RUN, "list-vms"], env=process_environ(node, tmp_path), stdout=theirs, check=False)
+        os.close(theirs)
+        shown = os.read(ours, 10_000).decode()
+        os.close(ours)
+        assert done.returncode == 0
+        assert shown.split()[:3] == ["VM", "ID", "STATE"]
+
+    def test_debug_does_not_show_the_password(self, node: Any, tmp_path: Path, context: Any) -> None:
+        environ = process_environ(node, tmp_path) | context(f"amqp://alice@{node.address}/cloud")
+        argv = [*RUN, "--debug", "list-vms"]
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 3
+        assert "debug: pika" in done.stderr
+        assert "sesame" not in done.stderr
 
     def test_debug_shows_the_wire(self, cloud: Any, node: Any, tmp_path: Path) -> None:
         cloud.start_all("h1")
