@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from aetherscale_testing.fakes import FakeHypervisor, FakeImages
-from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld
 
 from aetherscale_agent.ports import Image
+from aetherscale_testing.fakes import FakeHypervisor, FakeImages
+from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld
 
 
 class FakeWorld:

@@ -4,11 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from aetherscale_testing.guests import write_image
 
 from aetherscale_agent.hypervisor import ManifestImages, files, overlay, probe
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError, Image, ImageMissing
+from aetherscale_testing.guests import write_image
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from aetherscale_testing.guests import write_image
 
 from aetherscale_agent.hypervisor import ManifestImages
+from aetherscale_testing.guests import write_image
 
 
 def break_manifest(directory: Path, **changes: object) -> None:

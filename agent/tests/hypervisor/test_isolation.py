@@ -93,6 +93,10 @@ class TestIsolation:
     def test_it_sees_no_processes_but_its_own(self) -> None:
         assert not can(FIRST, "test", "-e", "/proc/1/status", inside=True)
 
+    def test_it_does_not_reach_the_hosts_bus(self) -> None:
+        assert can(FIRST, "test", "-w", "/run/dbus/system_bus_socket", inside=False)
+        assert not can(FIRST, "test", "-w", "/run/dbus/system_bus_socket", inside=True)
+
     def test_it_reads_images_and_writes_none(self) -> None:
         (image, *_) = Path("/var/lib/aetherscale/images").glob("sha256-*")
         assert can(FIRST, "test", "-r", str(image), inside=True)

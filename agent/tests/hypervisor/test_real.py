@@ -16,11 +16,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aetherscale_testing import guests
-from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld, in_world
 
 from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, monitor, probe
 from aetherscale_agent.hypervisor.config import Layout
+from aetherscale_testing import guests
+from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld, in_world
 
 FLAG = "AETHERSCALE_REAL_HYPERVISOR"
 SYSTEM_CONTROL = Path("/run/systemd/system.control")
@@ -83,13 +83,14 @@ async def clean(hypervisor: QemuHypervisor) -> None:
         await hypervisor.remove(vm_id)
 
 
-class TestRealHypervisor(HypervisorContract):
-    @pytest.fixture(scope="class", autouse=True)
-    def leaves_nothing(self) -> Iterator[None]:
-        assert pwd.getpwuid(os.getuid()).pw_name == "aetherscale", "run this as the agent's user"
-        yield
-        assert list(SYSTEM_CONTROL.glob("aetherscale-vm@*")) == []
+@pytest.fixture(scope="module", autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    assert pwd.getpwuid(os.getuid()).pw_name == "aetherscale", "run this as the agent's user"
+    yield
+    assert list(SYSTEM_CONTROL.glob("aetherscale-vm@*")) == []
 
+
+class TestRealHypervisor(HypervisorContract):
     @pytest.fixture
     def open_world(self) -> OpenWorld:
         return open_real
