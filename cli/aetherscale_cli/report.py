@@ -75,7 +75,7 @@ def report_everyone(command: str, everyone: Everyone, timeout: float, now: float
             f"{everyone.unreadable} of the answers can't be read", "are all agents and the CLI of one version?"
         )
     _report_missing(outcome, everyone, timeout)
-    if command == "list-vms" and rows == 0 and not as_json:
+    if command == "list-vms" and rows == 0 and outcome.exit_code is Exit.DONE and not as_json:
         outcome.notes.append(f"There are no VMs yet: {PROGRAM} create-vm --image IMAGE makes one.")
     return outcome
 

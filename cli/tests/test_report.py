@@ -64,6 +64,11 @@ def test_no_vms_is_a_header_and_a_friendly_word() -> None:
     assert report("list-vms", reply(host="h1", response=[]), as_json=True).notes == []
 
 
+def test_nobody_claims_that_there_are_no_vms_while_a_host_is_missing() -> None:
+    outcome = report("list-vms", reply(host="h1", response=[]), missing=(Missing("h2", "down"),))
+    assert not [note for note in outcome.notes if "no VMs" in note]
+
+
 def test_list_hosts_with_one_down_and_one_silent() -> None:
     missing = (Missing("h1", "down"), Missing("h3", "silent"))
     outcome = report("list-hosts", host("h2"), missing=missing)
