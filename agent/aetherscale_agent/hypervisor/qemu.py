@@ -9,7 +9,7 @@ from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay,
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
-from aetherscale_agent.hypervisor.units import Units, UnitsError
+from aetherscale_agent.hypervisor.units import Units
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
 from aetherscale_protocol import names
 from aetherscale_protocol.commands import CreateVm
@@ -171,14 +171,15 @@ class QemuHypervisor:
         with _as_hypervisor_error("its run-time files could not be made"):
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments))
             console.make(paths.console)
-        try:
-            # Both at once: limits that come a moment after the start hold just as well.
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator)))
-                group.create_task(self._units.start(vm_id))
-        except* UnitsError as errors:
-            end = await self._units.end(vm_id)
-            raise HypervisorError(_unit_reason(errors.exceptions[0], end)) from None
+        # Both at once: limits that come a moment after the start hold just as well.
+        results = await asyncio.gather(
+            self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator)),
+            self._units.start(vm_id),
+            return_exceptions=True,
+        )
+        for error in results:
+            if isinstance(error, BaseException):
+                raise HypervisorError(_unit_reason(error, await self._units.end(vm_id))) from error
 
     async def _wait_running(self, vm_id: str, paths: VmPaths) -> None:
         running = asyncio.create_task(monitor.wait_running(paths.agent_monitor))
@@ -188,8 +189,9 @@ class QemuHypervisor:
                 {running, ended}, timeout=self._config.start_timeout, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            running.cancel()
-            ended.cancel()
+            for task in (running, ended):
+                task.cancel()
+            await asyncio.gather(running, ended, return_exceptions=True)
         if running in done:
             return
         if ended in done:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, monitor, probe
+from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor, argv, monitor, probe
 from aetherscale_agent.hypervisor.config import Layout
+from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_testing import guests
-from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld, in_world
+from aetherscale_testing.hypervisor_contract import SPEC, HypervisorContract, OpenWorld, in_world
 
 FLAG = "AETHERSCALE_REAL_HYPERVISOR"
 SYSTEM_CONTROL = Path("/run/systemd/system.control")
@@ -101,6 +102,29 @@ class TestRealHypervisor(HypervisorContract):
         assert await world.hypervisor.list_remains() == {"interrup"}
         await world.hypervisor.remove("interrup")
         assert await world.hypervisor.list_remains() == set()
+
+    @pytest.mark.parametrize(
+        ("function", "result", "reason"),
+        [
+            ("finalize_limits", {"NoSuchLimit": 1}, "NoSuchLimit"),
+            ("finalize_argv", ["-no-such-option"], "exit status 1"),
+        ],
+    )
+    def test_what_systemd_or_qemu_refuses_is_told_and_leaves_nothing(
+        self, function: str, result: object, reason: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(argv, function, lambda *_: result)
+
+        async def refused() -> None:
+            async with open_real() as world:
+                await world.hypervisor.build("refusedx", SPEC, world.image)
+                with pytest.raises(HypervisorError, match=reason):
+                    await world.hypervisor.start("refusedx", SPEC)
+                assert await world.hypervisor.power(["refusedx"]) == {"refusedx": Power.OFF}
+                await world.hypervisor.remove("refusedx")
+                assert await world.hypervisor.list_remains() == set()
+
+        asyncio.run(refused())
 
     @in_world
     async def test_the_kvm_probe_says_yes_to_what_works(self, world: RealWorld) -> None:
