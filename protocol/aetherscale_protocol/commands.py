@@ -17,6 +17,9 @@ from aetherscale_protocol.errors import Refused
 MAX_BODY = 1 << 20
 """Largest body that is read, in bytes. The broker is configured to refuse larger ones."""
 
+MAX_QUOTED = 300
+"""How much of a message's own text a refusal repeats at most, in characters."""
+
 MIB_PER_GIB = 1024
 
 Cpus = Annotated[int, Meta(ge=1, le=256)]
@@ -136,7 +139,7 @@ def decode_request(body: bytes) -> Request:
     try:
         envelope = msgspec.json.decode(body, type=_Envelope)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Refused("bad-request", f"not a command: {error}", _SHAPE_HINT) from None
+        raise Refused("bad-request", f"not a command: {_in_short(error)}", _SHAPE_HINT) from None
     command = COMMANDS.get(envelope.command)
     if command is None:
         known = ", ".join(c.name for c in COMMANDS.values() if not c.internal)
@@ -151,7 +154,15 @@ def _decode_options(command: Command, raw: bytes) -> Options:
     try:
         return msgspec.json.decode(raw, type=command.options)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise Refused("bad-request", f"{command.name}: {error}") from None
+        raise Refused("bad-request", f"{command.name}: {_in_short(error)}") from None
+
+
+def _in_short(error: Exception) -> str:
+    """What is wrong, fit for a log and an answer: it quotes the message, which may be huge or hold escapes."""
+    text = str(error)
+    if len(text) > MAX_QUOTED:
+        text = text[:MAX_QUOTED] + "…"
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def encode_request(command: str, options: Options) -> bytes:

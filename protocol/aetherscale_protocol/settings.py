@@ -95,7 +95,7 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """The same, at another host (`host` or `host:port`)."""
         parts = urlsplit(self.url)
         netloc = f"{quote(self.user, safe='')}@{host}"
-        if ":" not in host and parts.port:
+        if ":" not in host.rpartition("]")[2] and parts.port:
             netloc += f":{parts.port}"
         return BrokerSettings(
             url=f"{parts.scheme}://{netloc}{parts.path}", password=self.password, ca_file=self.ca_file
