@@ -2,6 +2,7 @@
 """Build, once and on the controller, all that a compute host needs to install the agent without any network.
 
     wheelhouse.py build [--source DIR] [--cache DIR]    print where it is, as JSON
+    wheelhouse.py describe [--source DIR] [--cache DIR] the same, without building
     wheelhouse.py lock  [--source DIR]                  write agent/requirements.lock again, from pyproject.toml
 
 A wheelhouse is one folder `<cache>/<key>/`: the wheel of aetherscale, its dependencies for every Python that
@@ -22,7 +23,7 @@ import tarfile
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 PYTHONS = ("3.11", "3.13")
@@ -100,27 +101,32 @@ def finalize_key(source: Path) -> str:
     return digest.hexdigest()
 
 
+def find(source: Path, cache: Path) -> Wheelhouse:
+    """The wheelhouse of `source`, whether or not it is there yet."""
+    version = str(read_project(source)["project"]["version"])  # type: ignore[index]
+    key = finalize_key(source)
+    return Wheelhouse(cache / key[:16], version, key, built=False)
+
+
 def build(source: Path, cache: Path) -> Wheelhouse:
     """The wheelhouse of `source`: found in `cache`, or built there.
 
     :raise WheelhouseError: when pip fails, with its last words.
     """
-    version = str(read_project(source)["project"]["version"])  # type: ignore[index]
-    key = finalize_key(source)
-    place = cache / key[:16]
+    house = find(source, cache)
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if place.is_dir():
-            return Wheelhouse(place, version, key, built=False)
+        if house.path.is_dir():
+            return house
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
             done = Path(scratch) / "done"
             done.mkdir()
             fill(source, Path(scratch) / "source", done)
             done.chmod(0o755)
-            done.rename(place)
+            done.rename(house.path)
         remove_old(cache)
-    return Wheelhouse(place, version, key, built=True)
+    return replace(house, built=True)
 
 
 def remove_old(cache: Path) -> None:
@@ -248,7 +254,7 @@ def main() -> int:
     """Parse the arguments and do it."""
     root = Path(__file__).resolve().parents[1]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["build", "lock"])
+    parser.add_argument("what", choices=["build", "describe", "lock"])
     parser.add_argument("--source", type=Path, default=root, help="a checkout of aetherscale (default: this one)")
     parser.add_argument("--cache", type=Path, default=root / ".cache/wheelhouse", help="default: %(default)s")
     options = parser.parse_args()
@@ -256,7 +262,8 @@ def main() -> int:
         if options.what == "lock":
             print(write_lock(options.source))
         else:
-            print(json.dumps(build(options.source.resolve(), options.cache.resolve()).describe()))
+            verb = build if options.what == "build" else find
+            print(json.dumps(verb(options.source.resolve(), options.cache.resolve()).describe()))
     except (WheelhouseError, OSError, KeyError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,232 @@
+"""What the broker should hold, and in what it differs: pure functions over RabbitMQ's definitions.
+
+`rabbitmqctl export_definitions` gives all that a broker holds, `import_definitions` adds and overwrites. It never
+deletes, and an exchange of another type it leaves as it is without a word; so both are looked for here.
+"""
+
+import base64
+import hashlib
+import hmac
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+try:
+    from aetherscale_protocol import names, topology
+except ImportError:
+    names = topology = None  # type: ignore[assignment]
+
+Item = Mapping[str, Any]
+Definitions = Mapping[str, Sequence[Item]]
+
+IDENTITY = {
+    "vhosts": ("name",),
+    "users": ("name",),
+    "permissions": ("vhost", "user"),
+    "exchanges": ("vhost", "name"),
+    "queues": ("vhost", "name"),
+    "bindings": ("vhost", "source", "destination", "routing_key"),
+}
+"""What makes two entries of a definitions file speak of the same thing; also the order in which they are told."""
+
+IMMUTABLE = ("exchanges", "queues")
+"""What can't be changed once it is declared, only deleted and declared again."""
+
+TOPOLOGY = ("exchanges", "queues", "bindings")
+
+ALGORITHM = "rabbit_password_hashing_sha256"
+
+
+def broker_wanted(
+    operators: Sequence[str],
+    fleet: Sequence[str],
+    vhost: str,
+    passwords: Mapping[str, str],
+    others: Collection[str] = (),
+) -> dict[str, Any]:
+    """What the broker of a fleet should hold in normal mode.
+
+    A user without an entry in `passwords` is only asked to exist: before the very first run there are no passwords.
+    """
+    if topology is None:
+        raise AnsibleFilterError("this Ansible can't import aetherscale_protocol")
+    rights = dict.fromkeys(operators, topology.OPERATOR_PERMISSIONS)
+    rights |= {names.agent_user(host): topology.agent_permissions(host) for host in fleet}
+    return {
+        "vhosts": [{"name": vhost}],
+        "users": [{"name": user, "tags": [], "password": passwords.get(user)} for user in rights],
+        "permissions": [
+            {"user": user, "vhost": vhost, "configure": r.configure, "write": r.write, "read": r.read}
+            for user, r in rights.items()
+        ],
+        **topology.definitions(vhost),
+        "absent": {"users": ["guest"], "prefix": names.AGENT_USER_PREFIX, "keep": list(others)},
+    }
+
+
+def broker_play(_: str = "") -> dict[str, Any]:
+    """What the broker should hold in play mode: guest, who may do everything. Agents declare what they need."""
+    return {
+        "vhosts": [{"name": "/"}],
+        "users": [{"name": "guest", "tags": ["administrator"], "password": "guest"}],
+        "permissions": [{"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}],
+    }
+
+
+def broker_drift(held: Definitions | None, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """In what a broker that holds `held` differs from `wanted`.
+
+    - `import`: definitions that repair it, with hashes in place of passwords;
+    - `commands`: what to tell rabbitmqctl afterwards, because importing does not;
+    - `says`: the same for people, a sentence each, without secrets;
+    - `conflicts`: what neither can repair, and what to do about it.
+
+    `held` is None when the broker can't be asked (`--check` before it is installed, or while it is down).
+    """
+    if held is None:
+        says = ["the broker does not answer, so that what it holds can't be compared"]
+        return {"import": {}, "commands": [], "says": says, "conflicts": []}
+    repairs: dict[str, list[dict[str, Any]]] = {}
+    says: list[str] = []
+    conflicts: list[str] = []
+    for kind, identity in IDENTITY.items():
+        have = {_key(item, identity): item for item in held.get(kind, [])}
+        for item in wanted.get(kind, []):
+            got = have.get(_key(item, identity))
+            wrong = _differences(got, item)
+            if got is not None and wrong and kind in IMMUTABLE:
+                conflicts.append(_conflict(kind, item, wrong))
+            elif got is None or wrong:
+                repairs.setdefault(kind, []).append(_importable(item, got))
+                says.append(_sentence(kind, item, wrong))
+    commands = _commands(held, wanted, repairs, says)
+    return {"import": repairs, "commands": commands, "says": says, "conflicts": conflicts}
+
+
+def _key(item: Item, identity: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(item[part] for part in identity)
+
+
+def _differences(got: Item | None, wanted: Item) -> list[str]:
+    """What of an entry is not as wanted: `read is '.*' instead of '^$'`. Of a password only that it is another."""
+    if got is None:
+        return []
+    wrong = []
+    for name, value in wanted.items():
+        if name == "password":
+            if value is not None and not matches(value, str(got.get("password_hash", ""))):
+                wrong.append("password is another")
+        elif got.get(name) != value:
+            wrong.append(f"{name} is {got.get(name)!r} instead of {value!r}")
+    return wrong
+
+
+def _importable(wanted: Item, got: Item | None) -> dict[str, Any]:
+    """An entry as `import_definitions` takes it."""
+    item = dict(wanted)
+    if "password" in item:
+        password = item.pop("password")
+        stored = str((got or {}).get("password_hash", ""))
+        item["password_hash"] = stored if password is None or matches(password, stored) else hash_password(password)
+        item["hashing_algorithm"] = ALGORITHM
+    return item
+
+
+def hash_password(password: str, salt: bytes | None = None) -> str:
+    """RabbitMQ's hash of a password: base64(salt + sha256(salt + password)), the salt being four bytes."""
+    salt = os.urandom(4) if salt is None else salt
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def matches(password: str, stored: str) -> bool:
+    """Whether `stored` is a hash of `password`."""
+    try:
+        salt = base64.b64decode(stored, validate=True)[:4]
+    except ValueError:
+        return False
+    return len(salt) == 4 and hmac.compare_digest(hash_password(password, salt), stored)
+
+
+def _sentence(kind: str, item: Item, wrong: list[str]) -> str:
+    what = _name(kind, item)
+    return f"{what} is missing" if not wrong else f"{what}: {', '.join(wrong)}"
+
+
+def _name(kind: str, item: Item) -> str:
+    if kind == "permissions":
+        return f"permission of {item['user']} in vhost {item['vhost']}"
+    if kind == "bindings":
+        return f"binding of {item['destination']} to {item['source']} with key {item['routing_key']!r}"
+    return f"{kind[:-1]} {item['name']}"
+
+
+def _conflict(kind: str, item: Item, wrong: list[str]) -> str:
+    name, vhost = item["name"], item["vhost"]
+    if kind == "queues":
+        command = f"rabbitmqctl delete_queue --vhost {vhost} {name}"
+    else:
+        resource = f'rabbit_misc:r(<<"{vhost}">>, exchange, <<"{name}">>)'
+        command = f"rabbitmqctl eval 'rabbit_exchange:delete({resource}, false, <<\"operator\">>).'"
+    return (
+        f"{_name(kind, item)}: {', '.join(wrong)}. That can't be changed while it exists. "
+        f"If it is safe to lose, delete it on the broker and run this again: {command}"
+    )
+
+
+def _commands(
+    held: Definitions, wanted: Mapping[str, Any], repairs: Mapping[str, Any], says: list[str]
+) -> list[list[str]]:
+    """What rabbitmqctl must do after the import; what it takes away is told in `says`, too."""
+    commands = []
+    for user in (gone := _surplus_users(held, wanted)):
+        commands.append(["delete_user", user])
+        says.append(f"user {user} should not be there")
+    for vhost, user in _surplus_rights(held, wanted, gone):
+        commands.append(["clear_permissions", "--vhost", vhost, user])
+        says.append(f"user {user} should have no rights in vhost {vhost}")
+    for vhost in sorted(_mended_vhosts(held, repairs)):
+        reason = "exchanges or queues were restored: connect again, and bind to them"
+        commands.append(["close_all_connections", "--vhost", vhost, reason])
+    return commands
+
+
+def _surplus_users(held: Definitions, wanted: Mapping[str, Any]) -> list[str]:
+    """Guest, and agents of hosts that are none any more. Nobody in play mode."""
+    absent = wanted.get("absent")
+    if absent is None:
+        return []
+    ours = {user["name"] for user in wanted["users"]}
+    users = [user["name"] for user in held.get("users", []) if user["name"] not in ours]
+    return [user for user in users if user in absent["users"] or user.startswith(absent["prefix"])]
+
+
+def _surplus_rights(held: Definitions, wanted: Mapping[str, Any], gone: Collection[str]) -> list[tuple[str, str]]:
+    """Rights of our users in other vhosts, and of other users in ours: (vhost, user). None in play mode."""
+    absent = wanted.get("absent")
+    if absent is None:
+        return []
+    ours = {user["name"] for user in wanted["users"]}
+    vhosts = {vhost["name"] for vhost in wanted["vhosts"]}
+    allowed = {(item["vhost"], item["user"]) for item in wanted["permissions"]}
+    rights = [(item["vhost"], item["user"]) for item in held.get("permissions", [])]
+    return [
+        (vhost, user)
+        for vhost, user in rights
+        if (vhost, user) not in allowed and user not in {*gone, *absent["keep"]} and (user in ours or vhost in vhosts)
+    ]
+
+
+def _mended_vhosts(held: Definitions, repairs: Mapping[str, Any]) -> set[str]:
+    """The vhosts in which something was lost that agents had declared or were bound to: they can't know."""
+    before = {vhost["name"] for vhost in held.get("vhosts", [])}
+    return {item["vhost"] for kind in TOPOLOGY for item in repairs.get(kind, [])} & before
+
+
+class FilterModule:
+    """What Ansible asks a plugin for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """The filters by name."""
+        return {"broker_wanted": broker_wanted, "broker_play": broker_play, "broker_drift": broker_drift}
