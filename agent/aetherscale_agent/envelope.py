@@ -19,10 +19,13 @@ DEFAULT_PATIENCE_S = 60.0
 
 CLOCK_SLACK_S = 30.0
 
-_REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.([A-Za-z0-9+/=_-]{8,512})\.([A-Za-z0-9+/=_-]{4,64})")
+_REPLY_TO = re.compile(r"amq\.rabbitmq\.reply-to\.([A-Za-z0-9+/]{16,}={0,2})\.([A-Za-z0-9+/]{4,64}={0,2})")
 T = TypeVar("T")
 
-_TERM_MARKER = 131  # first byte of every Erlang external term: the token is one, in base64
+# Source: Erlang's external term format. RabbitMQ 3.9 to 4.2 write the token so: a process id, in base64.
+_TERM = 131
+_PID_TAIL = {88: 12, 103: 9}  # NEW_PID_EXT, PID_EXT: bytes behind the node's name
+_LONG_ATOMS, _SHORT_ATOMS = (100, 118), (115, 119)
 
 
 @dataclass(frozen=True)
@@ -62,22 +65,29 @@ def check_reply_to(address: str | None) -> str:
     """
     if not address:
         raise Refused("bad-request", "no reply_to: a command that nobody could be told the outcome of is not executed")
-    match = _REPLY_TO.fullmatch(address)
-    if match is None or not _is_erlang_term(match[1]) or _decode(match[2]) is None:
+    match = _REPLY_TO.fullmatch(address) if isinstance(address, str) else None  # bytes, if it was not UTF-8
+    if match is None or not _is_pid(_decode(match[1])) or not _decode(match[2]):
         raise Refused("bad-request", "reply_to is not a direct reply-to address (amq.rabbitmq.reply-to)")
     return address
 
 
-def _decode(text: str) -> bytes | None:
+def _decode(text: str) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_" if re.search("[-_]", text) else None)
-    except (binascii.Error, ValueError):
-        return None
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return b""
 
 
-def _is_erlang_term(text: str) -> bool:
-    data = _decode(text)
-    return data is not None and len(data) > 8 and data[0] == _TERM_MARKER
+def _is_pid(data: bytes) -> bool:
+    if len(data) < 5 or data[0] != _TERM or data[1] not in _PID_TAIL:
+        return False
+    if data[2] in _LONG_ATOMS:
+        end_of_name = 5 + int.from_bytes(data[3:5], "big")
+    elif data[2] in _SHORT_ATOMS:
+        end_of_name = 4 + data[3]
+    else:
+        return False
+    return len(data) == end_of_name + _PID_TAIL[data[1]]
 
 
 def is_agent(user: str, own_user: str) -> bool:
@@ -96,6 +106,8 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
     if request.command.internal and not internal:
         raise Refused("forbidden", f"{request.command.name} is for agents only")
     headers: Mapping[str, Any] = properties.headers or {}
+    if not isinstance(properties.message_id, str | None):
+        raise Refused("bad-request", "message_id is not UTF-8")
     request_id = properties.message_id or names.derive_request_id(properties.reply_to, properties.correlation_id, body)
     return Incoming(
         request=request,

@@ -391,7 +391,7 @@ def _completed(incoming: Incoming, now: float) -> Incoming:
 
 def _offer(answer: Answer) -> d.HostOffer:
     host = answer.host or ""
-    if answer.ok and answer.response is not None:
+    if answer.ok and answer.response:
         return d.HostOffer(host, msgspec.json.decode(answer.response, type=Offer).score)
     return d.HostOffer(host, None, answer.execution_info.reason or "refused")
 

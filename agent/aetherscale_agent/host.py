@@ -6,7 +6,7 @@ It knows no broker. Commands of one VM run in its line, one after the other; not
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -390,9 +390,9 @@ class Host:
 
     # What happens without a command
 
-    async def watch(self) -> None:
+    async def watch(self, changes: AsyncIterator[PowerChange]) -> None:
         """Follow the guests' own comings to rest, until cancelled."""
-        async for change in self.hypervisor.changes():
+        async for change in changes:
             await self.came_to_rest(change)
 
     async def came_to_rest(self, change: PowerChange) -> None:

@@ -20,13 +20,13 @@ from aetherscale_agent.handlers import Handlers
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Journal
 from aetherscale_agent.notify import keep_watchdog_fed, notify
-from aetherscale_agent.ports import Hypervisor, Images
+from aetherscale_agent.ports import Hypervisor, HypervisorError, Images
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
 
 log = logging.getLogger(__name__)
 
-EXIT_USAGE, EXIT_BUSY = 2, 3
+EXIT_USAGE, EXIT_BUSY, EXIT_HYPERVISOR = 2, 3, 4
 
 
 def run() -> None:
@@ -41,7 +41,10 @@ def run() -> None:
         print(f"{options.config or 'the built-in configuration'}: ok, host {config.host}, broker {config.broker.host}")
         return
     _lock(Path(config.state_dir))
-    asyncio.run(serve(config))
+    try:
+        asyncio.run(serve(config))
+    except HypervisorError as error:
+        _die(str(error), "site.yml sets a compute host up; docs/rollout.md says how", EXIT_HYPERVISOR)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -94,6 +97,7 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
     answerer = Answerer()
     handlers = Handlers(host, answerer, config.fleet)
 
+    changes = hypervisor.changes()  # listens from here on: a VM that ends while the journal is read is heard of
     await hypervisor.probe()
     log.info("%s on host %s: %s; %s", __version__, config.host, await host.reconcile(), hypervisor.accelerator)
     notify("READY=1", f"STATUS=connecting to {config.broker.host}")
@@ -104,7 +108,7 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
 
     await _until_terminated(
         keep_watchdog_fed(),
-        host.watch(),
+        host.watch(changes),
         answer_forever(answerer, connector("answers")),
         stay_connected(connector("commands"), answerer, host, config.broker.user, handlers.on_message),
     )

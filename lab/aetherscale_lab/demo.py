@@ -124,20 +124,28 @@ def _roll_out(lab: Lab, words: dict[str, str]) -> None:
     inventory.write_text(_finalize_inventory(lab, words))
     log = _folder() / "ansible.log"
     environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "ANSIBLE_LOG_PATH": str(log)}
-    done = subprocess.run(
-        [PROGRAMS / "ansible-playbook", "-i", inventory, "site.yml"],
+    command = [PROGRAMS / "ansible-playbook", "-i", inventory, "site.yml"]
+    with subprocess.Popen(
+        command,
         cwd=REPOSITORY / "ansible",
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        print(done.stdout[-6000:], file=sys.stderr)
+    ) as playbook:
+        assert playbook.stdout is not None
+        lines = [_show_progress(line.rstrip()) for line in playbook.stdout]
+    if playbook.returncode != 0:
+        print("\n".join(lines[-60:]), file=sys.stderr)
         raise LabError("site.yml failed", f"all of its output: {log}; `make demo` again goes on from there")
-    print("\n".join(f"   {line}" for line in done.stdout.splitlines() if "changed=" in line))
+
+
+def _show_progress(line: str) -> str:
+    """Show the plays and the recap of Ansible's output; return the line."""
+    if line.startswith("PLAY [") or "changed=" in line:
+        print(f"   {line.rstrip('* ')}", flush=True)
+    return line
 
 
 def _finalize_inventory(lab: Lab, words: dict[str, str]) -> str:

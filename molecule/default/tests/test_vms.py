@@ -1,0 +1,194 @@
+"""VMs on real hosts, commanded by the operator's CLI: they boot, obey, and outlive agents, brokers and hosts."""
+
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from aetherscale_testing.client import SeedClient
+from aetherscale_testing.rollout import Rollout
+
+HOSTS = ("h1", "h2")
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Rollout]:
+    rollout = Rollout()
+    yield rollout
+    for answer in rollout.ask("list-vms", check=False):
+        for name in answer.get("response", []):
+            rollout.cli("delete-vm", name.removeprefix("vm-"), check=False)
+
+
+@pytest.fixture(scope="module")
+def pair(fleet: Rollout) -> dict[str, str]:
+    """Two VMs, one on each host (the second goes to the emptier one), both booted; host → VM id."""
+    made = [fleet.create() for _ in HOSTS]
+    for vm_id in made:
+        fleet.boot(vm_id)
+    return {fleet.show(vm_id, 0)["host"]: vm_id for vm_id in made}
+
+
+def test_all_hosts_are_up(fleet: Rollout) -> None:
+    reports = {a["host"]: a["response"] for a in fleet.ask("list-hosts")}
+    assert sorted(reports) == sorted(HOSTS)
+    for report in reports.values():
+        assert report["state"] == "up"
+        assert report["accelerator"] == "tcg"
+        assert "ubuntu_base" in report["images"]
+
+
+def test_placement_uses_both_hosts(pair: dict[str, str]) -> None:
+    assert sorted(pair) == sorted(HOSTS)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_guests_boot_to_a_login_with_an_address(fleet: Rollout, pair: dict[str, str], host: str) -> None:
+    console = fleet.boot(pair[host])
+    assert f"GUEST: serial {pair[host]}" in console
+    assert "GUEST: eth0 10.0.2.15" in console
+    assert "login:" in console
+
+
+def test_each_vm_has_limits_of_its_own(fleet: Rollout, pair: dict[str, str]) -> None:
+    for vm_id in pair.values():
+        assert 128 << 20 < int(fleet.unit(vm_id, "MemoryMax")) < 600 << 20
+        assert fleet.unit(vm_id, "CPUQuotaPerSecUSec") not in ("", "infinity")
+
+
+def test_each_vm_has_a_user_of_its_own(fleet: Rollout, pair: dict[str, str]) -> None:
+    first, second = pair["h1"], fleet.create()
+    while fleet.show(second, 0)["host"] != "h1":  # the emptier host is given the next one
+        second = fleet.create()
+    uids = {fleet.run("h1", "stat", "-c", "%u", f"/proc/{fleet.unit(vm, 'MainPID')}") for vm in (first, second)}
+    assert len(uids) == 2
+    assert "0" not in uids
+    thief = fleet.run("h1", "stat", "-c", "%u", f"/proc/{fleet.unit(first, 'MainPID')}")
+    disk = f"/var/lib/aetherscale/vms/{second}/disk.qcow2"
+    fleet.run("h1", "test", "-s", disk)
+    steal = ["setpriv", f"--reuid={thief}", f"--regid={thief}", "--clear-groups", "head", "-c1", disk]
+    assert fleet.lab.run("h1", steal, check=False).returncode != 0
+    inside = ["nsenter", "-m", "-t", fleet.unit(first, "MainPID"), "ls", f"/var/lib/aetherscale/vms/{second}"]
+    assert fleet.lab.run("h1", inside, check=False).returncode != 0
+
+
+def test_a_guest_obeys_the_power_button_even_while_it_boots(fleet: Rollout) -> None:
+    vm_id = fleet.create()
+    (answer,) = fleet.ask("stop-vm", vm_id)  # at once: the guest is still in its boot loader
+    assert answer["response"]["status"] == "stopped"
+    assert fleet.show(vm_id)["state"] == "stopped"
+    assert "GUEST: clean shutdown" in fleet.console(vm_id)
+    fleet.cli("start-vm", vm_id)
+    fleet.eventually(lambda: "GUEST: boot 2 of this disk" in fleet.console(vm_id), 60)
+    (answer,) = fleet.ask("stop-vm", "--kill", vm_id)
+    assert answer["response"]["status"] == "stopped"
+    fleet.cli("delete-vm", vm_id)
+
+
+def test_a_deleted_vm_leaves_nothing(fleet: Rollout) -> None:
+    vm_id = fleet.create()
+    host = fleet.show(vm_id, 0)["host"]
+    fleet.cli("delete-vm", vm_id)
+    left = fleet.run(
+        host, "find", "/var/lib/aetherscale/vms", "/run/aetherscale", "/run/systemd/system.control", "-name", f"*{vm_id}*"
+    )
+    assert left == ""
+    units = fleet.run(host, "systemctl", "list-units", "--all", "--no-legend", f"aetherscale-vm@{vm_id}.service")
+    assert units == ""
+    assert fleet.cli("show-vm", vm_id, check=False).returncode == 1
+
+
+def qemu(fleet: Rollout, vm_id: str) -> tuple[str, str]:
+    pid = fleet.unit(vm_id, "MainPID")
+    started = fleet.run(fleet.show(vm_id, 0)["host"], "cut", "-d ", "-f22", f"/proc/{pid}/stat")
+    return pid, started
+
+
+def wait_up(fleet: Rollout, count: int = len(HOSTS)) -> None:
+    fleet.eventually(lambda: fleet.cli("list-hosts", check=False).stdout.count('"state":"up"') == count, 40)
+
+
+@pytest.mark.parametrize("how", [["restart"], ["kill", "-s", "KILL"]])
+def test_no_vm_notices_that_its_agent_goes_away(fleet: Rollout, pair: dict[str, str], how: list[str]) -> None:
+    before = {host: qemu(fleet, vm_id) for host, vm_id in pair.items()}
+    for host in pair:
+        fleet.run(host, "systemctl", *how, "aetherscale-agent.service")
+    time.sleep(0.5)
+    wait_up(fleet)
+    assert {host: qemu(fleet, vm_id) for host, vm_id in pair.items()} == before
+
+
+def test_a_frozen_agent_is_named_and_the_others_are_shown(fleet: Rollout, pair: dict[str, str]) -> None:
+    fleet.run("h2", "systemctl", "kill", "-s", "STOP", "aetherscale-agent.service")
+    try:
+        begin = time.monotonic()
+        done = fleet.cli("list-vms", "--timeout", "2", check=False)
+        assert time.monotonic() - begin < 4
+    finally:
+        fleet.run("h2", "systemctl", "kill", "-s", "CONT", "aetherscale-agent.service")
+    assert done.returncode == 4
+    assert "h2 did not answer within 2 s" in done.stderr
+    assert f"vm-{pair['h1']}" in done.stdout
+    wait_up(fleet)
+
+
+def test_a_stopped_agent_is_named_without_waiting(fleet: Rollout, pair: dict[str, str]) -> None:
+    fleet.run("h2", "systemctl", "stop", "aetherscale-agent.service")
+    try:
+        begin = time.monotonic()
+        listed = fleet.cli("list-vms", check=False)
+        assert time.monotonic() - begin < 2
+        asked = fleet.cli("stop-vm", pair["h2"], check=False)
+    finally:
+        fleet.run("h2", "systemctl", "start", "aetherscale-agent.service")
+    assert listed.returncode == 4
+    assert "host h2 is not running" in listed.stderr
+    assert asked.returncode == 1
+    assert f"host h2, which holds VM {pair['h2']}, is not running" in asked.stdout
+    wait_up(fleet)
+    assert fleet.show(pair["h2"], 0)["state"] == "running"
+
+
+def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: Rollout, pair: dict[str, str]) -> None:
+    stopped = fleet.create()
+    host = fleet.show(stopped, 0)["host"]
+    fleet.cli("stop-vm", "--kill", stopped)
+    running = pair[host]
+    boots = fleet.console(running).count("GUEST: ready")
+    fleet.run("broker1", "systemctl", "stop", "rabbitmq-server.service")
+    try:
+        fleet.lab.reboot(host)
+        fleet.eventually(
+            lambda: fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{running}.service", check=False)
+            == "active",
+            60,
+        )
+        off = fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{stopped}.service", check=False)
+        assert off == "inactive"
+    finally:
+        fleet.run("broker1", "systemctl", "start", "rabbitmq-server.service")
+    wait_up(fleet)
+    fleet.eventually(lambda: fleet.console(running).count("GUEST: ready") > boots, 60)
+    assert "GUEST: clean shutdown" in fleet.console(running)
+    assert fleet.show(stopped, 0)["state"] == "stopped"
+    fleet.cli("delete-vm", stopped)
+
+
+def test_the_articles_client_as_the_operator(fleet: Rollout) -> None:
+    """The plain pika script gets the article's answers, given nothing but credentials."""
+    context = json.loads(fleet.cli("list-contexts", "-o", "json").stdout)
+    assert context
+    secret = fleet.operator_password()
+    broker = fleet.lab.plan.host("broker1").address
+    with SeedClient(broker, "operator", secret, "aetherscale") as client:
+        (made,) = client.ask("create-vm", 1, 20, image="ubuntu_base", memory=128, disk=1)
+        vm_id = made["response"]["vm-id"]
+        listed = {a["host"]: a["response"] for a in client.ask("list-vms", 2)}
+        assert sum(f"vm-{vm_id}" in vms for vms in listed.values()) == 1
+        stopped = client.ask("stop-vm", 2, vm_id=vm_id, kill=True)
+        assert sorted(a["execution-info"].get("reason", "") for a in stopped) == ["", "VM does not exist"]
+        (refused,) = client.ask("create-vm", 1, image="nobody_has_it")
+        assert refused["execution-info"]["reason"] == 'Image "nobody_has_it" does not exist'
+        assert sorted(refused["execution-info"]["reasons"]) == sorted(HOSTS)
+        deleted = client.ask("delete-vm", 2, vm_id=vm_id)
+        assert sorted(a["execution-info"]["status"] for a in deleted) == ["error", "success"]

@@ -1,0 +1,72 @@
+"""A fleet that site.yml has set up on the lab, as its operator sees it: the CLI, and a shell on each host."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aetherscale_lab.lab import Lab
+
+CLI = Path(sys.executable).with_name("aetherscale-cli")
+
+
+class Rollout:
+    """The lab that AETHERSCALE_LAB names, commanded through the CLI's current context."""
+
+    def __init__(self) -> None:
+        self.lab = Lab(os.environ["AETHERSCALE_LAB"])
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the CLI; its output is JSON, as for every program."""
+        done = subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False, timeout=120)
+        assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def ask(self, *arguments: str, check: bool = True) -> list[dict[str, Any]]:
+        """What the CLI answers."""
+        answers: list[dict[str, Any]] = json.loads(self.cli(*arguments, check=check).stdout)
+        return answers
+
+    def create(self, *more: str) -> str:
+        """A new small VM's id."""
+        (answer,) = self.ask("create-vm", "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G", *more)
+        return str(answer["response"]["vm-id"])
+
+    def show(self, vm_id: str, lines: int = 200) -> dict[str, Any]:
+        """All there is to say about a VM."""
+        (answer,) = self.ask("show-vm", vm_id, "--console-lines", str(lines))
+        response: dict[str, Any] = answer["response"]
+        return response
+
+    def console(self, vm_id: str) -> str:
+        """The VM's console."""
+        return "\n".join(self.show(vm_id).get("console", []))
+
+    def boot(self, vm_id: str) -> str:
+        """Wait until the guest asks for a login; its console."""
+        self.eventually(lambda: "login:" in self.console(vm_id), 120)
+        return self.console(vm_id)
+
+    def run(self, host: str, *argv: str, check: bool = True) -> str:
+        """What a command on a host prints."""
+        return self.lab.run(host, argv, check=check).stdout.strip()
+
+    def unit(self, vm_id: str, what: str) -> str:
+        """A property of a VM's unit, on the host that holds it."""
+        unit = f"aetherscale-vm@{vm_id}.service"
+        return self.run(self.show(vm_id, 0)["host"], "systemctl", "show", "-P", what, unit)
+
+    @staticmethod
+    def eventually(what: Callable[[], bool], seconds: float = 30) -> None:
+        """Wait until something is so.
+
+        :raise AssertionError: when it is not so within so many seconds.
+        """
+        limit = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < limit, f"not so within {seconds} s"
+            time.sleep(0.2)
