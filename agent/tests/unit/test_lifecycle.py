@@ -1,0 +1,62 @@
+"""What each command does in each state: the whole table, cell by cell."""
+
+from typing import get_args
+
+import pytest
+
+from aetherscale_agent.lifecycle import ANY_STATE, TABLE, Act, act_on
+from aetherscale_protocol.answers import VmState
+from aetherscale_protocol.commands import COMMANDS, Reach
+from aetherscale_protocol.errors import Refused
+
+NO = None
+VERBS = ("start-vm", "stop-vm", "stop-vm --kill", "delete-vm")
+EXPECTED: dict[VmState, tuple[Act | None, ...]] = {
+    "creating": (NO, NO, NO, NO),
+    "starting": (Act.NOTHING, NO, NO, NO),
+    "running": (Act.NOTHING, Act.PRESS, Act.KILL, Act.REMOVE),
+    "stopping": (NO, Act.PRESS, Act.KILL, Act.REMOVE),
+    "stopped": (Act.START, Act.NOTHING, Act.NOTHING, Act.REMOVE),
+    "deleting": (NO, NO, NO, Act.REMOVE),  # its removal failed: delete-vm tries again
+    "failed": (Act.START, Act.NOTHING, Act.NOTHING, Act.REMOVE),
+}
+CELLS = [(verb, state, acts[n]) for state, acts in EXPECTED.items() for n, verb in enumerate(VERBS)]
+
+
+@pytest.mark.parametrize(("verb", "state", "act"), [cell for cell in CELLS if cell[2] is not None])
+def test_a_cell_that_acts(verb: str, state: VmState, act: Act) -> None:
+    assert act_on(verb, state) is act
+
+
+@pytest.mark.parametrize(("verb", "state"), [cell[:2] for cell in CELLS if cell[2] is None])
+def test_a_cell_that_refuses(verb: str, state: VmState) -> None:
+    with pytest.raises(Refused) as caught:
+        act_on(verb, state)
+    error = caught.value
+    assert (error.code, error.changed) == ("wrong-state", False)
+    assert state in error.reason
+    assert verb in error.reason
+    assert error.hint
+
+
+def test_the_table_has_every_verb_and_no_state_that_there_is_not() -> None:
+    assert set(TABLE) == set(VERBS)
+    assert set(ANY_STATE) == set(get_args(VmState)) == set(EXPECTED)
+    for row in TABLE.values():
+        assert set(row) <= set(ANY_STATE)
+
+
+def test_every_command_that_changes_a_vm_is_in_the_table() -> None:
+    changing = {c.name for c in COMMANDS.values() if c.changes and c.reach is Reach.HOLDER}
+    assert changing == {verb.split()[0] for verb in TABLE}
+
+
+def test_every_state_in_which_a_guest_may_run_can_be_left_by_force() -> None:
+    for state in ("running", "stopping"):
+        assert act_on("stop-vm --kill", state) is Act.KILL
+
+
+def test_a_guest_that_shuts_down_can_be_hurried() -> None:
+    with pytest.raises(Refused) as caught:
+        act_on("start-vm", "stopping")
+    assert "--kill" in (caught.value.hint or "")
