@@ -8,12 +8,14 @@ on its channel, so that a returned message can be told from its neighbours.
 import asyncio
 import contextlib
 import logging
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
-from pika.exceptions import AMQPError, ChannelClosed
+from pika.exceptions import AMQPError, ChannelClosed, InvalidFrameError
 
 from aetherscale_protocol.settings import BrokerSettings, connection_parameters
 from aetherscale_protocol.topology import Binding, Exchange, Queue, ReplyTo
@@ -59,6 +61,29 @@ class Delivery:
 OnDelivery = Callable[[Delivery], None]
 
 
+class _TolerantConnection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped
+    """pika's, but properties that it can't decode are read as none.
+
+    A header that holds a date in the year 10^11, or tables nested a thousand deep, passes any broker, and ends any
+    connection of pika's that it is delivered on: one message would cut off one agent after the other, for as long
+    as it is delivered again.
+    """
+
+    def _read_frame(self) -> tuple[int, Any]:
+        try:
+            return super()._read_frame()  # type: ignore[no-any-return]
+        except InvalidFrameError:
+            raise
+        except Exception as error:
+            kind, channel, size = struct.unpack_from(">BHL", self._frame_buffer)
+            if kind != spec.FRAME_HEADER:
+                raise
+            log.warning("a message's properties can't be decoded (%s): read as none", error)
+            (body_size,) = struct.unpack_from(">Q", self._frame_buffer, spec.FRAME_HEADER_SIZE + 4)
+            header = frame.Header(channel, body_size, spec.BasicProperties())
+            return spec.FRAME_HEADER_SIZE + size + spec.FRAME_END_SIZE, header
+
+
 class Connection:
     """One connection. `lost` resolves, with the reason, when it is gone."""
 
@@ -81,7 +106,7 @@ class Connection:
                 opened.set_exception(BrokerLost(describe(error)))
 
         parameters = connection_parameters(settings, name=name, heartbeat_s=heartbeat_s, timeout_s=CONNECT_TIMEOUT_S)
-        raw = AsyncioConnection(
+        raw = _TolerantConnection(
             parameters,
             on_open_callback=lambda c: None if opened.done() else opened.set_result(c),
             on_open_error_callback=on_error,

@@ -224,6 +224,8 @@ class Host:
     async def _build(self, vm: Vm) -> None:
         async with vm.line:
             record = vm.record
+            if record.phase == "ready":
+                return  # built by an agent before this one: a create that is repeated changes nothing
             try:
                 await self._make(vm)
             except (HypervisorError, Refused, JournalError) as error:
@@ -355,12 +357,12 @@ class Host:
             await self._write(vm, phase="deleting", wanted="off", since=self.clock(), ending=ending)
         except JournalError as error:
             raise _failed("delete-vm", error) from None
-        vm.state = "deleting"
         if not await self._erase(vm, ending):
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 
     async def _erase(self, vm: Vm, ending: Ending) -> bool:
         vm_id = vm.record.vm_id
+        vm.state = "deleting"
         try:
             await self._write(vm, phase="deleting", ending=ending, wanted="off")
             await self.hypervisor.kill(vm_id)
@@ -393,16 +395,19 @@ class Host:
     async def watch(self, changes: AsyncIterator[PowerChange]) -> None:
         """Follow the guests' own comings to rest, until cancelled."""
         async for change in changes:
-            await self.came_to_rest(change)
+            self._spawn(self.came_to_rest(change))
 
     async def came_to_rest(self, change: PowerChange) -> None:
         """A unit came to rest, by whatever cause: if nobody asked for it, the VM's state follows."""
         vm = self.find(change.vm_id)
-        if vm is None or vm.line.locked() or vm.state != "running":
-            return  # a command is at work, and sees for itself
-        if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
-            return  # old news: it was started again since
-        await self._came_to_rest(vm, change.power, change.reason)
+        if vm is None:
+            return
+        async with vm.line:  # a command at work may have started it just now: it ended after that
+            if not vm.exists or vm.state != "running":
+                return  # that command, or a shutdown, saw to it
+            if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
+                return  # old news: it was started again since
+            await self._came_to_rest(vm, change.power, change.reason)
 
     async def _came_to_rest(self, vm: Vm, power: Power, reason: str) -> None:
         state: VmState = "failed" if power is Power.FAILED and vm.state != "stopping" else "stopped"
@@ -424,7 +429,6 @@ class Host:
             self._spawn(self._revive(revived))
         removed = [vm for vm in self.vms.values() if vm.record.phase == "deleting"]
         for vm in removed:
-            vm.state = "deleting"
             await self._erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
         remains = await self._remove_remains()
         running = sum(vm.state == "running" for vm in ready)
@@ -473,10 +477,15 @@ class Host:
                 "VM %s: something of it is on this host, but the journal does not know it; left alone", stranger
             )
         dead = sorted(left & set(self.vms) - known)
+        removed = 0
         for vm_id in dead:
-            await self.hypervisor.kill(vm_id)
-            await self.hypervisor.remove(vm_id)
-        return len(dead)
+            try:
+                await self.hypervisor.kill(vm_id)
+                await self.hypervisor.remove(vm_id)
+                removed += 1
+            except HypervisorError as error:
+                log.error("VM %s: its remains could not be removed: %s", vm_id, error)
+        return removed
 
     def go_on(self, work: Awaitable[None]) -> None:
         """Let work go on whoever waits for it, and whether or not the broker is there."""

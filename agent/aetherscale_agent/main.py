@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 import sys
+import uuid
 from pathlib import Path
+from typing import NoReturn
 
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.config import AgentConfig, load_config
@@ -75,7 +77,7 @@ def _lock(state_dir: Path) -> None:
         _die(f"can't use {state_dir}: {error.strerror}", "set state_dir to a folder that the agent owns", EXIT_BUSY)
 
 
-def _die(message: str, hint: str | None, code: int) -> None:
+def _die(message: str, hint: str | None, code: int) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
@@ -93,7 +95,7 @@ async def serve(config: AgentConfig) -> None:
 async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images) -> None:
     """Run the agent over this hypervisor until SIGTERM."""
     journal = Journal(Path(config.state_dir) / "journal")
-    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id())
+    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id(Path(config.run_dir)))
     answerer = Answerer()
     handlers = Handlers(host, answerer, config.fleet)
 
@@ -114,9 +116,25 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
     )
 
 
-def read_boot_id() -> str:
-    """What tells this boot of the host from any other."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def read_boot_id(run_dir: Path) -> str:
+    """What tells this boot of the host from any other: a file that a reboot takes away, because it is on a tmpfs.
+
+    The kernel's own boot id will not do: a sandbox that mounts /proc anew shows a container the machine's.
+    """
+    path = run_dir / "boot-id"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            draft = path.with_suffix(".new")
+            draft.write_text(uuid.uuid4().hex)
+            draft.rename(path)
+        return path.read_text()
+    except OSError as error:
+        _die(
+            f"can't use {run_dir}: {error.strerror}",
+            "set run_dir to a folder on a tmpfs that the agent owns",
+            EXIT_BUSY,
+        )
 
 
 async def _until_terminated(*works: object) -> None:

@@ -124,7 +124,7 @@ def _roll_out(lab: Lab, words: dict[str, str]) -> None:
     inventory.write_text(_finalize_inventory(lab, words))
     log = _folder() / "ansible.log"
     environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "ANSIBLE_LOG_PATH": str(log)}
-    command = [PROGRAMS / "ansible-playbook", "-i", inventory, "site.yml"]
+    command = [str(PROGRAMS / "ansible-playbook"), "-i", str(inventory), "site.yml"]
     with subprocess.Popen(
         command,
         cwd=REPOSITORY / "ansible",

@@ -38,7 +38,7 @@ def run() -> None:
     settings["host"] = settings.pop("name", settings["host"])
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}
     base = load_config(None, os.environ)
-    config = msgspec.structs.replace(base, **{"heartbeat": 1, **known})
+    config = msgspec.structs.replace(base, **{"heartbeat": 1, "run_dir": f"{settings['state_dir']}/run", **known})
     main._set_up_logging("debug")
     main._lock(Path(config.state_dir))
     asyncio.run(main.serve_over(config, hypervisor, images))

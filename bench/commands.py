@@ -1,0 +1,91 @@
+"""How long commands take on a fleet that is up: `python bench/commands.py --context FILE` (see docs/benchmarks.md).
+
+Prints medians in milliseconds, with the lowest and highest of the runs. `create-vm, publish to answer` is measured by
+a client that is connected already; the agent answers when QEMU runs the guest. `whole process` is what a user waits.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "testing"), str(ROOT / "lab")]
+
+from aetherscale_testing.client import SeedClient  # noqa: E402
+
+CLI = Path(sys.executable).with_name("aetherscale-cli")
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--context", type=Path, required=True, help="the CLI's context file")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--image", default="ubuntu_base")
+    options = parser.parse_args()
+    broker = tomllib.loads(options.context.read_text())["broker"]
+    url = urlsplit(broker["url"])
+    with SeedClient(
+        f"{url.hostname}:{url.port or 5672}", url.username or "", broker["password"], url.path[1:]
+    ) as client:
+        report("list-vms, whole process", options.runs, lambda: cli("list-vms"))
+        report("show-vm of an unknown id, whole process", options.runs, lambda: cli("show-vm", "zzzzzzzz"))
+        report("list-vms, publish to last answer", options.runs, lambda: client.ask("list-vms", 2))
+        made: list[str] = []
+
+        def delete() -> None:
+            cli("delete-vm", made.pop())
+
+        report("create-vm, publish to answer", options.runs, lambda: made.append(create(client, options.image)), delete)
+        report("create-vm, whole process", options.runs, lambda: made.append(create_by_cli(options.image)), delete)
+    report("python -c pass", options.runs, lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
+    report(
+        "python -c 'import pika'",
+        options.runs,
+        lambda: subprocess.run([sys.executable, "-c", "import pika"], check=True),
+    )
+
+
+def create(client: SeedClient, image: str) -> str:
+    """Create a VM; its id."""
+    (answer,) = client.ask("create-vm", 1, image=image, memory=128, disk=1)
+    vm_id: str = answer["response"]["vm-id"]
+    return vm_id
+
+
+def create_by_cli(image: str) -> str:
+    """Create a VM with the CLI; its id."""
+    (answer,) = json.loads(cli("create-vm", "--image", image, "--memory", "128M", "--disk", "1G"))
+    vm_id: str = answer["response"]["vm-id"]
+    return vm_id
+
+
+def cli(*arguments: str) -> str:
+    """What the CLI prints."""
+    return subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False).stdout
+
+
+def report(what: str, runs: int, action: Callable[[], object], after: Callable[[], object] = lambda: None) -> None:
+    """Time `runs` runs of an action, after one that does not count; `after` each, untimed, what it left is removed."""
+    times = []
+    for _ in range(runs + 1):
+        begin = time.perf_counter()
+        action()
+        times.append((time.perf_counter() - begin) * 1000)
+        after()
+    del times[0]
+    print(
+        f"{what:40} median {statistics.median(times):6.1f}   min {min(times):6.1f}   max {max(times):6.1f} ms",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
