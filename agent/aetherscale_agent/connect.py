@@ -81,7 +81,8 @@ async def stay_connected(connector: Connector, answerer: Answerer, host: Host, u
             notify(f"STATUS=connected as {host.name}")
             connector.worked()
         except NameTaken:
-            session.connection.drop(f"another agent is connected as {host.name}: this one is refused")
+            why = f"another agent is connected as {host.name} (or the broker has not noticed yet that it is gone)"
+            session.connection.drop(f"{why}: this one is refused")
         except (BrokerLost, Declined) as error:
             session.connection.drop(str(error))
         except TimeoutError:

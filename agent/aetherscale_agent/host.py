@@ -492,11 +492,7 @@ class Host:
         self._spawn(work)
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
-
-        async def run() -> None:
-            await work
-
-        task = asyncio.create_task(run())
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task

@@ -36,8 +36,7 @@ class Outcome(Struct):
         exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
         reason = info.reason or "refused without a reason"
         self.fail(reason if info.reasons or info.code == "host-down" else f"{where}{reason}", None, exit_code)
-        if set(info.reasons.values()) != {reason}:
-            self.notes += [text.safe(f"  {host}: {why}") for host, why in sorted(info.reasons.items())]
+        self.notes += [text.safe(f"  {host}: {why}") for host, why in sorted(info.reasons.items())]
         self.hint(info.hint)
 
     def hint(self, hint: str | None) -> None:
@@ -123,9 +122,18 @@ def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
         body = ""
         outcome.fail(f"the answer can't be read: {error}", "are agent and CLI of one version?")
     outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
+    _report_unfinished(outcome, done)
     if done and done[0].command.name == "create-vm" and not as_json:
         outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].vm_id}")
     return outcome
+
+
+def _report_unfinished(outcome: Outcome, done: Sequence[Call]) -> None:
+    """A VM that is still on its way down when the time was up is not off: no script may take it for that."""
+    for call in done:
+        if call.command.name == "stop-vm" and call.reply is not None and views.is_stopping(call.reply):
+            hint = f"{PROGRAM} show-vm {call.vm_id} tells when it is off; stop-vm --kill pulls its plug"
+            outcome.fail(f"VM {call.vm_id} is still shutting down", hint, Exit.UNKNOWN)
 
 
 def _each_text(done: Sequence[Call], now: float) -> str:

@@ -59,6 +59,15 @@ def missing_row(missing: Missing) -> Sequence[str]:
     return (missing.host, missing.state, *[""] * (len(HOST_COLUMNS) - 2))
 
 
+def is_stopping(reply: Reply) -> bool:
+    """Whether a stop was answered while the guest still shuts down; an unreadable answer is reported elsewhere."""
+    try:
+        status: VmStatus = _response("stop-vm", reply)
+    except ValueError:
+        return False
+    return status.status == "stopping"
+
+
 def status_row(command: str, reply: Reply) -> Sequence[str]:
     """What a command did to a VM."""
     status: VmStatus = _response(command, reply)

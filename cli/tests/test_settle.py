@@ -158,3 +158,20 @@ def test_whatever_is_in_an_answer_nothing_raw_of_it_is_shown(
     ]
     if as_json:
         assert isinstance(json.loads(outcome.stdout), list)
+
+
+def test_a_vm_that_still_shuts_down_is_not_taken_for_one_that_is_off() -> None:
+    one = call("stop-vm")
+    settle(one, delivered(one, response={"status": "stopping", "vm-id": VM}))
+    for as_json in (True, False):
+        outcome = report_each([one], 0, as_json=as_json)
+        assert outcome.exit_code is Exit.UNKNOWN
+        assert outcome.notes[0] == f"error: VM {VM} is still shutting down"
+
+
+def test_a_refusal_of_the_whole_fleet_shows_every_hosts_reason() -> None:
+    one = call("create-vm")
+    why = 'Image "u" does not exist'
+    info = {"status": "error", "reason": why, "code": "image-unknown", "reasons": {"h2": why, "h1": why}}
+    settle(one, delivered(one, **{"execution-info": info}))
+    assert report_each([one], 0, as_json=False).notes == [f"error: {why}", f"  h1: {why}", f"  h2: {why}"]
