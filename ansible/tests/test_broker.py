@@ -1,0 +1,167 @@
+"""The comparison of what the broker holds with what it should hold."""
+
+import copy
+import json
+
+import pytest
+
+from aetherscale_protocol import topology
+
+VHOST = "aetherscale"
+PASSWORDS = {"operator": "o-secret", "agent-h1": "1-secret", "agent-h2": "2-secret"}
+
+
+@pytest.fixture
+def wanted(broker):
+    return broker.broker_wanted(["operator"], ["h1", "h2"], VHOST, PASSWORDS)
+
+
+@pytest.fixture
+def held(broker, wanted):
+    """What a broker exports once it holds all of it, and some that is none of our business."""
+    kinds = {kind: copy.deepcopy(wanted[kind]) for kind in broker.IDENTITY}
+    for user in kinds["users"]:
+        user["password_hash"] = broker.hash_password(user.pop("password"))
+        user |= {"hashing_algorithm": broker.ALGORITHM, "limits": {}}
+    for queue in kinds["queues"]:
+        queue["type"] = queue["arguments"]["x-queue-type"]
+    kinds["queues"].append({"vhost": VHOST, "name": "computing-host.h1", "durable": True, "arguments": {}})
+    kinds["vhosts"].append({"name": "/"})
+    return {**kinds, "rabbit_version": "4.0.5", "policies": []}
+
+
+def drift(broker, held, wanted):
+    return broker.broker_drift(held, wanted)
+
+
+def test_nothing_differs(broker, held, wanted):
+    assert drift(broker, held, wanted) == {"import": {}, "commands": [], "says": [], "conflicts": []}
+
+
+def test_an_empty_broker_gets_everything(broker, wanted):
+    found = drift(broker, {"users": [{"name": "guest"}], "vhosts": [{"name": "/"}]}, wanted)
+    assert {kind: len(items) for kind, items in found["import"].items()} == {
+        kind: len(wanted[kind]) for kind in broker.IDENTITY
+    }
+    assert found["commands"] == [["delete_user", "guest"]]  # and nobody is thrown out of a vhost that is new
+    assert not found["conflicts"]
+
+
+def test_what_is_imported_satisfies_what_was_wanted(broker, wanted):
+    found = drift(broker, {}, wanted)
+    assert drift(broker, found["import"], wanted)["says"] == []
+
+
+def test_no_secret_is_told(broker, wanted):
+    found = drift(broker, {}, wanted)
+    told = json.dumps([found["says"], found["conflicts"], found["commands"]])
+    assert not [password for password in PASSWORDS.values() if password in told]
+    assert not [password for password in PASSWORDS.values() if password in json.dumps(found)]
+
+
+@pytest.mark.parametrize("kind", ["users", "permissions", "exchanges", "queues", "bindings"])
+def test_each_missing_thing_is_restored(broker, held, wanted, kind):
+    for index in range(len(wanted[kind])):
+        less = {**held, kind: held[kind][:index] + held[kind][index + 1 :]}
+        found = drift(broker, less, wanted)
+        assert list(found["import"]) == [kind]
+        assert len(found["import"][kind]) == len(found["says"]) == 1
+        assert found["says"][0].endswith("is missing")
+
+
+@pytest.mark.parametrize("kind", ["exchanges", "queues", "bindings"])
+def test_agents_connect_again_when_the_topology_was_hurt(broker, held, wanted, kind):
+    found = drift(broker, {**held, kind: held[kind][1:]}, wanted)
+    assert [command[:3] for command in found["commands"]] == [["close_all_connections", "--vhost", VHOST]]
+
+
+def test_another_password_is_seen_and_repaired(broker, held, wanted):
+    held["users"][0]["password_hash"] = broker.hash_password("another")
+    found = drift(broker, held, wanted)
+    assert found["says"] == ["user operator: password is another"]
+    (user,) = found["import"]["users"]
+    assert broker.matches("o-secret", user["password_hash"])
+    assert "password" not in user
+
+
+def test_an_unchanged_password_keeps_its_hash(broker, held, wanted):
+    held["users"][0]["tags"] = ["administrator"]
+    (user,) = drift(broker, held, wanted)["import"]["users"]
+    assert user["password_hash"] == held["users"][0]["password_hash"]
+    assert user["tags"] == []
+
+
+@pytest.mark.parametrize("stored", ["", "no base64!", "AAAA", "AAAAAAAA"])
+def test_a_broken_hash_matches_nothing(broker, stored):
+    assert not broker.matches("", stored)
+    assert not broker.matches("x", stored)
+
+
+def test_a_widened_right_is_narrowed(broker, held, wanted):
+    held["permissions"][1] |= {"configure": ".*", "write": ".*"}
+    found = drift(broker, held, wanted)
+    own = topology.agent_permissions("h1")
+    assert found["import"] == {
+        "permissions": [
+            {"user": "agent-h1", "vhost": VHOST, "configure": own.configure, "write": own.write, "read": own.read}
+        ]
+    }
+
+
+def test_rights_elsewhere_and_of_others_are_taken_away(broker, held, wanted):
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    held["users"].append({"name": "spy", "tags": []})
+    held["permissions"] += [
+        {"user": "agent-h1", "vhost": "/", **everything},
+        {"user": "spy", "vhost": VHOST, **everything},
+        {"user": "spy", "vhost": "/", **everything},
+    ]
+    found = drift(broker, held, wanted)
+    assert found["commands"] == [
+        ["clear_permissions", "--vhost", "/", "agent-h1"],
+        ["clear_permissions", "--vhost", VHOST, "spy"],
+    ]
+    kept = broker.broker_wanted(["operator"], ["h1", "h2"], VHOST, PASSWORDS, ["spy"])
+    assert drift(broker, held, kept)["commands"] == [["clear_permissions", "--vhost", "/", "agent-h1"]]
+
+
+def test_guest_and_the_agents_of_hosts_that_left_are_deleted(broker, held, wanted):
+    held["users"] += [{"name": "guest", "tags": []}, {"name": "agent-gone", "tags": []}, {"name": "agency", "tags": []}]
+    assert drift(broker, held, wanted)["commands"] == [["delete_user", "guest"], ["delete_user", "agent-gone"]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "words"),
+    [
+        ("exchanges", {"type": "topic"}, "exchange computing: type is 'topic' instead of 'direct'"),
+        ("exchanges", {"durable": False}, "durable is False"),
+        ("queues", {"arguments": {}}, "queue computing-competing: arguments is {}"),
+    ],
+)
+def test_what_cannot_be_changed_is_a_conflict_with_a_way_out(broker, held, wanted, kind, change, words):
+    held[kind][0] |= change
+    found = drift(broker, held, wanted)
+    assert found["import"] == {}
+    (conflict,) = found["conflicts"]
+    assert words in conflict
+    assert "rabbitmqctl" in conflict
+
+
+def test_a_broker_that_does_not_answer_is_not_called_empty(broker, wanted):
+    found = drift(broker, None, wanted)
+    assert found["import"] == {}
+    assert "does not answer" in found["says"][0]
+
+
+def test_before_the_first_run_there_are_no_passwords(broker, held):
+    wanted = broker.broker_wanted(["operator"], ["h1", "h2"], VHOST, {})
+    assert drift(broker, held, wanted)["says"] == []
+
+
+def test_play_mode_keeps_guest_and_touches_nobody_else(broker, held):
+    wanted = broker.broker_play()
+    held["users"].append({"name": "agent-gone", "tags": []})
+    found = drift(broker, held, wanted)
+    assert [user["name"] for user in found["import"]["users"]] == ["guest"]
+    assert broker.matches("guest", found["import"]["users"][0]["password_hash"])
+    assert found["commands"] == []

@@ -1,0 +1,55 @@
+"""The wheelhouse: what its key hangs on, and that finding one needs no network."""
+
+import shutil
+
+import pytest
+
+from .conftest import ANSIBLE
+
+REPOSITORY = ANSIBLE.parent
+
+
+@pytest.fixture
+def checkout(wheelhouse, tmp_path):
+    for file in wheelhouse.find_sources(REPOSITORY):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(REPOSITORY / file, tmp_path / file)
+    return tmp_path
+
+
+def test_the_key_hangs_on_sources_and_lock_and_nothing_else(wheelhouse, checkout):
+    key = wheelhouse.finalize_key(checkout)
+    assert key == wheelhouse.finalize_key(REPOSITORY)
+    (checkout / "README.md").write_text("other words")
+    (checkout / "cli/aetherscale_cli/__pycache__").mkdir()
+    (checkout / "cli/aetherscale_cli/__pycache__/x.pyc").write_bytes(b"x")
+    assert wheelhouse.finalize_key(checkout) == key
+    for file in ("protocol/aetherscale_protocol/names.py", "agent/requirements.lock", "pyproject.toml"):
+        changed = checkout / file
+        before = changed.read_text()
+        changed.write_text(before + "#\n")
+        assert wheelhouse.finalize_key(checkout) != key
+        changed.write_text(before)
+
+
+def test_what_is_there_is_not_built_again(wheelhouse, checkout, tmp_path, monkeypatch):
+    monkeypatch.setattr(wheelhouse, "run_pip", lambda *_: pytest.fail("it called pip"))
+    cache = tmp_path / "cache"
+    wheelhouse.find(checkout, cache).path.mkdir(parents=True)
+    assert not wheelhouse.build(checkout, cache).built
+
+
+def test_the_lock_pins_every_requirement_for_both_pythons(wheelhouse):
+    blocks = wheelhouse.read_lock(REPOSITORY)
+    names = {block.split("==")[0] for block in blocks}
+    assert names == {"dbus-fast", "msgspec", "pika", "pip", "qemu-qmp"}
+    for block in blocks:
+        assert block.count("--hash=sha256:") in (1, len(wheelhouse.PYTHONS))
+
+
+def test_every_package_of_the_sources_is_in_the_wheel(wheelhouse):
+    listed = set(wheelhouse.read_project(REPOSITORY)["tool"]["setuptools"]["packages"])
+    for folder in wheelhouse.find_packages(REPOSITORY):
+        for init in (REPOSITORY / folder).rglob("__init__.py"):
+            package = ".".join(init.parent.relative_to(REPOSITORY / folder.parent).parts)
+            assert package in listed, f"{package} is not in pyproject.toml's packages"
