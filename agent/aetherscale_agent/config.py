@@ -4,10 +4,10 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from aetherscale_protocol import names
 from aetherscale_protocol.settings import BrokerSettings, SettingsError, override_host
@@ -16,11 +16,11 @@ from aetherscale_protocol.settings import BrokerSettings, SettingsError, overrid
 class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What VMs may use together. Left out: found out. Memory in MiB, disk in GiB."""
 
-    cpus: int | None = None
-    memory: int | None = None
-    disk: int | None = None
-    cpu_overcommit: float = 4.0
-    reserve_memory: int | None = None
+    cpus: Annotated[int, Meta(ge=1)] | None = None
+    memory: Annotated[int, Meta(ge=0)] | None = None
+    disk: Annotated[int, Meta(ge=0)] | None = None
+    cpu_overcommit: Annotated[float, Meta(gt=0)] = 4.0
+    reserve_memory: Annotated[int, Meta(ge=0)] | None = None
 
 
 class HypervisorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

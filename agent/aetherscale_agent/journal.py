@@ -6,6 +6,7 @@ A record says what was promised, not what is: what is, systemd and the disk say 
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -67,6 +68,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
+        self._locks: dict[str, threading.Lock] = {}
 
     def load(self, warn: Warn) -> dict[str, Record]:
         """All records. A file that is none is set aside, with a warning, never deleted."""
@@ -103,17 +106,18 @@ class Journal:
     def _write(self, record: Record) -> None:
         path = self._folder / f"{record.vm_id}.json"
         draft = path.with_suffix(".new")
-        try:
-            with draft.open("wb") as file:
-                file.write(msgspec.json.encode(record))
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-            self._sync_folder()
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
-            raise JournalError(f"can't write {path}: {error.strerror}") from error
+        with self._lock(record.vm_id):
+            try:
+                with draft.open("wb") as file:
+                    file.write(msgspec.json.encode(record))
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(path)
+                self._sync_folder()
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    draft.unlink(missing_ok=True)
+                raise JournalError(f"can't write {path}: {error.strerror}") from error
 
     async def drop(self, vm_id: str) -> None:
         """Forget a VM.
@@ -124,11 +128,15 @@ class Journal:
 
     def _unlink(self, vm_id: str) -> None:
         path = self._folder / f"{vm_id}.json"
-        try:
-            path.unlink(missing_ok=True)
-            self._sync_folder()
-        except OSError as error:
-            raise JournalError(f"can't remove {path}: {error.strerror}") from error
+        with self._lock(vm_id):
+            try:
+                path.unlink(missing_ok=True)
+                self._sync_folder()
+            except OSError as error:
+                raise JournalError(f"can't remove {path}: {error.strerror}") from error
+
+    def _lock(self, vm_id: str) -> threading.Lock:
+        return self._locks.setdefault(vm_id, threading.Lock())
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -4,16 +4,18 @@ Source: sd_notify(3); the protocol is a datagram to the socket named in NOTIFY_S
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 
 
 def notify(*assignments: str) -> None:
-    """Tell systemd, e.g. `READY=1`, `STATUS=…`, `WATCHDOG=1`."""
+    """Tell systemd, e.g. `READY=1`, `STATUS=…`, `WATCHDOG=1`. If it does not listen, that is no reason to stop."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+    with sock, contextlib.suppress(OSError):
         sock.sendto("\n".join(assignments).encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 

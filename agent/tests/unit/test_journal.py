@@ -176,6 +176,7 @@ def test_strange_files_are_left_alone(journal: Journal, folder: Path, name: str)
 
 # Disks that are full or read-only
 
+
 def no_space(_descriptor: int) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
