@@ -48,7 +48,7 @@ protocol-tests: $(VENV)/dev ## tests of agent and CLI over a real RabbitMQ of th
 molecule: $(VENV)/dev wheelhouse ## site.yml on real systemd hosts, in namespaces of their own (as root)
 	@tools/install-packages $(LAB_PACKAGES)
 	@$(LAB) prepare
-	@$(LAB) isolated -- molecule/run
+	@$(LAB) isolated -- $(CURDIR)/$(BIN)/python molecule/run
 
 wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
 	@$(BIN)/python ansible/wheelhouse.py build

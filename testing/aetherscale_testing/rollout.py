@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,17 @@ class Rollout:
         answers: list[dict[str, Any]] = json.loads(self.cli(*arguments, check=check).stdout)
         return answers
 
+    def broker(self) -> dict[str, Any]:
+        """What the CLI's current context says of the broker: url, password."""
+        folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "aetherscale"
+        current = (folder / "current-context").read_text().strip()
+        table: dict[str, Any] = tomllib.loads((folder / "contexts" / f"{current}.toml").read_text())["broker"]
+        return table
+
     def create(self, *more: str) -> str:
         """A new small VM's id."""
-        (answer,) = self.ask("create-vm", "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G", *more)
+        defaults = ["--image", "ubuntu_base", "--memory", "128M", "--disk", "1G"]
+        (answer,) = self.ask("create-vm", *defaults, *more)
         return str(answer["response"]["vm-id"])
 
     def show(self, vm_id: str, lines: int = 200) -> dict[str, Any]:

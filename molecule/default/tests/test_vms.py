@@ -1,10 +1,14 @@
 """VMs on real hosts, commanded by the operator's CLI: they boot, obey, and outlive agents, brokers and hosts."""
 
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
+import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
+
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.rollout import Rollout
 
@@ -90,7 +94,13 @@ def test_a_deleted_vm_leaves_nothing(fleet: Rollout) -> None:
     host = fleet.show(vm_id, 0)["host"]
     fleet.cli("delete-vm", vm_id)
     left = fleet.run(
-        host, "find", "/var/lib/aetherscale/vms", "/run/aetherscale", "/run/systemd/system.control", "-name", f"*{vm_id}*"
+        host,
+        "find",
+        "/var/lib/aetherscale/vms",
+        "/run/aetherscale",
+        "/run/systemd/system.control",
+        "-name",
+        f"*{vm_id}*",
     )
     assert left == ""
     units = fleet.run(host, "systemctl", "list-units", "--all", "--no-legend", f"aetherscale-vm@{vm_id}.service")
@@ -159,8 +169,9 @@ def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: R
     try:
         fleet.lab.reboot(host)
         fleet.eventually(
-            lambda: fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{running}.service", check=False)
-            == "active",
+            lambda: (
+                fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{running}.service", check=False) == "active"
+            ),
             60,
         )
         off = fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{stopped}.service", check=False)
@@ -174,21 +185,77 @@ def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: R
     fleet.cli("delete-vm", stopped)
 
 
-def test_the_articles_client_as_the_operator(fleet: Rollout) -> None:
-    """The plain pika script gets the article's answers, given nothing but credentials."""
-    context = json.loads(fleet.cli("list-contexts", "-o", "json").stdout)
-    assert context
-    secret = fleet.operator_password()
-    broker = fleet.lab.plan.host("broker1").address
-    with SeedClient(broker, "operator", secret, "aetherscale") as client:
-        (made,) = client.ask("create-vm", 1, 20, image="ubuntu_base", memory=128, disk=1)
-        vm_id = made["response"]["vm-id"]
-        listed = {a["host"]: a["response"] for a in client.ask("list-vms", 2)}
-        assert sum(f"vm-{vm_id}" in vms for vms in listed.values()) == 1
-        stopped = client.ask("stop-vm", 2, vm_id=vm_id, kill=True)
-        assert sorted(a["execution-info"].get("reason", "") for a in stopped) == ["", "VM does not exist"]
-        (refused,) = client.ask("create-vm", 1, image="nobody_has_it")
-        assert refused["execution-info"]["reason"] == 'Image "nobody_has_it" does not exist'
-        assert sorted(refused["execution-info"]["reasons"]) == sorted(HOSTS)
-        deleted = client.ask("delete-vm", 2, vm_id=vm_id)
-        assert sorted(a["execution-info"]["status"] for a in deleted) == ["error", "success"]
+@pytest.fixture
+def article(fleet: Rollout) -> Iterator[SeedClient]:
+    """The article's client: a plain pika script, given nothing but an operator's credentials."""
+    url = urlsplit(fleet.broker()["url"])
+    address = f"{url.hostname}:{url.port or 5672}"
+    with SeedClient(address, url.username or "", fleet.broker()["password"], url.path[1:]) as client:
+        yield client
+
+
+def by_host(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    return {a["host"]: a.get("response") or a["execution-info"]["reason"] for a in answers}
+
+
+def test_the_articles_session(article: SeedClient) -> None:
+    (made,) = article.ask("create-vm", 1, 20, image="only_on_h1", memory=128, disk=1)
+    assert made["host"] == "h1"
+    vm_id = made["response"]["vm-id"]
+    assert made["response"] == {"status": "starting", "vm-id": vm_id}
+    assert f"vm-{vm_id}" in by_host(article.ask("list-vms", 2))["h1"]
+
+    (refused,) = article.ask("create-vm", 1, image="nobody_has_it")
+    assert refused["execution-info"]["reason"] == 'Image "nobody_has_it" does not exist'
+    assert sorted(refused["execution-info"]["reasons"]) == sorted(HOSTS)
+
+    unknown = "VM does not exist"
+    stopped = by_host(article.ask("stop-vm", 2, vm_id=vm_id, kill=True))
+    assert stopped == {"h1": {"status": "stopped", "vm-id": vm_id}, "h2": unknown}
+    started = by_host(article.ask("start-vm", 2, vm_id=vm_id))
+    assert started == {"h1": {"status": "starting", "vm-id": vm_id}, "h2": unknown}
+    deleted = by_host(article.ask("delete-vm", 2, vm_id=vm_id))
+    assert deleted == {"h1": {"status": "deleted", "vm-id": vm_id}, "h2": unknown}
+    assert by_host(article.ask("start-vm", 2, vm_id=vm_id)) == {"h1": unknown, "h2": unknown}
+
+
+def test_a_full_fleet_refuses_with_every_hosts_reason(fleet: Rollout) -> None:
+    done = fleet.cli("create-vm", "--image", "ubuntu_base", "--memory", "900G", "-o", "table", check=False)
+    assert done.returncode == 1
+    assert "error: no host can take this VM" in done.stderr
+    for host in HOSTS:
+        assert f"  {host}: memory: 921600 MiB wanted" in done.stderr
+
+
+def test_an_operator_can_do_no_more_than_publish_commands(fleet: Rollout) -> None:
+    url = urlsplit(fleet.broker()["url"])
+    credentials = pika.PlainCredentials(url.username or "", fleet.broker()["password"])
+    connection = pika.BlockingConnection(
+        pika.ConnectionParameters(url.hostname, url.port or 5672, url.path[1:], credentials)
+    )
+    attempts: list[Callable[[Any], object]] = [
+        lambda c: c.queue_declare("mine"),
+        lambda c: c.basic_get("computing-host.h1"),
+        lambda c: c.basic_consume("computing-competing", print),
+        lambda c: c.queue_delete("computing-host.h1"),
+        lambda c: c.queue_purge("computing-competing"),
+        lambda c: c.queue_bind("computing-hosts", "computing", "vm.abcdefgh"),
+        lambda c: (c.confirm_delivery(), c.basic_publish("", "computing-host.h1", b"{}")),
+        lambda c: (c.confirm_delivery(), c.basic_publish("amq.direct", "x", b"{}")),
+    ]
+    for attempt in attempts:
+        with pytest.raises(ChannelClosedByBroker, match="403"):
+            attempt(connection.channel())
+    allowed = connection.channel()
+    allowed.confirm_delivery()
+    allowed.basic_publish("computing", "list-vms", b"{}")  # the control: this is what operators may do
+    connection.close()
+
+
+def test_vms_are_quick_to_ask_for(fleet: Rollout) -> None:
+    """No timed test: only that an unknown VM is not waited for."""
+    begin = time.monotonic()
+    done = fleet.cli("show-vm", "zzzzzzzz", check=False)
+    assert done.returncode == 1
+    assert "VM does not exist" in done.stdout
+    assert time.monotonic() - begin < 2
