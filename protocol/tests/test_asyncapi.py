@@ -1,0 +1,245 @@
+"""docs/asyncapi.yaml says what the code does: names, options, bounds, defaults, answers, codes, topology."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema  # type: ignore[import-untyped]
+import msgspec
+import pytest
+import yaml  # type: ignore[import-untyped]
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aetherscale_protocol import topology
+from aetherscale_protocol.answers import RESPONSES, Answer, ExecutionInfo, VmDetails, decode_answer
+from aetherscale_protocol.commands import COMMANDS, Command, decode_request
+from aetherscale_protocol.errors import CODES, Refused
+
+DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs" / "asyncapi.yaml").read_text())
+MESSAGES = DOCUMENT["components"]["messages"]
+
+MANY = settings(max_examples=150, deadline=None, database=None)
+
+each_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda c: c.name)
+
+
+def look_up(pointer: str) -> Any:
+    """What a `$ref` of the document points at."""
+    assert pointer.startswith("#/"), pointer
+    value: Any = DOCUMENT
+    for part in pointer[2:].split("/"):
+        value = value[part]
+    return value
+
+
+def inlined(value: Any) -> Any:
+    """The same, with every `$ref` replaced by what it points at."""
+    if isinstance(value, dict):
+        return inlined(look_up(value["$ref"])) if "$ref" in value else {k: inlined(v) for k, v in value.items()}
+    return [inlined(item) for item in value] if isinstance(value, list) else value
+
+
+def bare(schema: Any) -> Any:
+    """A JSON schema without words for people, in one spelling of several: comparable."""
+    if isinstance(schema, list):
+        return [bare(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    words = ("title", "description", "examples", "pattern", "additionalProperties")
+    kept = {key: bare(value) for key, value in schema.items() if key not in words}
+    if "required" in kept:
+        kept["required"] = sorted(kept["required"])
+    return kept
+
+
+def of_code(kind: Any) -> Any:
+    """The JSON schema of a type of ours."""
+    (schema,), components = msgspec.json.schema_components([kind], ref_template="{name}")
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, dict):
+            return resolve(components[value["$ref"]]) if "$ref" in value else {k: resolve(v) for k, v in value.items()}
+        return [resolve(item) for item in value] if isinstance(value, list) else value
+
+    return bare(resolve(schema))
+
+
+def request_schema(command: Command) -> Any:
+    return inlined(MESSAGES[command.name]["payload"])
+
+
+def answer_schema(command: Command) -> Any:
+    return inlined(MESSAGES[f"{command.name}-answer"]["payload"])
+
+
+# Structure
+
+
+def test_every_reference_leads_somewhere() -> None:
+    inlined(DOCUMENT)
+
+
+def test_the_document_has_one_channel_operation_request_and_answer_for_each_command() -> None:
+    assert DOCUMENT["asyncapi"] == "3.0.0"
+    assert list(DOCUMENT["operations"]) == list(COMMANDS)
+    assert list(DOCUMENT["channels"]) == [*COMMANDS, "answers"]
+    assert set(MESSAGES) == {*COMMANDS, *(f"{name}-answer" for name in COMMANDS)}
+    assert list(DOCUMENT["channels"]["answers"]["messages"]) == list(COMMANDS)
+
+
+@each_command
+def test_an_operation_is_its_row_of_the_command_table(command: Command) -> None:
+    operation = DOCUMENT["operations"][command.name]
+    assert (operation["action"], operation["summary"]) == ("receive", command.summary)
+    assert operation["x-reach"] == command.reach.value
+    assert (operation["x-changes"], operation["x-internal"]) == (command.changes, command.internal)
+    assert operation["channel"]["$ref"] == f"#/channels/{command.name}"
+    assert operation["reply"]["channel"]["$ref"] == "#/channels/answers"
+    assert [m["$ref"] for m in operation["reply"]["messages"]] == [f"#/channels/answers/messages/{command.name}"]
+    answer = DOCUMENT["channels"]["answers"]["messages"][command.name]
+    assert answer["$ref"] == f"#/components/messages/{command.name}-answer"
+
+
+@each_command
+def test_a_channel_is_a_routing_key_of_the_exchange(command: Command) -> None:
+    channel = inlined(DOCUMENT["channels"][command.name])
+    assert channel["address"] == command.name
+    assert command.reach.value.replace("holder", "all").upper() in channel["description"]
+    binding = channel["bindings"]["amqp"]
+    assert binding["is"] == "routingKey"
+    exchange = topology.EXCHANGES[0]
+    assert binding["exchange"] == {"name": exchange.name, "type": exchange.type, "durable": True, "autoDelete": False}
+
+
+# Requests
+
+
+@each_command
+def test_a_request_has_the_options_of_the_code(command: Command) -> None:
+    payload = request_schema(command)
+    assert payload["properties"]["command"] == {"const": command.name}
+    assert payload["additionalProperties"] is False
+    options = payload["properties"]["options"]
+    assert options["additionalProperties"] is False
+    documented = {"required": [], **bare(options)}
+    assert documented == of_code(command.options)
+    assert ("options" in payload["required"]) == bool(documented["required"])
+
+
+EXAMPLES = [
+    pytest.param(command, example["payload"], id=f"{command.name}-{example['name']}")
+    for command in COMMANDS.values()
+    for example in MESSAGES[command.name]["examples"]
+]
+
+
+@pytest.mark.parametrize(("command", "payload"), EXAMPLES)
+def test_an_example_of_a_request_is_one(command: Command, payload: Any) -> None:
+    jsonschema.validate(payload, request_schema(command))
+    request = decode_request(json.dumps(payload).encode())
+    assert request.command is command
+    encoded = msgspec.to_builtins(request.options)
+    assert encoded.items() <= payload.get("options", {}).items()
+
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5),
+    st.sampled_from([63, 64, 256, 257, 1000, 1001, 65536, 65537, 4194304, 4194305]),
+    st.sampled_from(["sgeqxcfi", "SGEQXCFI", "tiny", "", "a/b", "x" * 64, "x" * 65]),
+    st.text(st.characters(blacklist_characters="\n", codec="utf-8"), max_size=9),
+    st.just([]),
+    st.just({}),
+)
+keys = st.sampled_from(["image", "vm-id", "vm_id", "cpus", "memory", "disk", "kill", "console-lines", "colour"])
+
+
+@MANY
+@given(st.dictionaries(keys, values, max_size=3), st.booleans(), st.booleans())
+@each_command
+def test_the_schema_accepts_what_the_code_accepts(
+    command: Command, options: dict[str, Any], with_id: bool, with_image: bool
+) -> None:
+    payload = {
+        "command": command.name,
+        "options": {**({"vm-id": "sgeqxcfi"} if with_id else {}), **({"image": "a"} if with_image else {}), **options},
+    }
+    valid = jsonschema.Draft7Validator(request_schema(command)).is_valid(payload)
+    try:
+        decode_request(json.dumps(payload).encode())
+    except Refused:
+        assert not valid
+    else:
+        assert valid
+
+
+# Answers
+
+
+@each_command
+def test_a_response_has_the_fields_of_the_code(command: Command) -> None:
+    payload = answer_schema(command)
+    documented = bare(payload["allOf"][1]["properties"]["response"])
+    assert documented == of_code(RESPONSES[command.name])
+
+
+def test_an_answer_has_the_fields_of_the_code() -> None:
+    documented = inlined(DOCUMENT["components"]["schemas"]["answer"])
+    assert set(documented["properties"]) == set(Answer.__struct_encode_fields__)
+    assert documented["required"] == ["execution-info"]
+    info = documented["properties"]["execution-info"]
+    assert set(info["properties"]) == set(ExecutionInfo.__struct_encode_fields__)
+    assert info["properties"]["code"]["enum"] == list(CODES)
+    assert bare(documented["properties"]["fleet"]) == of_code(Answer.__annotations__["fleet"])["anyOf"][0]
+    details = answer_schema(COMMANDS["list-vms"])["allOf"][1]["properties"]["details"]
+    assert bare(details) == of_code(list[VmDetails])
+
+
+ANSWERS = [
+    pytest.param(command, example["payload"], id=f"{command.name}-{example['name']}")
+    for command in COMMANDS.values()
+    for example in MESSAGES[f"{command.name}-answer"]["examples"]
+]
+
+
+@pytest.mark.parametrize(("command", "payload"), ANSWERS)
+def test_an_example_of_an_answer_is_one(command: Command, payload: Any) -> None:
+    jsonschema.validate(payload, answer_schema(command))
+    answer = decode_answer(json.dumps(payload).encode())
+    assert json.loads(msgspec.json.encode(answer)) == payload
+    assert answer.ok == ("response" in payload)
+    if answer.ok:
+        response = msgspec.json.decode(answer.response, type=RESPONSES[command.name])
+        assert msgspec.to_builtins(response) == payload["response"]
+    else:
+        assert answer.execution_info.code in CODES
+
+
+@each_command
+def test_every_command_has_an_example_of_its_success(command: Command) -> None:
+    examples = MESSAGES[f"{command.name}-answer"]["examples"]
+    assert any(e["payload"]["execution-info"]["status"] == "success" for e in examples)
+
+
+# Topology
+
+HOST, VM_ID = "<host>", "<vm-id>"
+
+
+def test_the_topology_is_the_codes() -> None:
+    documented = DOCUMENT["x-topology"]
+    assert documented["exchanges"] == {e.name: e.type for e in topology.EXCHANGES}
+    queues = (*topology.SHARED_QUEUES, topology.host_queue(HOST), topology.claim(VM_ID, HOST))
+    assert documented["queues"] == {queue.name: queue.arguments for queue in queues}
+    bindings: dict[str, dict[str, list[str]]] = {}
+    for binding in (*topology.SHARED_BINDINGS, *topology.host_bindings(HOST)):
+        bindings.setdefault(binding.queue, {}).setdefault(binding.exchange, []).append(binding.key)
+    assert documented["bindings"] == bindings
+    assert documented["permissions"]["operator"] == msgspec.to_builtins(topology.OPERATOR_PERMISSIONS)
+
+
+def test_limits_that_are_told_in_words_are_the_codes() -> None:
+    words = DOCUMENT["components"]["schemas"]["properties"]["properties"]["deadline"]["description"]
+    assert f"at most {topology.MAX_PATIENCE_S} s ahead" in words
