@@ -30,7 +30,7 @@ from aetherscale_protocol.answers import (
 )
 from aetherscale_protocol.errors import CODES, VM_UNKNOWN, Refused, image_unknown
 
-MANY = settings(max_examples=200, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 
 def on_the_wire(answer: Answer) -> Any:

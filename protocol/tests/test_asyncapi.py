@@ -19,7 +19,7 @@ from aetherscale_protocol.errors import CODES, Refused
 DOCUMENT: dict[str, Any] = yaml.safe_load((Path(__file__).parents[2] / "docs" / "asyncapi.yaml").read_text())
 MESSAGES = DOCUMENT["components"]["messages"]
 
-MANY = settings(max_examples=150, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 each_command = pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda c: c.name)
 

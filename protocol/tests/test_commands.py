@@ -29,8 +29,8 @@ from aetherscale_protocol.errors import Refused
 
 VM_ID = "sgeqxcfi"
 
-MANY = settings(max_examples=300, deadline=None, database=None)
-SOME = settings(max_examples=60, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
+SOME = settings(max_examples=40, deadline=None, database=None)
 
 vm_ids = st.text("abcdefghijklmnopqrstuvwxyz", min_size=8, max_size=8)
 images = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aetherscale_protocol import names
 
-MANY = settings(max_examples=200, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 Rule = Callable[[str], bool]
 

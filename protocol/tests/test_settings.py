@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aetherscale_protocol.settings import BrokerSettings, SettingsError, connection_parameters, override_host
 
-MANY = settings(max_examples=200, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 SECRET = "hunter2-hunter2"
 

@@ -8,7 +8,7 @@ from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, score,
 from aetherscale_agent.ports import HostResources, Image
 from aetherscale_protocol.commands import CreateVm
 
-MANY = settings(max_examples=200, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 IMAGE = Image("tiny", "/images/tiny.qcow2", "qcow2", GIB, "0" * 64)
 ROOMY = Free(cpus=16, memory=32768, disk=500)

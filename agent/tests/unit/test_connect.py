@@ -13,7 +13,7 @@ from aetherscale_agent.broker import BrokerLost, Connection
 from aetherscale_agent.connect import FIRST_DELAY_S, LONGEST_DELAY_S, Backoff, Connector
 from aetherscale_protocol.settings import BrokerSettings
 
-SOME = settings(max_examples=50, deadline=None, database=None)
+SOME = settings(max_examples=40, deadline=None, database=None)
 
 
 def most(_low: float, high: float) -> float:

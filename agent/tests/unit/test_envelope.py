@@ -16,7 +16,7 @@ from aetherscale_protocol import names, topology
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
 
-MANY = settings(max_examples=300, deadline=None, database=None)
+MANY = settings(max_examples=100, deadline=None, database=None)
 
 PREFIX = "amq.rabbitmq.reply-to."
 KEY = "uh3PT7/gnq8t5CwSy0Ejvg=="

@@ -17,7 +17,7 @@ from aetherscale_protocol.commands import CreateVm
 
 ID, OTHER = "sgeqxcfi", "abcdefgh"
 
-SOME = settings(max_examples=100, deadline=None, database=None)
+SOME = settings(max_examples=40, deadline=None, database=None)
 
 texts = st.text(max_size=20)
 times = st.floats(0, 1e11)
