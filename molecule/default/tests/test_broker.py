@@ -1,0 +1,77 @@
+"""The broker itself, asked by its own tool: who may do what, and what is declared."""
+
+import json
+
+from aetherscale_protocol import names, topology
+
+testinfra_hosts = ["broker1"]
+
+USERS = {"operator", "agent-h1", "agent-h2"}
+
+
+def test_the_service_runs_and_starts_at_boot(host) -> None:
+    service = host.service("rabbitmq-server")
+    assert service.is_running
+    assert service.is_enabled
+    assert host.socket("tcp://5672").is_listening
+
+
+def test_only_our_users_are_there_and_none_administers(rabbitmqctl) -> None:
+    users = {user["user"]: user["tags"] for user in rabbitmqctl("list_users")}
+    assert users == {user: [] for user in USERS}
+
+
+def test_guest_is_refused(host) -> None:
+    assert host.run("rabbitmqctl --quiet authenticate_user guest guest").rc != 0
+
+
+def test_rights_are_the_protocols_and_no_more(rabbitmqctl) -> None:
+    rights = {
+        p["user"]: (p["configure"], p["write"], p["read"]) for p in rabbitmqctl("list_permissions -p aetherscale")
+    }
+    wanted = {"operator": topology.OPERATOR_PERMISSIONS}
+    wanted |= {names.agent_user(name): topology.agent_permissions(name) for name in ("h1", "h2")}
+    assert rights == {user: (p.configure, p.write, p.read) for user, p in wanted.items()}
+    assert rabbitmqctl("list_permissions -p /") == []
+
+
+def test_exchanges(rabbitmqctl) -> None:
+    listed = rabbitmqctl("list_exchanges -p aetherscale name type durable auto_delete")
+    have = {e["name"]: (e["type"], e["durable"], e["auto_delete"]) for e in listed}
+    for exchange in topology.EXCHANGES:
+        assert have[exchange.name] == (exchange.type, True, False)
+
+
+def test_queues(host) -> None:
+    held = json.loads(host.check_output("rabbitmqctl --quiet export_definitions -"))
+    have = {queue["name"]: queue for queue in held["queues"]}
+    for queue in (*topology.SHARED_QUEUES, topology.host_queue("h1"), topology.host_queue("h2")):
+        assert have[queue.name]["arguments"] == queue.arguments
+        assert have[queue.name]["durable"]
+
+
+def test_bindings(rabbitmqctl) -> None:
+    listed = rabbitmqctl("list_bindings -p aetherscale source_name destination_name routing_key")
+    have = {(b["source_name"], b["destination_name"], b["routing_key"]) for b in listed}
+    wanted = (*topology.SHARED_BINDINGS, *topology.host_bindings("h1"), *topology.host_bindings("h2"))
+    assert {(b.exchange, b.queue, b.key) for b in wanted} <= have
+
+
+def test_both_agents_are_counted(rabbitmqctl) -> None:
+    consumers = {q["name"]: q["consumers"] for q in rabbitmqctl("list_queues -p aetherscale name consumers")}
+    assert consumers[topology.HOSTS] == 2
+    assert consumers[topology.COMPETING] == 2
+
+
+def test_the_configuration(host) -> None:
+    file = host.file("/etc/rabbitmq/rabbitmq.conf")
+    assert (file.user, file.group, file.mode) == ("root", "root", 0o644)
+    assert "loopback_users.guest = true" in file.content_string
+    assert "max_message_size = 1048576" in file.content_string
+    assert (
+        host.check_output("rabbitmqctl --quiet eval 'application:get_env(rabbit, max_message_size).'") == "{ok,1048576}"
+    )
+
+
+def test_no_definitions_are_left_behind(host) -> None:
+    assert host.run("ls /run/aetherscale-definitions.*").rc != 0
