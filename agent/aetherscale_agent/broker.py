@@ -47,6 +47,7 @@ class Delivery:
     """A message from the broker, and the channel on which it must be acknowledged."""
 
     channel: "Channel"
+    queue: str  #: the queue that it was consumed from
     tag: int
     key: str
     properties: Any  # pika.BasicProperties; pika is untyped
@@ -236,7 +237,7 @@ class Channel:
         """Consume a queue (`amq.rabbitmq.reply-to`: without acknowledging); the consumer's tag."""
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_delivery(Delivery(self, method.delivery_tag, method.routing_key, properties, body))
+            on_delivery(Delivery(self, queue, method.delivery_tag, method.routing_key, properties, body))
 
         arguments = None if priority is None else {"x-priority": priority}
         frame = await self._call("basic_consume", queue, on_message, auto_ack=queue == ReplyTo, arguments=arguments)

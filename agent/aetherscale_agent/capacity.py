@@ -53,8 +53,8 @@ def misfit(spec: CreateVm, image: Image | None, left: Free) -> Refused | None:
 
 
 def score(left: Free) -> int:
-    """How well this host could take a VM now: higher is better; free memory first."""
-    return max(left.memory, 0)
+    """How well this host could take a VM now: higher is better; free memory first, 0 if it can take none at all."""
+    return max(left.memory, 0) if left.cpus > 0 and left.disk > 0 else 0
 
 
 def with_disk(spec: CreateVm, disk: int) -> CreateVm:

@@ -48,6 +48,13 @@ class Facts:
     held_elsewhere: bool | None = None  #: the probe's answer
 
 
+_NO_END = Refused(
+    "outcome-unknown",
+    f"this create was handed on {MAX_HOPS} times, and no host kept it",
+    "repeat the command with the same ids; list-hosts shows what is free",
+)
+
+
 class Step:
     """What to do next."""
 
@@ -124,7 +131,7 @@ def _take(facts: Facts) -> Step:
     if not facts.claim.won:
         return _to_owner(facts, facts.claim.owner)
     if facts.held_elsewhere is None:
-        return Probe() if facts.hops < MAX_HOPS else _unknown("")
+        return Probe() if facts.hops < MAX_HOPS else Refuse(_NO_END)
     return Leave() if facts.held_elsewhere else Begin()
 
 
@@ -144,7 +151,7 @@ def _settle(facts: Facts, error: Refused) -> Step:
     if not facts.claim.won:
         return _unknown(facts.claim.owner) if facts.dead_lettered else _to_owner(facts, facts.claim.owner)
     if facts.held_elsewhere is None:
-        return Probe() if facts.hops < MAX_HOPS else _unknown("")
+        return Probe() if facts.hops < MAX_HOPS else Refuse(_NO_END)
     return Leave() if facts.held_elsewhere else Refuse(error, final=True)
 
 

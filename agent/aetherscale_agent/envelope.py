@@ -157,10 +157,14 @@ def check_patience(deadline: float | None, now: float, host: str) -> None:
         raise too_far(host, deadline, now, topology.MAX_PATIENCE_S)
 
 
-def death(headers: Mapping[str, Any]) -> tuple[str, str]:
-    """Where a dead-lettered message died: (queue, routing key); empty strings if it does not say."""
+def died_in(consumed_from: str, headers: Mapping[str, Any]) -> str:
+    """The queue in which a dead-lettered message died; '' for a message that did not die.
+
+    Only what comes from the queue of the undeliverable did: anybody can write an `x-death` header.
+    """
+    if consumed_from != topology.UNDELIVERABLE:
+        return ""
     try:
-        first = headers["x-death"][0]
-        return str(first["queue"]), str(first["routing-keys"][0])
+        return str(headers["x-death"][0]["queue"])
     except (KeyError, IndexError, TypeError):
-        return "", ""
+        return "a queue that it does not name"

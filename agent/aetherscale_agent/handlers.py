@@ -21,7 +21,7 @@ from aetherscale_agent.envelope import (
     check_deadline,
     check_patience,
     check_reply_to,
-    death,
+    died_in,
     read_envelope,
 )
 from aetherscale_agent.host import Host, Vm, ending_code
@@ -90,7 +90,7 @@ class Handlers:
 
     async def _dispatch(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
         name = incoming.request.command.name
-        queue, _key = death(delivery.headers)
+        queue = died_in(delivery.queue, delivery.headers)
         if not queue:
             await self._drop_stale_binding(session, delivery.key)
         if name == "create-vm":
@@ -262,7 +262,7 @@ class _CreateFlow:
 
     def _first_facts(self) -> d.Facts:
         incoming, host = self._incoming, self._host
-        queue, _key = death(self._delivery.headers)
+        queue = died_in(self._delivery.queue, self._delivery.headers)
         known = host.vms.get(self._vm_id)
         facts = d.Facts(
             host=host.name,

@@ -203,12 +203,16 @@ class Host:
     async def bound(self, vm_id: str) -> None:
         """Journal that the directory names this host for the id.
 
-        :raise Refused: `failed`, when the journal can't be written.
+        :raise Refused: `failed`, when the journal can't be written; it is a tombstone then.
         """
+        vm = self.vms[vm_id]
         try:
-            await self._write(self.vms[vm_id], phase="bound", since=self.clock())
+            await self._write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
-            raise Refused("failed", str(error), "free space on the host, or repair its disk") from None
+            refusal = Refused("failed", str(error), "free space on the host, or repair its disk")
+            vm.record = vm.record.but(phase="gone", bound=True, ending=_ending(refusal, vm.record.request_id))
+            self.buried.set()
+            raise refusal from None
         self.release(vm_id)
 
     def build(self, vm_id: str) -> asyncio.Task[None]:
@@ -317,6 +321,8 @@ class Host:
             else:
                 why = f"the guest ignored the power button for {SHUTDOWN_LIMIT_S:.0f} s"
                 await self._settle(vm, "running", wanted="on", reason=why)
+        except HypervisorError as error:
+            await self._settle(vm, "running", wanted="on", reason=f"whether it is off can't be told: {error}")
         finally:
             off.cancel()
 
@@ -340,11 +346,11 @@ class Host:
         """
         await self._cancel_shutdown(vm)
         try:
-            await self._write(vm, wanted="off")
             await self.hypervisor.kill(vm.record.vm_id)
-        except (HypervisorError, JournalError) as error:
+        except HypervisorError as error:
+            vm.state = "running"  # as far as anybody knows; the next command finds out
             raise _failed("stop-vm --kill", error) from None
-        await self._settle(vm, "stopped", reason="")
+        await self._settle(vm, "stopped", wanted="off", reason="")
 
     async def delete(self, vm: Vm, request_id: str) -> None:
         """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.
@@ -352,24 +358,28 @@ class Host:
         :raise Refused: `failed`, when something could not be removed; it is tried again when the agent starts.
         """
         await self._cancel_shutdown(vm)
+        vm.state = "deleting"
         ending = Ending(code="vm-unknown", reason="VM was deleted", request_id=request_id)
-        try:
-            await self._write(vm, phase="deleting", wanted="off", since=self.clock(), ending=ending)
-        except JournalError as error:
-            raise _failed("delete-vm", error) from None
         if not await self._erase(vm, ending):
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 
     async def _erase(self, vm: Vm, ending: Ending) -> bool:
+        """Remove a VM, leaving a tombstone; False if something of it is left.
+
+        A full disk does not stop this: it is what frees space. The record is written again when that is done.
+        """
         vm_id = vm.record.vm_id
-        vm.state = "deleting"
         try:
             await self._write(vm, phase="deleting", ending=ending, wanted="off")
+        except JournalError as error:
+            log.warning("VM %s: removed without a record of the intent: %s", vm_id, error)
+        try:
             await self.hypervisor.kill(vm_id)
             await self.hypervisor.remove(vm_id)
-            await self._write(vm, phase="gone", since=self.clock())
+            await self._write(vm, phase="gone", ending=ending, wanted="off", since=self.clock())
         except (HypervisorError, JournalError) as error:
             log.error("VM %s: could not be removed: %s", vm_id, error)
+            vm.state = "deleting"  # which can be deleted again, and nothing else
             return False
         log.info("VM %s: removed", vm_id)
         self.capacity_changed.set()
@@ -442,6 +452,8 @@ class Host:
         record = vm.record
         if power is Power.ON:
             vm.state = "running"
+            if record.boot_id != self._boot_id:  # it was just being started when the agent went away
+                self._spawn(self._settle(vm, vm.state, boot_id=self._boot_id))
             if record.wanted == "off":  # a shutdown was under way
                 vm.state = "stopping"
                 vm.shutdown = self._spawn(self._shut_down(vm))

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,7 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     deadline: float
     created: float
     phase: Phase
+    bound: bool = False  #: the directory names this host for it, or may
     wanted: Literal["on", "off"] = "on"
     since: float = 0.0
     boot_id: str = ""  #: of the host when the VM was last started
@@ -90,11 +92,13 @@ class Journal:
             if record.vm_id != path.stem:
                 raise ValueError(f"it speaks of {record.vm_id}")
             return record
+        except OSError as error:
+            warn(f"journal of VM {path.stem} can't be read ({error.strerror}): its VM is not commanded")
         except ValueError as error:
-            broken = path.with_suffix(".broken")
+            broken = path.with_suffix(f".broken-{time.time_ns()}")
             path.rename(broken)
             warn(f"journal of VM {path.stem} can't be read ({error}); set aside as {broken}")
-            return None
+        return None
 
     async def put(self, record: Record) -> None:
         """Write a record; when this returns it survives a power loss.

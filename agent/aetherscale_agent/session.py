@@ -152,7 +152,7 @@ class Session:
             await self.unbind(record.vm_id)
             await self.host.forget(record.vm_id)
             log.info("VM %s: a create that had not begun was undone", record.vm_id)
-        kept = [r.vm_id for r in records if r.phase != "claimed"]
+        kept = [r.vm_id for r in records if r.bound]
         if verify:
             kept = [vm_id for vm_id in kept if await self._may_bind(vm_id)]
         await asyncio.gather(*(self.bind(vm_id) for vm_id in kept))

@@ -41,7 +41,7 @@ class AgentProcess:
         log = (self.folder / "agent.log").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "aetherscale_testing.agent", json.dumps(settings)],
-            env={**os.environ, "RABBITMQ_HOST": self.broker.address, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "RABBITMQ_HOST": self.broker.address, "PYTHONPATH": os.pathsep.join(sys.path)},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -130,11 +130,11 @@ def test_a_create_is_journalled_in_three_steps(world: World) -> None:
         assert host.details() == []
         world.now += 1
         await host.bound(ID)
-        assert world.on_disk() == record("bound", since=NOW + 1)
+        assert world.on_disk() == record("bound", since=NOW + 1, bound=True)
         assert [row.state for row in host.details()] == ["creating"]
         world.now += 1
         await host.build(ID)
-        assert world.on_disk() == record("ready", since=NOW + 2, boot_id="boot-1")
+        assert world.on_disk() == record("ready", since=NOW + 2, boot_id="boot-1", bound=True)
         assert [row.state for row in host.details()] == ["running"]
         assert await world.power() is Power.ON
 
@@ -545,9 +545,8 @@ def test_a_delete_that_fails_says_so_and_can_be_repeated(world: World, step: str
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("command", ["press", "kill", "delete"])
-def test_a_command_whose_intent_cannot_be_journalled_changes_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch, command: str
+def test_a_stop_whose_intent_cannot_be_journalled_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario() -> None:
         host = await world.started()
@@ -555,11 +554,41 @@ def test_a_command_whose_intent_cannot_be_journalled_changes_nothing(
         before = vm.record
         with monkeypatch.context() as patch:
             forget_to_sync(patch)
-            work = host.delete(vm, "r2") if command == "delete" else getattr(host, command)(vm)
-            error = await refusal(work)
+            error = await refusal(host.press(vm))
         assert "No space left" in error.reason
         assert (vm.state, vm.record, await world.power()) == ("running", before, Power.ON)
         assert world.on_disk() == before
+
+    asyncio.run(scenario())
+
+
+def test_the_plug_can_be_pulled_on_a_host_whose_disk_is_full(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        forget_to_sync(monkeypatch)
+        await host.kill(vm)
+        assert (vm.state, await world.power()) == ("stopped", Power.OFF)
+
+    asyncio.run(scenario())
+
+
+def test_a_delete_frees_a_full_disk(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        sync = os.fsync
+
+        def full_until_removed(descriptor: int) -> None:
+            if world.hypervisor.disk_of(ID) is not None:
+                raise OSError(28, "No space left on device")
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full_until_removed)
+        await host.delete(vm, "r2")
+        on_disk = world.on_disk()
+        assert on_disk is not None
+        assert (on_disk.phase, host.find(ID)) == ("gone", None)
 
     asyncio.run(scenario())
 

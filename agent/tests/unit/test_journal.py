@@ -157,7 +157,8 @@ def test_a_file_that_is_no_record_is_set_aside_and_said(journal: Journal, folder
     assert len(said) == 1
     assert ID in said[0]
     assert f"{ID}.broken" in said[0]
-    assert (folder / f"{ID}.broken").read_bytes() == data
+    (aside,) = folder.glob(f"{ID}.broken-*")
+    assert aside.read_bytes() == data
     assert journal.load(pytest.fail) == {OTHER: record(OTHER)}
 
 
