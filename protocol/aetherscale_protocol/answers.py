@@ -139,9 +139,7 @@ def success(response: Any, host: str, *, details: Any = None, fleet: Fleet | Non
 
 def failure(error: Refused, host: str | None = None, *, fleet: Fleet | None = None) -> Answer:
     """The answer to a command that was not done."""
-    info = ExecutionInfo(
-        status="error", reason=error.reason, code=error.code, hint=error.hint, reasons=error.reasons
-    )
+    info = ExecutionInfo(status="error", reason=error.reason, code=error.code, hint=error.hint, reasons=error.reasons)
     return Answer(execution_info=info, host=host, fleet=fleet)
 
 
