@@ -6,9 +6,10 @@ the one which costs the connection again is known, and dropped.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +33,11 @@ class _Letter:
 
 
 class Answerer:
-    """Sends answers. `send` never waits; `run` does the work until it is cancelled."""
+    """Sends answers. `send` never waits; `serve` does the work while a connection lasts."""
 
     def __init__(self) -> None:
         self._letters: deque[_Letter] = deque(maxlen=MAX_WAITING)
+        self._under_way: set[asyncio.Task[None]] = set()
         self._filled = asyncio.Event()
         self.connected = asyncio.Event()  #: once it could send: before, an agent should take no commands
 
@@ -45,50 +47,56 @@ class Answerer:
         self._letters.append(_Letter(reply_to, encode_answer(answer), properties))
         self._filled.set()
 
-    async def run(self, connect: Callable[[], Awaitable[Connection]]) -> None:
-        """Connect and send, again and again; `connect` is expected to wait between its tries."""
-        while True:
-            connection = await connect()
-            try:
-                channel = await connection.channel()
-                await channel.confirm()
-                self.connected.set()
-                await self._send_on(channel)
-            except (BrokerLost, Declined) as error:
-                log.debug("answers: connection lost: %s", error)
-            finally:
-                connection.drop("done with it")
+    async def serve(self, connection: Connection, worked: Callable[[], None]) -> None:
+        """Send on this connection until it is lost; `worked` is called once it can be sent on.
+
+        :raise BrokerLost: when it is.
+        """
+        channel = await connection.channel()
+        await channel.confirm()
+        self.connected.set()
+        worked()
+        await self._send_on(channel)
+
+    async def flush(self, seconds: float) -> None:
+        """Wait until everything is sent, for so many seconds at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._letters or self._under_way:  # noqa: ASYNC110 (once in an agent's life)
+                    await asyncio.sleep(0.01)
 
     async def _send_on(self, channel: Channel) -> None:
         while self._letters and self._letters[0].tries:  # left over from a connection that was lost
             await self._deliver_suspect(channel, self._letters[0])
-        pending: set[asyncio.Task[None]] = set()
         while True:
             while self._letters:
                 task = asyncio.create_task(self._deliver(channel, self._letters.popleft()))
-                pending.add(task)
-                task.add_done_callback(pending.discard)
+                self._under_way.add(task)
+                task.add_done_callback(self._under_way.discard)
             self._filled.clear()
             filled = asyncio.create_task(self._filled.wait())
             either: set[asyncio.Future[Any]] = {filled, channel.closed}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if channel.closed.done():
                 filled.cancel()
-                await asyncio.gather(*pending)
-                raise BrokerLost("the answers' channel was closed")
+                await asyncio.gather(*self._under_way)
+                raise BrokerLost(f"the answers' channel was closed: {channel.closed.result()}")
 
     async def _deliver(self, channel: Channel, letter: _Letter) -> None:
         try:
             await channel.publish(letter.reply_to, letter.body, letter.properties, exchange="")
         except (BrokerLost, Declined):
             letter.tries += 1
-            self._letters.appendleft(letter)
+            if len(self._letters) < MAX_WAITING:
+                self._letters.appendleft(letter)
+        except Exception:
+            log.exception("an answer could not be sent")
 
     async def _deliver_suspect(self, channel: Channel, letter: _Letter) -> None:
         """Deliver it alone. If that costs the connection, it is the culprit, and dropped."""
         self._letters.popleft()
         try:
             await channel.publish(letter.reply_to, letter.body, letter.properties, exchange="")
-        except (BrokerLost, Declined):
-            log.warning("an answer was dropped: its reply_to %.80r costs the connection", letter.reply_to)
+        except (BrokerLost, Declined) as error:
+            log.warning("an answer to %.80r was dropped: it costs the connection: %s", letter.reply_to, error)
             raise

@@ -38,6 +38,10 @@ class Declined(Exception):
         self.text = text
 
 
+class NotTaken(Exception):
+    """The broker did not take a message over: a queue that it should go to is full."""
+
+
 class Unroutable(Exception):
     """A mandatory message came back: no queue is bound to its key."""
 
@@ -259,6 +263,7 @@ class Channel:
         """Publish, and wait until the broker has taken the message over (needs `confirm`).
 
         :raise Unroutable: when it is mandatory and no queue is bound to its key.
+        :raise NotTaken: when a queue that it should go to is full.
         """
         if not mandatory:
             await self._publish(key, body, properties, exchange, mandatory=False)
@@ -290,7 +295,7 @@ class Channel:
             if waiter is None or waiter.done():
                 continue
             if nack:
-                waiter.set_exception(Declined(0, "the broker did not take the message: a queue is full"))
+                waiter.set_exception(NotTaken("the broker did not take the message: a queue is full"))
             else:
                 waiter.set_result(None)
 

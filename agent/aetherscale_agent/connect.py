@@ -10,6 +10,7 @@ from aetherscale_agent.broker import BrokerLost, Connection, Declined
 from aetherscale_agent.host import Host
 from aetherscale_agent.notify import notify
 from aetherscale_agent.session import Handler, NameTaken, Session
+from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.settings import BrokerSettings
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,7 @@ class Connector:
         """A connection, however long it takes."""
         while True:
             try:
-                connection = await Connection.open(self._settings, name=self._name, heartbeat_s=self._heartbeat_s)
-                self._said = ""
-                return connection
+                return await Connection.open(self._settings, name=self._name, heartbeat_s=self._heartbeat_s)
             except BrokerLost as error:
                 await self.wait(str(error))
 
@@ -76,28 +75,37 @@ async def stay_connected(connector: Connector, answerer: Answerer, host: Host, u
     while True:
         session = Session(await connector.connect(), host, user, handler)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                log.info(await session.open())
-            notify(f"STATUS=connected as {host.name}")
-            connector.worked()
-        except NameTaken:
-            why = f"another agent is connected as {host.name} (or the broker has not noticed yet that it is gone)"
-            session.connection.drop(f"{why}: this one is refused")
-        except (BrokerLost, Declined) as error:
-            session.connection.drop(str(error))
-        except TimeoutError:
-            session.connection.drop(f"the broker did not do what it was asked within {OPEN_TIMEOUT_S:.0f} s")
-        reason = await session.closed()
+            await _open(session, connector)
+            reason = await session.closed()
+        finally:
+            session.cut("the agent stops")
         notify(f"STATUS=not connected: {reason}")
         await connector.wait(reason)
 
 
-async def answer_forever(answerer: Answerer, connector: Connector) -> None:
-    """Keep the answers' connection; `Answerer.run` asks for a new one whenever it is lost."""
-
-    async def connect() -> Connection:
-        connection = await connector.connect()
+async def _open(session: Session, connector: Connector) -> None:
+    """Open a session; if that fails, its connection is dropped with the reason."""
+    name = session.host.name
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            log.info(await session.open())
+        notify(f"STATUS=connected as {name}")
         connector.worked()
-        return connection
+    except NameTaken:
+        why = f"another agent is connected as {name} (or the broker has not noticed yet that it is gone)"
+        session.connection.drop(f"{why}: this one is refused")
+    except (BrokerLost, Declined, Refused) as error:
+        session.connection.drop(str(error))
+    except TimeoutError:
+        session.connection.drop(f"the broker did not do what it was asked within {OPEN_TIMEOUT_S:.0f} s")
 
-    await answerer.run(connect)
+
+async def answer_forever(answerer: Answerer, connector: Connector) -> None:
+    """Send answers on one connection after the other, until cancelled."""
+    while True:
+        connection = await connector.connect()
+        try:
+            await answerer.serve(connection, connector.worked)
+        except (BrokerLost, Declined) as error:
+            connection.drop(str(error))
+            await connector.wait(str(error))

@@ -168,3 +168,9 @@ def died_in(consumed_from: str, headers: Mapping[str, Any]) -> str:
         return str(headers["x-death"][0]["queue"])
     except (KeyError, IndexError, TypeError):
         return "a queue that it does not name"
+
+
+def queue_host(queue: str) -> str:
+    """The host whose queue this is; '' if it is no host's."""
+    prefix = names.host_queue("")
+    return queue.removeprefix(prefix) if queue.startswith(prefix) else ""

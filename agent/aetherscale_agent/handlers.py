@@ -4,17 +4,14 @@ whatever is in it; nothing that a message holds stops the agent.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-import msgspec
-
-from aetherscale_agent import capacity
-from aetherscale_agent import decide as d
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
+from aetherscale_agent.create import CreateFlow
 from aetherscale_agent.envelope import (
     DEFAULT_PATIENCE_S,
     Incoming,
@@ -22,15 +19,15 @@ from aetherscale_agent.envelope import (
     check_patience,
     check_reply_to,
     died_in,
+    queue_host,
     read_envelope,
 )
-from aetherscale_agent.host import Host, Vm, ending_code
-from aetherscale_agent.journal import Record
+from aetherscale_agent.host import MOST_WAITING, Host, Vm
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.session import Session
-from aetherscale_protocol import __version__, topology
+from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, VmStatus, failure, fleet_digest, success
-from aetherscale_protocol.commands import ShowVm, StopVm, encode_request
+from aetherscale_protocol.commands import ShowVm, StopVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, is_vm_id
 
@@ -66,13 +63,14 @@ class Handlers:
         except (BrokerLost, Declined, asyncio.CancelledError):
             raise  # the connection is gone: the broker gives the message to somebody else
         except Exception:
-            log.exception("a %s from %s failed", delivery.key, properties.user_id or "an unsigned client")
+            log.exception("a %.80r from %.80r failed", delivery.key, properties.user_id or "an unsigned client")
             self._refuse(properties, delivery.key, self._internal_error())
             delivery.channel.ack(delivery)
 
     def _refuse(self, properties: Any, key: str, error: Refused) -> None:
         who = properties.user_id or "an unsigned client"
-        log.info("%.80r from %s refused: %s: %s", key, who, error.code, error.reason)
+        level = logging.DEBUG if key == "offer-vm" else logging.INFO  # a no to an offer is an answer like any other
+        log.log(level, "%.80r from %.80r refused: %s: %s", key, who, error.code, error.reason)
         try:
             reply_to = check_reply_to(properties.reply_to)
         except Refused:
@@ -97,7 +95,7 @@ class Handlers:
             await self._create(session, delivery, incoming)
             return
         if queue:
-            raise _host_down(queue, incoming)
+            raise _undeliverable(queue, incoming, self._host.name)
         check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         if incoming.request.command.changes:
             await self._change(session, delivery, incoming)
@@ -144,7 +142,13 @@ class Handlers:
             delivery.channel.ack(delivery)
             return
         vm = self._host.get(vm_id)
-        await vm.line.acquire()
+        if vm.waiting >= MOST_WAITING:
+            raise Refused("wrong-state", f"{vm.waiting} commands wait for this VM already", "repeat it later")
+        vm.waiting += 1
+        try:
+            await vm.line.acquire()
+        finally:
+            vm.waiting -= 1
         try:
             if not vm.exists:
                 raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
@@ -182,7 +186,7 @@ class Handlers:
     def _log_outcome(self, incoming: Incoming, answer: Answer) -> None:
         info = answer.execution_info
         log.info(
-            "%s of VM %s for %s: %s%s",
+            "%s of VM %s for %.80r: %s%s",
             incoming.request.command.name,
             incoming.request.vm_id,
             incoming.operator or "an unsigned client",
@@ -226,7 +230,7 @@ class Handlers:
         assert vm_id is not None
         async with self._creates.setdefault(vm_id, asyncio.Lock()):  # lives while somebody holds it, or waits for it
             try:
-                await _CreateFlow(self, self._host, session, delivery, incoming).run()
+                await CreateFlow(self, self._host, session, delivery, incoming).run()
             finally:
                 self._host.release(vm_id)
 
@@ -246,140 +250,6 @@ class Handlers:
         self._host.go_on(self._finish(incoming, outcome()))
 
 
-class _CreateFlow:
-    """One copy of a create: asks `decide` what to do next, does it, and adds what it learnt."""
-
-    def __init__(
-        self, handlers: Handlers, host: Host, session: Session, delivery: Delivery, incoming: Incoming
-    ) -> None:
-        self._handlers = handlers
-        self._host = host
-        self._session = session
-        self._delivery = delivery
-        self._incoming = incoming
-        self._vm_id = incoming.create.vm_id or ""
-        self._facts = self._first_facts()
-
-    def _first_facts(self) -> d.Facts:
-        incoming, host = self._incoming, self._host
-        queue = died_in(self._delivery.queue, self._delivery.headers)
-        known = host.vms.get(self._vm_id)
-        facts = d.Facts(
-            host=host.name,
-            request_id=incoming.request_id,
-            now=host.clock(),
-            deadline=incoming.deadline or 0.0,
-            hops=incoming.hops,
-            dead_lettered=bool(queue),
-            dead_host=_queue_host(queue),
-            recorded_request=known.record.request_id if known else None,
-        )
-        if known is None and not facts.dead_lettered:
-            self._reserve(facts)
-        return facts
-
-    def _reserve(self, facts: d.Facts) -> None:
-        """Look whether it fits, and hold its place at once: nothing may come between."""
-        spec = self._incoming.create
-        facts.misfit = self._host.misfit(spec)
-        if facts.misfit is None:
-            self._host.reserve(self._vm_id, spec)
-
-    async def run(self) -> None:
-        """Take step after step until the copy is dealt with."""
-        done = False
-        while not done:
-            self._facts.now = self._host.clock()
-            done = await self._do(d.next_step(self._facts))
-
-    async def _do(self, step: d.Step) -> bool:
-        """Do one step; True when it was the last."""
-        steps: dict[type[d.Step], Callable[[Any], Awaitable[bool]]] = {
-            d.Rejoin: self._rejoin,
-            d.Refuse: self._refuse,
-            d.MakeClaim: self._claim,
-            d.Probe: self._probe,
-            d.AskOffers: self._ask_offers,
-            d.HandOn: self._hand_on,
-            d.Leave: self._leave,
-            d.Begin: self._begin,
-        }
-        return await steps[type(step)](step)
-
-    async def _claim(self, _step: d.MakeClaim) -> bool:
-        self._facts.claim = await self._session.claim(self._vm_id)
-        return False
-
-    async def _probe(self, _step: d.Probe) -> bool:
-        self._facts.held_elsewhere = await self._session.probe(self._incoming)
-        return False
-
-    async def _ask_offers(self, _step: d.AskOffers) -> bool:
-        body = encode_request("offer-vm", self._incoming.create)
-        answers, self._facts.silent_hosts = await self._session.ask_all(body)
-        self._facts.offers = [_offer(answer) for answer in answers]
-        return False
-
-    async def _hand_on(self, step: d.HandOn) -> bool:
-        log.info("create-vm %s handed on to %s", self._vm_id, step.host)
-        if await self._session.hand_on(step.host, self._incoming):
-            return await self._leave()
-        owner = self._facts.claim is not None and not self._facts.claim.won
-        if owner:  # its queue is gone, but its claim stands: only it could say
-            self._facts.hops = d.MAX_HOPS
-        else:
-            self._facts.offers = [o for o in self._facts.offers or [] if o.host != step.host]
-        return False
-
-    async def _leave(self, _step: d.Leave | None = None) -> bool:
-        await self._session.acknowledge(self._delivery)
-        return True
-
-    async def _rejoin(self, _step: d.Rejoin) -> bool:
-        record = self._host.vms[self._vm_id].record
-        await self._session.acknowledge(self._delivery)
-        if record.ending is not None:
-            self._handlers.refuse_create(self._incoming, ending_code(record.ending))
-        else:
-            self._handlers.answer_when_built(self._incoming, self._host.build(self._vm_id))
-        return True
-
-    async def _refuse(self, step: d.Refuse) -> bool:
-        if step.final:
-            await self._host.refuse(self._record("claimed"), step.error)
-        await self._session.acknowledge(self._delivery)
-        self._handlers.refuse_create(self._incoming, step.error)
-        return True
-
-    async def _begin(self, _step: d.Begin) -> bool:
-        await self._host.admit(self._record("claimed"))
-        try:
-            await self._session.bind(self._vm_id)
-            await self._host.bound(self._vm_id)
-        except Refused:
-            await self._session.unbind(self._vm_id)
-            await self._host.forget(self._vm_id)
-            raise
-        await self._session.offer_capacity()  # before the acknowledge, so that the next create meets the new figure
-        await self._session.acknowledge(self._delivery)
-        self._handlers.answer_when_built(self._incoming, self._host.build(self._vm_id))
-        return True
-
-    def _record(self, phase: Any) -> Record:
-        spec = self._incoming.create
-        disk = capacity.disk_gib(spec, self._host.find_image(spec))
-        now = self._host.clock()
-        return Record(
-            vm_id=self._vm_id,
-            request_id=self._incoming.request_id,
-            spec=capacity.with_disk(spec, disk),
-            deadline=self._facts.deadline,
-            created=now,
-            since=now,
-            phase=phase,
-        )
-
-
 def _completed(incoming: Incoming, now: float) -> Incoming:
     """A create with its VM id and its deadline, made up for a client that gave none (the seed's)."""
     if incoming.create.vm_id is None:
@@ -389,24 +259,13 @@ def _completed(incoming: Incoming, now: float) -> Incoming:
     return incoming
 
 
-def _offer(answer: Answer) -> d.HostOffer:
-    host = answer.host or ""
-    if answer.ok and answer.response:
-        return d.HostOffer(host, msgspec.json.decode(answer.response, type=Offer).score)
-    return d.HostOffer(host, None, answer.execution_info.reason or "refused")
-
-
-def _queue_host(queue: str) -> str:
-    prefix = topology.EXCHANGE + "-host."
-    return queue.removeprefix(prefix) if queue.startswith(prefix) else ""
-
-
-def _host_down(queue: str, incoming: Incoming) -> Refused:
-    host = _queue_host(queue)
+def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
+    host = queue_host(queue) or "that it was sent to"
     holds = f", which holds VM {incoming.request.vm_id}," if incoming.request.vm_id else ""
+    trouble = "was too busy to take the command" if host == own_host else "is not running"
     return Refused(
         "host-down",
-        f"host {host}{holds} is not running; the command was not begun",
+        f"host {host}{holds} {trouble}; the command was not begun",
         "repeat it when the host is back; list-hosts shows who is up",
     )
 

@@ -4,11 +4,13 @@ It knows no broker. Commands of one VM run in its line, one after the other; not
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+
+import msgspec
 
 from aetherscale_agent import capacity
 from aetherscale_agent.decide import too_late
@@ -23,9 +25,11 @@ log = logging.getLogger(__name__)
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
 PRESS_EVERY_S = 4.0
+CONSOLE_BYTES = 256 << 10
+"""How much of a console goes into one answer, as JSON."""
+MOST_WAITING = 16
+"""How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
 """A guest that was still booting misses the first press; so it is pressed again."""
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -37,11 +41,17 @@ class Vm:
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
     built: asyncio.Task[None] | None = None
     shutdown: asyncio.Task[None] | None = None
+    waiting: int = 0  #: commands in its line, the one at work included
 
     @property
     def exists(self) -> bool:
         """Whether it is a VM to the outside: neither a claim only, nor a tombstone."""
         return self.record.phase in ("bound", "ready", "deleting")
+
+    @property
+    def is_tomb(self) -> bool:
+        """Whether it is kept only so that a late copy of its create meets it."""
+        return self.record.phase == "gone"
 
 
 class Host:
@@ -68,6 +78,7 @@ class Host:
         self._boot_id = boot_id
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
 
@@ -137,6 +148,7 @@ class Host:
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
+        console = _at_most(console, CONSOLE_BYTES)
         row = {name: getattr(self._details(vm), name) for name in VmDetails.__struct_fields__}
         return VmReport(
             **row,
@@ -194,8 +206,9 @@ class Host:
         try:
             await self._journal.put(record)
         except JournalError as error:
-            refusal = Refused("failed", str(error), "free space on the host, or repair its disk")
+            refusal = _unwritten(error)
             record = record.but(phase="gone", ending=_ending(refusal, record.request_id))
+            self.buried.set()
             raise refusal from None
         finally:
             self.vms[record.vm_id] = Vm(record, "creating")
@@ -209,18 +222,17 @@ class Host:
         try:
             await self._write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
-            refusal = Refused("failed", str(error), "free space on the host, or repair its disk")
+            refusal = _unwritten(error)
             vm.record = vm.record.but(phase="gone", bound=True, ending=_ending(refusal, vm.record.request_id))
             self.buried.set()
             raise refusal from None
         self.release(vm_id)
 
-    def build(self, vm_id: str) -> asyncio.Task[None]:
+    def build(self, vm: Vm) -> asyncio.Task[None]:
         """Build a bound VM, whether or not somebody waits for it. Called again, it is the same work.
 
         The task raises `Refused` when the VM could not be built; it is undone then.
         """
-        vm = self.vms[vm_id]
         if vm.built is None:
             vm.built = self._spawn(self._build(vm))
         return vm.built
@@ -228,19 +240,20 @@ class Host:
     async def _build(self, vm: Vm) -> None:
         async with vm.line:
             record = vm.record
-            if record.phase == "ready":
+            if record.ending is not None:
+                raise ending_refusal(record.ending)  # it was deleted while this create waited for it
+            if record.phase != "bound":
                 return  # built by an agent before this one: a create that is repeated changes nothing
             try:
                 await self._make(vm)
             except (HypervisorError, Refused, JournalError) as error:
-                refusal = error if isinstance(error, Refused) else _failed("create-vm", error)
-                await self._undo(vm, refusal)
-                raise refusal from None
+                raise await self._undo(
+                    vm, error if isinstance(error, Refused) else _failed("create-vm", error)
+                ) from None
             except Exception:
                 log.exception("VM %s: create failed", record.vm_id)
                 refusal = Refused("failed", f"create-vm failed on host {self.name}; its log says why")
-                await self._undo(vm, refusal)
-                raise refusal from None
+                raise await self._undo(vm, refusal) from None
 
     async def _make(self, vm: Vm) -> None:
         record = vm.record
@@ -260,9 +273,12 @@ class Host:
         if now > deadline:
             raise too_late(self.name, deadline, now)
 
-    async def _undo(self, vm: Vm, error: Refused) -> None:
+    async def _undo(self, vm: Vm, error: Refused) -> Refused:
+        """Undo a create that failed; what to say of it."""
         log.warning("VM %s: create undone: %s", vm.record.vm_id, error.reason)
-        await self._erase(vm, _ending(error, vm.record.request_id))
+        if await self._erase(vm, _ending(error, vm.record.request_id)):
+            return error
+        return Refused("failed", f"{error.reason}; something of the VM is left on host {self.name}", "delete-vm it")
 
     async def refuse(self, record: Record, error: Refused) -> None:
         """Journal a final no, so that a late copy of the create meets it.
@@ -285,7 +301,9 @@ class Host:
             await self._write(vm, wanted="on", boot_id="", since=self.clock(), reason="")
             vm.state = "starting"
             await self.hypervisor.start(record.vm_id, record.spec)
-        except (HypervisorError, JournalError) as error:
+        except Exception as error:
+            if not isinstance(error, HypervisorError | JournalError):
+                log.exception("VM %s: start failed", record.vm_id)
             await self._settle(vm, "failed", wanted="off", reason=str(error))
             raise _failed("start-vm", error) from None
         await self._settle(vm, "running", boot_id=self._boot_id)
@@ -334,6 +352,9 @@ class Host:
         shutdown = vm.shutdown
         if shutdown is not None:
             await asyncio.wait({shutdown}, timeout=max(0.0, patience_s))
+            if shutdown.cancelled():  # by a command that pulls the plug: see how that ends
+                async with vm.line:
+                    return vm.state if vm.exists else "stopped"
         if vm.state == "running":
             hint = "stop-vm --kill pulls the plug"
             raise Refused("guest-ignored", vm.record.reason or "the guest runs again", hint)
@@ -376,15 +397,34 @@ class Host:
         try:
             await self.hypervisor.kill(vm_id)
             await self.hypervisor.remove(vm_id)
-            await self._write(vm, phase="gone", ending=ending, wanted="off", since=self.clock())
-        except (HypervisorError, JournalError) as error:
+        except HypervisorError as error:
             log.error("VM %s: could not be removed: %s", vm_id, error)
             vm.state = "deleting"  # which can be deleted again, and nothing else
             return False
+        await self._entomb(vm, ending)
         log.info("VM %s: removed", vm_id)
         self.capacity_changed.set()
         self.buried.set()
         return True
+
+    async def _entomb(self, vm: Vm, ending: Ending) -> None:
+        """Journal that a VM is gone; if that can't be written, at least nothing may say that it is not."""
+        tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
+        try:
+            await self._journal.put(tomb)
+        except JournalError as error:
+            log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
+            with contextlib.suppress(JournalError):
+                await self._journal.drop(tomb.vm_id)
+        vm.record = tomb
+
+    async def set_bound(self, vm: Vm, bound: bool) -> None:
+        """Journal whether the directory may name this host for a VM; one that can't be written is logged."""
+        try:
+            await self._write(vm, bound=bound)
+        except JournalError as error:
+            log.error("VM %s: %s", vm.record.vm_id, error)
+            vm.record = vm.record.but(bound=bound)
 
     async def forget(self, vm_id: str) -> None:
         """Drop the record of a claim or a tombstone, after its binding is gone."""
@@ -452,11 +492,11 @@ class Host:
         record = vm.record
         if power is Power.ON:
             vm.state = "running"
-            if record.boot_id != self._boot_id:  # it was just being started when the agent went away
-                self._spawn(self._settle(vm, vm.state, boot_id=self._boot_id))
             if record.wanted == "off":  # a shutdown was under way
                 vm.state = "stopping"
                 vm.shutdown = self._spawn(self._shut_down(vm))
+            elif record.boot_id != self._boot_id:  # it was just being started when the agent went away
+                self._spawn(self._settle(vm, vm.state, boot_id=self._boot_id))
             return False
         vm.state = "failed" if power is Power.FAILED else "stopped"
         if record.wanted == "off":
@@ -500,8 +540,15 @@ class Host:
         return removed
 
     def go_on(self, work: Awaitable[None]) -> None:
-        """Let work go on whoever waits for it, and whether or not the broker is there."""
-        self._spawn(work)
+        """Let a command's work go on whoever waits for it, and whether or not the broker is there."""
+        task = self._spawn(work)
+        self._commands.add(task)
+        task.add_done_callback(self._commands.discard)
+
+    async def drain(self, seconds: float) -> None:
+        """Let the commands under way end, for so many seconds at most."""
+        if self._commands:
+            await asyncio.wait(set(self._commands), timeout=seconds)
 
     def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
@@ -519,6 +566,21 @@ def _failed(command: str, error: Exception) -> Refused:
     return Refused("failed", f"{command}: {error}")
 
 
+def _unwritten(error: JournalError) -> Refused:
+    return Refused("failed", str(error), "free space on the host, or repair its disk")
+
+
+def _at_most(lines: list[str], size: int) -> list[str]:
+    """The last of these lines that fit into so many bytes of JSON: a message has a largest size."""
+    kept = 0
+    for line in reversed(lines):
+        size -= len(msgspec.json.encode(line)) + 1
+        if size < 0:
+            break
+        kept += 1
+    return lines[len(lines) - kept :]
+
+
 def _because(reason: object) -> str:
     return f" ({reason})" if reason else ""
 
@@ -527,7 +589,7 @@ def _ending(error: Refused, request_id: str) -> Ending:
     return Ending(code=error.code, reason=error.reason, hint=error.hint, reasons=error.reasons, request_id=request_id)
 
 
-def ending_code(ending: Ending) -> Refused:
+def ending_refusal(ending: Ending) -> Refused:
     """What a tombstone's create is answered when a late copy of it comes."""
     code: Code = ending.code  # type: ignore[assignment]  # written from a Refused
     return Refused(code, ending.reason, ending.hint, ending.reasons)

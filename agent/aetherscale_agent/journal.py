@@ -71,7 +71,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
-        self._locks: dict[str, threading.Lock] = {}
+        self._locks = [threading.Lock() for _ in range(16)]
 
     def load(self, warn: Warn) -> dict[str, Record]:
         """All records. A file that is none is set aside, with a warning, never deleted."""
@@ -140,7 +140,7 @@ class Journal:
                 raise JournalError(f"can't remove {path}: {error.strerror}") from error
 
     def _lock(self, vm_id: str) -> threading.Lock:
-        return self._locks.setdefault(vm_id, threading.Lock())
+        return self._locks[hash(vm_id) % len(self._locks)]
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -21,7 +21,7 @@ ANY_STATE: tuple[VmState, ...] = ("creating", "starting", "running", "stopping",
 _START = {"stopped": Act.START, "failed": Act.START, "running": Act.NOTHING, "starting": Act.NOTHING}
 _STOP = {"running": Act.PRESS, "stopping": Act.PRESS, "stopped": Act.NOTHING, "failed": Act.NOTHING}
 _KILL = {"running": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
-_DELETE = dict.fromkeys(("running", "stopping", "stopped", "deleting", "failed"), Act.REMOVE)
+_DELETE: dict[str, Act] = dict.fromkeys(ANY_STATE, Act.REMOVE)
 
 TABLE: dict[str, dict[str, Act]] = {
     "start-vm": _START,

@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 
 EXIT_USAGE, EXIT_BUSY, EXIT_HYPERVISOR = 2, 3, 4
 
+DRAIN_S, FLUSH_S = 5.0, 2.0
+"""How long commands under way may take to end, and their answers to leave, once the agent is told to stop."""
+
 
 def run() -> None:
     """The command `aetherscale-agent`."""
@@ -108,12 +111,22 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
         name = f"aetherscale-agent {config.host} {purpose}"
         return Connector(config.broker, name=name, heartbeat_s=config.heartbeat)
 
-    await _until_terminated(
-        keep_watchdog_fed(),
-        host.watch(changes),
-        answer_forever(answerer, connector("answers")),
-        stay_connected(connector("commands"), answerer, host, config.broker.user, handlers.on_message),
-    )
+    commands = stay_connected(connector("commands"), answerer, host, config.broker.user, handlers.on_message)
+    consuming = asyncio.create_task(commands)
+    others = [
+        asyncio.create_task(keep_watchdog_fed()),
+        asyncio.create_task(host.watch(changes)),
+        asyncio.create_task(answer_forever(answerer, connector("answers"))),
+    ]
+    ended = await _first_end([consuming, *others])
+    notify("STOPPING=1")
+    log.info("stopping; the VMs go on")
+    await _cancel([consuming])  # first: what is under way is finished and answered, and nothing new begun
+    await host.drain(DRAIN_S)
+    await answerer.flush(FLUSH_S)
+    await _cancel(others)
+    for task in ended:
+        task.result()  # raises what ended it
 
 
 def read_boot_id(run_dir: Path) -> str:
@@ -137,22 +150,22 @@ def read_boot_id(run_dir: Path) -> str:
         )
 
 
-async def _until_terminated(*works: object) -> None:
-    """Do all this work until SIGTERM or SIGINT; if one of them ends, that is an error and ends all."""
+async def _first_end(tasks: list[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
+    """Wait for SIGTERM or SIGINT, or for one of these tasks to end, which is an error; those that ended."""
     terminated = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, terminated.set)
-    tasks = [asyncio.ensure_future(work) for work in works]  # type: ignore[call-overload]
-    watchers = [*tasks, asyncio.create_task(terminated.wait())]
-    done, _ = await asyncio.wait(watchers, return_when=asyncio.FIRST_COMPLETED)
-    notify("STOPPING=1")
-    log.info("stopping; the VMs go on")
-    for task in watchers:
+    end = asyncio.create_task(terminated.wait())
+    await asyncio.wait([*tasks, end], return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    return [task for task in tasks if task.done()]
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
         task.cancel()
-    await asyncio.gather(*watchers, return_exceptions=True)
-    for task in done & set(tasks):
-        task.result()  # raises what ended it
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

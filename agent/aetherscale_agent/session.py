@@ -5,6 +5,7 @@ because the broker gives its message to somebody else; work that has passed it b
 """
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -12,13 +13,14 @@ from typing import Any
 
 import pika
 
-from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, Unroutable
+from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import ShowVm, encode_request
+from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.names import host_key, vm_key
 from aetherscale_protocol.topology import EXCHANGE, Binding, Queue, ReplyTo
 
@@ -68,8 +70,10 @@ class Session:
         await self._outbox.confirm()
         await self._outbox.consume(ReplyTo, self._on_reply)
         await self._declare_shared()
-        fresh = await self._declare_own_queue()
-        held = await self._rebuild_directory(verify=fresh)
+        await self._undo_claims()
+        await self._verify(everything=not await self._has_own_queue())
+        await self._declare_own_queue()
+        held = await self._rebuild_directory()
         await self._consume()
         self._spawn(self._bury_tombstones())
         self._spawn(self._follow_capacity())
@@ -79,10 +83,15 @@ class Session:
         """Wait until the connection is lost; the reason. All work that hangs on it is cancelled then."""
         reason = await asyncio.shield(self.connection.lost)
         tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
+        self.cut(reason)
         await asyncio.gather(*tasks, return_exceptions=True)
         return reason
+
+    def cut(self, reason: str) -> None:
+        """Drop the connection and cancel all work that hangs on it; nothing happens if that was done."""
+        self.connection.drop(reason)
+        for task in self._tasks:
+            task.cancel()
 
     async def _channel(self) -> Channel:
         """A channel whose end ends the connection: an agent that goes on without it would be deaf."""
@@ -109,11 +118,21 @@ class Session:
                     if binding.queue == queue.name:
                         await self._commands.bind(binding)
 
-    async def _declare_own_queue(self) -> bool:
+    async def _has_own_queue(self) -> bool:
         queue = topology.host_queue(self.host.name)
-        fresh = await self._ensure(lambda c, p: c.declare_queue(queue, passive=p))
+        channel = await self.connection.channel()
+        try:
+            await channel.declare_queue(queue, passive=True)
+            channel.close()
+            return True
+        except Declined as error:
+            if error.code != NOT_FOUND:
+                raise
+            return False
+
+    async def _declare_own_queue(self) -> None:
+        await self._commands.declare_queue(topology.host_queue(self.host.name))
         await asyncio.gather(*(self._commands.bind(b) for b in topology.host_bindings(self.host.name)))
-        return fresh
 
     async def _ensure(self, declare: Callable[..., Awaitable[Any]]) -> bool:
         """Declare what may be there already, needing rights only if it is not; True if it was not there."""
@@ -141,25 +160,34 @@ class Session:
         """Take the VM out of the directory."""
         await self._commands.unbind(self._binding(vm_id))
 
-    async def _rebuild_directory(self, *, verify: bool) -> int:
-        """Undo mere claims, bind everything else, finish bound creates; how many VMs are bound.
+    async def _undo_claims(self) -> None:
+        """Undo creates that had got no further than their claim: another host may have begun them meanwhile."""
+        for vm in [vm for vm in self.host.vms.values() if vm.record.phase == "claimed"]:
+            if await self._has_own_queue():
+                await self.unbind(vm.record.vm_id)
+            await self.host.forget(vm.record.vm_id)
+            log.info("VM %s: a create that had not begun was undone", vm.record.vm_id)
 
-        A host queue that had to be made anew means that the broker or the queue was lost: another host may
-        have been given one of the VMs meanwhile, so each is claimed and probed for before it is bound.
+    async def _verify(self, *, everything: bool) -> None:
+        """Claim and probe for VMs before they are bound, if another host may have been given them.
+
+        That is every VM if the host's queue is gone (the broker was wiped, or the queue deleted): it is made anew
+        only after this, so that an interruption starts again here. And it is what an earlier look found contested.
         """
-        records = [vm.record for vm in self.host.vms.values()]
-        for record in (r for r in records if r.phase == "claimed"):
-            await self.unbind(record.vm_id)
-            await self.host.forget(record.vm_id)
-            log.info("VM %s: a create that had not begun was undone", record.vm_id)
-        kept = [r.vm_id for r in records if r.bound]
-        if verify:
-            kept = [vm_id for vm_id in kept if await self._may_bind(vm_id)]
-        await asyncio.gather(*(self.bind(vm_id) for vm_id in kept))
-        for vm_id in kept:
-            if self.host.vms[vm_id].record.phase == "bound":
-                self.host.build(vm_id)
-        return sum(self.host.find(vm_id) is not None for vm_id in kept)
+        suspects = [vm for vm in self.host.vms.values() if vm.exists and (everything or not vm.record.bound)]
+        verdicts = await asyncio.gather(*(self._may_bind(vm.record.vm_id) for vm in suspects))
+        for vm, ours in zip(suspects, verdicts, strict=True):
+            if ours != vm.record.bound:
+                await self.host.set_bound(vm, ours)
+
+    async def _rebuild_directory(self) -> int:
+        """Bind what is ours and finish creates that were begun; how many VMs the directory names this host for."""
+        ours = [vm for vm in self.host.vms.values() if vm.record.bound]
+        await asyncio.gather(*(self.bind(vm.record.vm_id) for vm in ours))
+        for vm in ours:
+            if vm.record.phase == "bound":
+                self.host.build(vm)
+        return sum(vm.exists for vm in ours)
 
     async def _may_bind(self, vm_id: str) -> bool:
         claim = await self.claim(vm_id)
@@ -185,13 +213,12 @@ class Session:
         while True:
             self.host.buried.clear()
             now = self.host.clock()
-            dead = [vm.record for vm in self.host.vms.values() if vm.record.phase == "gone"]
-            due = [r for r in dead if r.deadline + TOMBSTONE_SLACK_S < now]
-            for record in due:
-                await self.unbind(record.vm_id)
-                await self.host.forget(record.vm_id)
-            later = [r.deadline + TOMBSTONE_SLACK_S - now for r in dead if r not in due]
-            await _wait(self.host.buried, max(0.1, min(later, default=3600.0)))
+            until = {v.record.vm_id: v.record.deadline + TOMBSTONE_SLACK_S for v in self.host.vms.values() if v.is_tomb}
+            for vm_id in [vm_id for vm_id, end in until.items() if end < now]:
+                await self.unbind(vm_id)
+                await self.host.forget(vm_id)
+                del until[vm_id]
+            await _wait(self.host.buried, max(0.1, min(until.values(), default=now + 3600.0) - now))
 
     # Claims and probes
 
@@ -205,7 +232,7 @@ class Session:
                 return Claim(won=True)
             except Declined as error:
                 if error.code != PRECONDITION_FAILED:
-                    raise BrokerLost(str(error)) from None
+                    raise Refused("failed", f"the id {vm_id} can't be claimed: {error}") from None
                 return Claim(won=False, owner=claim_owner(error.text))
 
     async def pass_to(self, key: str, incoming: Incoming) -> bool:
@@ -233,12 +260,21 @@ class Session:
         return True
 
     async def probe(self, incoming: Incoming) -> bool:
-        """Whether some host holds this VM; if so, it has this create now, and will answer it."""
-        return await self.pass_to(vm_key(incoming.create.vm_id or ""), incoming)
+        """Whether some host holds this VM; if so, it has this create now, and will answer it.
+
+        :raise Refused: `outcome-unknown`, when the holder's queue is full.
+        """
+        try:
+            return await self.pass_to(vm_key(incoming.create.vm_id or ""), incoming)
+        except NotTaken:
+            raise Refused("outcome-unknown", "the host that holds this VM id takes no messages", "repeat it") from None
 
     async def hand_on(self, host: str, incoming: Incoming) -> bool:
-        """Give the create to a host; False if it has no queue."""
-        return await self.pass_to(host_key(host), incoming)
+        """Give the create to a host; False if it has no queue, or a full one."""
+        try:
+            return await self.pass_to(host_key(host), incoming)
+        except NotTaken:
+            return False
 
     # Asking other hosts
 
@@ -256,7 +292,8 @@ class Session:
         )
         answers: dict[str | None, Answer] = {}
         try:
-            await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
+            with contextlib.suppress(NotTaken):  # one queue is full; the others have it
+                await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
             async with asyncio.timeout(OFFER_WAIT_S):
                 while len(answers) < expected:
                     answer = await inbox.get()
@@ -312,16 +349,19 @@ class Session:
         await delivery.channel.barrier(names.host_queue(self.host.name))
 
     def _spawn(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(_guarded(work))
+        task = asyncio.ensure_future(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-
-async def _guarded(work: Awaitable[None]) -> None:
-    try:
-        await work
-    except (BrokerLost, Declined) as error:
-        log.debug("cut short: %s", error)  # the connection's end is logged once, by who waits for it
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """Do work that this session can't be without: if it fails, the session ends, and the next begins it anew."""
+        try:
+            await work
+        except (BrokerLost, Declined) as error:
+            self.connection.drop(str(error))  # harmless if it is lost already
+        except Exception as error:
+            log.exception("a task of the session failed")
+            self.connection.drop(f"internal error: {error}")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

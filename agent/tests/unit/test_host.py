@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aetherscale_agent import host as host_module
-from aetherscale_agent.host import Host, Vm, ending_code
+from aetherscale_agent.host import Host, Vm, ending_refusal
 from aetherscale_agent.journal import Ending, Journal, Phase, Record
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import HostResources, HypervisorError, Power, PowerChange
@@ -101,7 +101,7 @@ async def bind(host: Host, vm_id: str = ID) -> Vm:
 async def create(host: Host, vm_id: str = ID) -> Vm:
     """A VM that runs."""
     vm = await bind(host, vm_id)
-    await host.build(vm_id)
+    await host.build(host.vms[vm_id])
     return vm
 
 
@@ -133,7 +133,7 @@ def test_a_create_is_journalled_in_three_steps(world: World) -> None:
         assert world.on_disk() == record("bound", since=NOW + 1, bound=True)
         assert [row.state for row in host.details()] == ["creating"]
         world.now += 1
-        await host.build(ID)
+        await host.build(host.vms[ID])
         assert world.on_disk() == record("ready", since=NOW + 2, boot_id="boot-1", bound=True)
         assert [row.state for row in host.details()] == ["running"]
         assert await world.power() is Power.ON
@@ -146,10 +146,10 @@ def test_building_again_is_the_same_work(world: World) -> None:
         host = await world.started()
         await bind(host)
         with world.hypervisor.holding("build"):
-            first, second = host.build(ID), host.build(ID)
+            first, second = host.build(host.vms[ID]), host.build(host.vms[ID])
             assert first is second
         await first
-        assert host.build(ID) is first
+        assert host.build(host.vms[ID]) is first
         assert (world.hypervisor.builds[ID], world.hypervisor.boots[ID]) == (1, 1)
 
     asyncio.run(scenario())
@@ -161,7 +161,7 @@ def test_a_build_that_fails_is_undone_to_a_tombstone(world: World, step: str) ->
         host = await world.started()
         world.hypervisor.broken[step][ID] = "no such machine type"
         await bind(host)
-        error = await refusal(host.build(ID))
+        error = await refusal(host.build(host.vms[ID]))
         assert (error.code, error.reason) == ("failed", "create-vm: no such machine type")
         assert error.changed
         assert world.hypervisor.disk_of(ID) is None
@@ -185,7 +185,7 @@ def test_an_error_that_nobody_expected_is_undone_too(world: World, monkeypatch: 
         host = await world.started()
         monkeypatch.setattr(world.hypervisor, "start", explode)
         await bind(host)
-        error = await refusal(host.build(ID))
+        error = await refusal(host.build(host.vms[ID]))
         assert (error.code, world.hypervisor.disk_of(ID)) == ("failed", None)
         assert "log says why" in error.reason
 
@@ -197,7 +197,7 @@ def test_an_image_that_went_meanwhile_undoes_the_create(world: World) -> None:
         host = await world.started()
         await bind(host)
         world.images.drop("tiny")
-        assert 'Image "tiny" does not exist' in (await refusal(host.build(ID))).reason
+        assert 'Image "tiny" does not exist' in (await refusal(host.build(host.vms[ID]))).reason
         assert host.find(ID) is None
 
     asyncio.run(scenario())
@@ -208,7 +208,7 @@ def test_a_deadline_that_passed_before_the_build_undoes_it_unbuilt(world: World)
         host = await world.started()
         await bind(host)
         world.now = DEADLINE + 1
-        assert (await refusal(host.build(ID))).code == "deadline-passed"
+        assert (await refusal(host.build(host.vms[ID]))).code == "deadline-passed"
         assert (world.hypervisor.builds[ID], world.hypervisor.boots[ID]) == (0, 0)
         assert world.on_disk() is not None
         assert host.find(ID) is None
@@ -221,7 +221,7 @@ def test_a_deadline_that_passes_while_the_disk_is_made_undoes_it_unstarted(world
         host = await world.started()
         await bind(host)
         with world.hypervisor.holding("build"):
-            building = host.build(ID)
+            building = host.build(host.vms[ID])
             await asyncio.sleep(0)
             world.now = DEADLINE + 1
         assert (await refusal(building)).code == "deadline-passed"
@@ -235,10 +235,10 @@ def test_what_a_late_copy_of_an_undone_create_is_told(world: World) -> None:
         host = await world.started()
         world.hypervisor.broken["start"][ID] = "no such machine type"
         await bind(host)
-        told = await refusal(host.build(ID))
+        told = await refusal(host.build(host.vms[ID]))
         ending = (await world.started()).vms[ID].record.ending
         assert ending is not None
-        again = ending_code(ending)
+        again = ending_refusal(ending)
         assert (again.code, again.reason, again.hint) == (told.code, told.reason, told.hint)
 
     asyncio.run(scenario())
@@ -299,7 +299,7 @@ def test_a_create_that_cannot_be_undone_stays_visible_and_can_be_deleted(world: 
         world.hypervisor.broken["start"][ID] = "no such machine type"
         world.hypervisor.broken["remove"][ID] = "read-only disk"
         vm = await bind(host)
-        await refusal(host.build(ID))
+        await refusal(host.build(host.vms[ID]))
         assert vm.state == "deleting"
         assert act_on("delete-vm", vm.state) is Act.REMOVE
         world.hypervisor.broken["remove"].clear()
@@ -323,7 +323,7 @@ def test_capacity_is_held_from_the_reservation_to_the_tombstone(world: World) ->
         seen.append(host.score())
         await host.bound(ID)
         seen.append(host.score())
-        await host.build(ID)
+        await host.build(host.vms[ID])
         seen.append(host.score())
         await host.delete(host.vms[ID], "r2")
         assert [*seen, host.score()] == [8192, 7680, 7680, 7680, 7680, 8192]
@@ -685,7 +685,7 @@ def test_a_guest_that_ends_while_its_start_is_journalled_is_noticed(
             await put(written)
 
         monkeypatch.setattr(world.journal, "put", die_first)
-        await host.build(ID)
+        await host.build(host.vms[ID])
         await until(lambda: vm.state == "failed")
         watching.cancel()
 
@@ -739,7 +739,7 @@ def test_a_create_repeated_after_an_agents_restart_changes_nothing(world: World,
             await host.kill(vm)
         before, power = world.on_disk(), await world.power()
         again = await world.started()
-        await again.build(ID)
+        await again.build(again.vms[ID])
         assert world.on_disk() == before
         assert await world.power() is power
         assert (world.hypervisor.boots[ID], world.hypervisor.disk_of(ID)) == (1, 2)
@@ -869,7 +869,7 @@ def test_a_crash_in_any_phase_is_finished_or_undone(world: World, phase: Phase, 
         left = world.hypervisor.disk_of(ID) is not None
         if phase == "bound":
             assert (vm.exists, vm.state, left) == (True, "creating", disk)  # finished when the directory names us
-            await host.build(ID)
+            await host.build(host.vms[ID])
             assert (vm.state, await world.power()) == ("running", Power.ON)
             assert world.hypervisor.builds[ID] == 1
         else:
@@ -885,7 +885,7 @@ def test_a_bound_create_whose_deadline_passed_meanwhile_is_undone(world: World) 
         await world.journal.put(record("bound"))
         world.now = DEADLINE + 1
         host = await world.started()
-        assert (await refusal(host.build(ID))).code == "deadline-passed"
+        assert (await refusal(host.build(host.vms[ID]))).code == "deadline-passed"
         assert (world.on_disk() or record()).phase == "gone"
 
     asyncio.run(scenario())

@@ -12,8 +12,8 @@ from aetherscale_protocol.errors import Refused
 NO = None
 VERBS = ("start-vm", "stop-vm", "stop-vm --kill", "delete-vm")
 EXPECTED: dict[VmState, tuple[Act | None, ...]] = {
-    "creating": (NO, NO, NO, NO),
-    "starting": (Act.NOTHING, NO, NO, NO),
+    "creating": (NO, NO, NO, Act.REMOVE),  # only seen when the work got stuck
+    "starting": (Act.NOTHING, NO, NO, Act.REMOVE),
     "running": (Act.NOTHING, Act.PRESS, Act.KILL, Act.REMOVE),
     "stopping": (NO, Act.PRESS, Act.KILL, Act.REMOVE),
     "stopped": (Act.START, Act.NOTHING, Act.NOTHING, Act.REMOVE),

@@ -1,0 +1,166 @@
+"""One copy of a create: asks `decide` what to do next, does it, and adds what it learnt."""
+
+import asyncio
+import logging
+from typing import Protocol
+
+import msgspec
+
+from aetherscale_agent import capacity
+from aetherscale_agent import decide as d
+from aetherscale_agent.broker import Delivery
+from aetherscale_agent.envelope import Incoming, died_in, queue_host
+from aetherscale_agent.host import Host, ending_refusal
+from aetherscale_agent.journal import Record
+from aetherscale_agent.session import Session
+from aetherscale_protocol.answers import Answer, Offer
+from aetherscale_protocol.commands import encode_request
+from aetherscale_protocol.errors import Refused
+
+log = logging.getLogger(__name__)
+
+
+class Replies(Protocol):
+    """How a create is answered."""
+
+    def refuse_create(self, incoming: Incoming, error: Refused) -> None:
+        """Answer with a no."""
+
+    def answer_when_built(self, incoming: Incoming, built: asyncio.Task[None]) -> None:
+        """Answer when the VM runs, or could not be built."""
+
+
+class CreateFlow:
+    """One copy of a create, from its delivery to its acknowledgement."""
+
+    def __init__(self, replies: Replies, host: Host, session: Session, delivery: Delivery, incoming: Incoming) -> None:
+        self._replies = replies
+        self._host = host
+        self._session = session
+        self._delivery = delivery
+        self._incoming = incoming
+        self._vm_id = incoming.create.vm_id or ""
+        disk = capacity.disk_gib(incoming.create, host.find_image(incoming.create))
+        self._spec = capacity.with_disk(incoming.create, disk)
+        self._facts = self._first_facts()
+
+    def _first_facts(self) -> d.Facts:
+        incoming, host = self._incoming, self._host
+        queue = died_in(self._delivery.queue, self._delivery.headers)
+        known = host.vms.get(self._vm_id)
+        if known is not None and known.record.phase == "claimed":
+            known = None  # left over from a copy that got no further
+        facts = d.Facts(
+            host=host.name,
+            request_id=incoming.request_id,
+            now=host.clock(),
+            deadline=incoming.deadline or 0.0,
+            hops=incoming.hops,
+            dead_lettered=bool(queue),
+            dead_host=queue_host(queue),
+            recorded_request=known.record.request_id if known else None,
+        )
+        if known is None and not facts.dead_lettered:
+            self._reserve(facts)
+        return facts
+
+    def _reserve(self, facts: d.Facts) -> None:
+        """Look whether it fits, and hold its place at once: nothing may come between."""
+        facts.misfit = self._host.misfit(self._spec)
+        if facts.misfit is None:
+            self._host.reserve(self._vm_id, self._spec)
+
+    async def run(self) -> None:
+        """Take step after step until the copy is dealt with.
+
+        :raise Refused: when it can't be; nothing of it is left on this host, and it is not acknowledged.
+        """
+        done = False
+        while not done:
+            self._facts.now = self._host.clock()
+            done = await self._do(d.next_step(self._facts))
+
+    async def _do(self, step: d.Step) -> bool:
+        """Do one step; True when it was the last."""
+        match step:
+            case d.MakeClaim():
+                self._facts.claim = await self._session.claim(self._vm_id)
+            case d.Probe():
+                self._facts.held_elsewhere = await self._session.probe(self._incoming)
+            case d.AskOffers():
+                await self._ask_offers()
+            case d.HandOn(host):
+                return await self._hand_on(host)
+            case d.Leave():
+                await self._session.acknowledge(self._delivery)
+                return True
+            case d.Rejoin():
+                await self._rejoin()
+                return True
+            case d.Refuse(error, final):
+                await self._refuse(error, final)
+                return True
+            case d.Begin():
+                await self._begin()
+                return True
+            case _:
+                raise AssertionError(f"no way to do {step}")
+        return False
+
+    async def _ask_offers(self) -> None:
+        body = encode_request("offer-vm", self._incoming.create)
+        answers, self._facts.silent_hosts = await self._session.ask_all(body)
+        self._facts.offers = [_offer(answer) for answer in answers]
+
+    async def _hand_on(self, host: str) -> bool:
+        log.info("create-vm %s handed on to %s", self._vm_id, host)
+        if await self._session.hand_on(host, self._incoming):
+            await self._session.acknowledge(self._delivery)
+            return True
+        owner = self._facts.claim is not None and not self._facts.claim.won
+        if owner:  # its queue is gone, but its claim stands: only it could say
+            self._facts.hops = d.MAX_HOPS
+        else:
+            self._facts.offers = [o for o in self._facts.offers or [] if o.host != host]
+        return False
+
+    async def _rejoin(self) -> None:
+        vm = self._host.vms[self._vm_id]
+        await self._session.acknowledge(self._delivery)
+        if vm.record.ending is not None:  # read only now: it may have been deleted meanwhile
+            self._replies.refuse_create(self._incoming, ending_refusal(vm.record.ending))
+        else:
+            self._replies.answer_when_built(self._incoming, self._host.build(vm))
+
+    async def _refuse(self, error: Refused, final: bool) -> None:
+        if final:
+            await self._host.refuse(self._record(), error)
+        await self._session.acknowledge(self._delivery)
+        self._replies.refuse_create(self._incoming, error)
+
+    async def _begin(self) -> None:
+        await self._host.admit(self._record())
+        await self._session.bind(self._vm_id)
+        await self._host.bound(self._vm_id)
+        await self._session.offer_capacity()  # before the acknowledge, so that the next create meets the new figure
+        await self._session.acknowledge(self._delivery)
+        self._replies.answer_when_built(self._incoming, self._host.build(self._host.vms[self._vm_id]))
+
+    def _record(self) -> Record:
+        now = self._host.clock()
+        return Record(
+            vm_id=self._vm_id,
+            request_id=self._incoming.request_id,
+            spec=self._spec,
+            deadline=self._facts.deadline,
+            created=now,
+            since=now,
+            phase="claimed",
+        )
+
+
+def _offer(answer: Answer) -> d.HostOffer:
+    host = answer.host or ""
+    if answer.ok and answer.response:
+        return d.HostOffer(host, msgspec.json.decode(answer.response, type=Offer).score)
+    return d.HostOffer(host, None, answer.execution_info.reason or "refused")
