@@ -9,7 +9,6 @@ SOURCES := protocol agent cli lab testing ansible molecule bench
 BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
-TEST_PACKAGES := rabbitmq-server qemu-system-x86 shellcheck
 
 .PHONY: help demo down test lint types unit protocol-tests molecule wheelhouse lock clean
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT / "testing"), str(ROOT / "lab")]
 
 from aetherscale_testing.client import SeedClient  # noqa: E402
 
+Action = Callable[[], object]
 CLI = Path(sys.executable).with_name("aetherscale-cli")
 
 
@@ -29,28 +30,39 @@ def main() -> None:
     parser.add_argument("--context", type=Path, required=True, help="the CLI's context file")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--image", default="ubuntu_base")
+    parser.add_argument("--only", default="", help="only what has this text in its name")
     options = parser.parse_args()
     broker = tomllib.loads(options.context.read_text())["broker"]
     url = urlsplit(broker["url"])
-    with SeedClient(
-        f"{url.hostname}:{url.port or 5672}", url.username or "", broker["password"], url.path[1:]
-    ) as client:
-        report("list-vms, whole process", options.runs, lambda: cli("list-vms"))
-        report("show-vm of an unknown id, whole process", options.runs, lambda: cli("show-vm", "zzzzzzzz"))
-        report("list-vms, publish to last answer", options.runs, lambda: client.ask("list-vms", 2))
-        made: list[str] = []
+    address = f"{url.hostname}:{url.port or 5672}"
+    with SeedClient(address, url.username or "", broker["password"], url.path[1:]) as client:
+        for what, action, after in measurements(client, options.image):
+            if options.only in what:
+                report(what, options.runs, action, after)
 
-        def delete() -> None:
-            cli("delete-vm", made.pop())
 
-        report("create-vm, publish to answer", options.runs, lambda: made.append(create(client, options.image)), delete)
-        report("create-vm, whole process", options.runs, lambda: made.append(create_by_cli(options.image)), delete)
-    report("python -c pass", options.runs, lambda: subprocess.run([sys.executable, "-c", "pass"], check=True))
-    report(
-        "python -c 'import pika'",
-        options.runs,
-        lambda: subprocess.run([sys.executable, "-c", "import pika"], check=True),
-    )
+def measurements(client: SeedClient, image: str) -> Iterator[tuple[str, Action, Action]]:
+    """What is measured: its name, what is timed, and what is done untimed after each run."""
+    made: list[str] = []
+
+    def nothing() -> None:
+        pass
+
+    def delete() -> None:
+        cli("delete-vm", made.pop())
+
+    yield "list-vms, whole process", lambda: cli("list-vms"), nothing
+    yield "show-vm of an unknown id, whole process", lambda: cli("show-vm", "zzzzzzzz"), nothing
+    yield "list-vms, publish to last answer", lambda: client.ask("list-vms", client.agents_alive()), nothing
+    yield "create-vm, publish to answer", lambda: made.append(create(client, image)), delete
+    yield "create-vm, whole process", lambda: made.append(create_by_cli(image)), delete
+    yield "python -c pass", lambda: python("pass"), nothing
+    yield "python -c 'import pika'", lambda: python("import pika"), nothing
+
+
+def python(program: str) -> None:
+    """Run a Python process, for scale."""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def create(client: SeedClient, image: str) -> str:
@@ -72,7 +84,7 @@ def cli(*arguments: str) -> str:
     return subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False).stdout
 
 
-def report(what: str, runs: int, action: Callable[[], object], after: Callable[[], object] = lambda: None) -> None:
+def report(what: str, runs: int, action: Action, after: Action) -> None:
     """Time `runs` runs of an action, after one that does not count; `after` each, untimed, what it left is removed."""
     times = []
     for _ in range(runs + 1):
