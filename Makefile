@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 LAB := PYTHONPATH=lab $(BIN)/python -m aetherscale_lab
 SOURCES := protocol agent cli lab testing ansible molecule bench
 
+# Whatever the shell that calls make has: Ansible wants UTF-8, and the lab's tools lie in sbin.
+export LC_ALL := C.UTF-8
+export PATH := $(PATH):/usr/sbin:/sbin
+
 BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
@@ -17,11 +21,10 @@ help: ## list the targets
 
 demo: $(VENV)/deploy ## a lab of three hosts, site.yml onto it, and VMs that really boot (as root; under 6 minutes)
 	@tools/install-packages $(LAB_PACKAGES)
-	@PYTHONPATH=lab:protocol:cli $(BIN)/python -m aetherscale_lab.demo up
+	@PYTHONPATH=lab $(BIN)/python -m aetherscale_lab.demo up
 
 down: ## remove the demo's lab, and leave nothing of it
-	@if [ -x $(BIN)/python ]; then PYTHONPATH=lab:protocol:cli $(BIN)/python -m aetherscale_lab.demo down; \
-	else PYTHONPATH=lab python3 -m aetherscale_lab down --lab demo; fi
+	@PYTHONPATH=lab $(PYTHON) -m aetherscale_lab.demo down
 
 test: lint types unit protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
 	@echo "make test: all passed"
@@ -57,7 +60,7 @@ lock: $(VENV)/deploy ## make agent/requirements.lock anew from what pyproject.to
 
 $(VENV)/deploy: pyproject.toml
 	@tools/install-packages $(BASE_PACKAGES)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[deploy]'
 	@touch $@
 

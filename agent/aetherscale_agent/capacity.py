@@ -31,16 +31,16 @@ def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
     """What is left when each of these VMs has got all that it was promised."""
     cpus, memory, disk = total.cpus, total.memory, total.disk
     for spec in promised:
-        cpus, memory, disk = cpus - spec.cpus, memory - spec.memory, disk - spec.disk
+        cpus, memory, disk = cpus - spec.cpus, memory - spec.memory - total.vm_overhead, disk - spec.disk
     return Free(cpus, memory, disk)
 
 
-def misfit(spec: CreateVm, image: Image | None, left: Free) -> Refused | None:
-    """Why the VM can't be taken, or None if it can."""
+def misfit(spec: CreateVm, image: Image | None, left: Free, vm_overhead: int = 0) -> Refused | None:
+    """Why the VM can't be taken, or None if it can. `vm_overhead`: MiB beside its guest's memory."""
     if image is None:
         return Refused("image-unknown", image_unknown(spec.image))
     wants = (
-        ("memory", spec.memory, left.memory, "MiB"),
+        ("memory", spec.memory, left.memory - vm_overhead, "MiB"),
         ("cores", spec.cpus, left.cpus, ""),
         ("disk", disk_gib(spec, image), left.disk, "GiB"),
     )

@@ -108,7 +108,8 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
-        return capacity.misfit(spec, self.find_image(spec), self.free())
+        overhead = self.hypervisor.resources().vm_overhead
+        return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
     def score(self) -> int:
         """How well a VM could be taken now; higher is better."""

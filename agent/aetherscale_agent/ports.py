@@ -31,11 +31,15 @@ class Image:
 
 @dataclass(frozen=True)
 class HostResources:
-    """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together."""
+    """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together.
+
+    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself.
+    """
 
     cpus: int
     memory: int
     disk: int
+    vm_overhead: int = 0
 
 
 class Power(enum.Enum):

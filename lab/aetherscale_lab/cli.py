@@ -19,6 +19,7 @@ Verb = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
+    os.umask(0o022)  # the hosts' own files are made here: with another umask nobody but root could read them
     options = _parser().parse_args(arguments)
     verb: Verb = options.verb
     try:

@@ -26,6 +26,11 @@ PROGRAMS = Path(sys.executable).parent
 GUESTS = ("demo-1", "demo-2")
 BOOT_TIMEOUT_S = 150
 
+SSH = {
+    "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=5s -o ServerAliveInterval=2 -o ServerAliveCountMax=5"
+}
+"""Connections are kept for the playbook's next task only: `make down` leaves no process."""
+
 INVENTORY = """\
 # Written by `make demo`. For machines of your own start from inventory.example.ini.
 [broker]
@@ -48,6 +53,7 @@ aetherscale_images={images}
 
 def main() -> int:
     """Run the verb in argv; the exit code."""
+    os.umask(0o022)  # a host's files are made here, too: its root directory, for one
     verbs = {"up": up, "down": down}
     try:
         verbs[sys.argv[1]]()
@@ -123,7 +129,7 @@ def _roll_out(lab: Lab, words: dict[str, str]) -> None:
     inventory = _folder() / "inventory.ini"
     inventory.write_text(_finalize_inventory(lab, words))
     log = _folder() / "ansible.log"
-    environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "ANSIBLE_LOG_PATH": str(log)}
+    environment = {**os.environ, "PATH": f"{PROGRAMS}:{os.environ['PATH']}", "ANSIBLE_LOG_PATH": str(log), **SSH}
     command = [str(PROGRAMS / "ansible-playbook"), "-i", str(inventory), "site.yml"]
     with subprocess.Popen(
         command,

@@ -16,6 +16,7 @@ import msgspec
 from aetherscale_agent import main
 from aetherscale_agent.config import AgentConfig, load_config
 from aetherscale_agent.ports import HostResources
+from aetherscale_protocol.settings import BrokerSettings
 from aetherscale_testing.fakes import Delays, FakeHypervisor, FakeImages
 
 
@@ -36,6 +37,8 @@ def run() -> None:
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
     settings["host"] = settings.pop("name", settings["host"])
+    if "broker" in settings:
+        settings["broker"] = BrokerSettings(**settings["broker"])
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}
     base = load_config(None, os.environ)
     config = msgspec.structs.replace(base, **{"heartbeat": 1, "run_dir": f"{settings['state_dir']}/run", **known})

@@ -66,9 +66,10 @@ class AgentProcess:
 class Fleet:
     """Agents that share a broker."""
 
-    def __init__(self, broker: TestBroker, folder: Path) -> None:
+    def __init__(self, broker: TestBroker, folder: Path, client: SeedClient | None = None) -> None:
         self.broker = broker
         self.folder = folder
+        self._client = client
         self.agents: dict[str, AgentProcess] = {}
 
     def add(self, host: str, *images: str, **options: Any) -> AgentProcess:
@@ -82,7 +83,7 @@ class Fleet:
         """Wait until so many agents (default: all) consume."""
         wanted = len(self.agents) if count is None else count
         limit = time.monotonic() + READY_TIMEOUT_S
-        with SeedClient(self.broker.address) as client:
+        with self._client or SeedClient(self.broker.address) as client:
             while client.agents_alive() != wanted:
                 if time.monotonic() > limit:
                     logs = "\n".join(f"== {a.host}\n{a.log}" for a in self.agents.values())

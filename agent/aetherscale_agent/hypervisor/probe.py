@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-PATIENCE = 3.0
-"""Seconds for the guest to leave; a working KVM takes 0.1."""
+PATIENCE = 15.0
+"""Seconds for the guest to leave; a working KVM takes 0.1, and a cold disk at the host's boot a few."""
 
 KILL_PATIENCE = 10.0
 

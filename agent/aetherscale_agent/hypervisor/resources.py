@@ -17,6 +17,8 @@ BLOCK = 512
 MEMORY_RESERVE = 1024
 MEMORY_RESERVE_SHARE = 0.10
 DISK_RESERVE_SHARE = 0.05
+VM_OVERHEAD = 96
+"""MiB that a VM's QEMU was seen to take beside its guest's memory: 78 with TCG, and some to spare."""
 
 FRESH = 5.0
 """Seconds for which a look at the disks is good enough."""
@@ -93,4 +95,5 @@ class Resources:
                 free=disk.f_bavail * disk.f_frsize,
                 used=used_by(self._homes),
             ),
+            vm_overhead=VM_OVERHEAD,
         )

@@ -62,9 +62,14 @@ def broker_user(host: str) -> str:
     return user
 
 
+def url_host(address: str) -> str:
+    """An address as a URL has it: one of IPv6 in brackets."""
+    return f"[{address}]" if ":" in address and not address.startswith("[") else address
+
+
 class FilterModule:
     """What Ansible asks a plugin for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        return {"fleet_problems": fleet_problems, "broker_user": broker_user}
+        return {"fleet_problems": fleet_problems, "broker_user": broker_user, "url_host": url_host}
