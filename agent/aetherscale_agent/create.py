@@ -14,14 +14,18 @@ from aetherscale_agent.host import Host, ending_refusal
 from aetherscale_agent.journal import Record
 from aetherscale_agent.session import Session
 from aetherscale_protocol.answers import Answer, Offer
-from aetherscale_protocol.commands import encode_request
+from aetherscale_protocol.commands import CreateVm, encode_request
 from aetherscale_protocol.errors import Refused
 
 log = logging.getLogger(__name__)
 
 
 class Replies(Protocol):
-    """How a create is answered."""
+    """How a create is answered, and the names of the hosts that should have had their say."""
+
+    @property
+    def fleet(self) -> list[str]:
+        """The hosts that the inventory names."""
 
     def refuse_create(self, incoming: Incoming, error: Refused) -> None:
         """Answer with a no."""
@@ -58,7 +62,9 @@ class CreateFlow:
             hops=incoming.hops,
             dead_lettered=bool(queue),
             dead_host=queue_host(queue),
+            fleet=self._replies.fleet,
             recorded_request=known.record.request_id if known else None,
+            same_options=known is None or _is_such(known.record.spec, incoming.create),
         )
         if known is None and not facts.dead_lettered:
             self._reserve(facts)
@@ -157,6 +163,11 @@ class CreateFlow:
             since=now,
             phase="claimed",
         )
+
+
+def _is_such(made: CreateVm, asked: CreateVm) -> bool:
+    """Whether a VM is what a create asks for; its disk is at least that, because its image may be larger."""
+    return (made.image, made.cpus, made.memory) == (asked.image, asked.cpus, asked.memory) and made.disk >= asked.disk
 
 
 def _offer(answer: Answer) -> d.HostOffer:

@@ -4,7 +4,7 @@ The order is the protocol's: claim → probe → journal → bind → acknowledg
 Every rule that a step depends on is one `if` here, so that a checker can walk all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aetherscale_protocol.errors import Refused
 
@@ -40,7 +40,9 @@ class Facts:
     hops: int = 0
     dead_lettered: bool = False
     dead_host: str = ""  #: the host in whose queue the copy died, '' if it was the shared queue
+    fleet: list[str] = field(default_factory=list)  #: the hosts that the inventory names, if it is known
     recorded_request: str | None = None  #: request id of the journal's record for this VM id
+    same_options: bool = True  #: whether that record is of such a VM as this create asks for
     misfit: Refused | None = None
     offers: list[HostOffer] | None = None
     silent_hosts: int = 0
@@ -118,6 +120,9 @@ def next_step(facts: Facts) -> Step:
 
 
 def _known(facts: Facts) -> Step:
+    if facts.recorded_request == facts.request_id and not facts.same_options:
+        other = Refused("vm-id-taken", "this request was made before, for a VM with other options", "leave its ids out")
+        return Refuse(other)
     if facts.recorded_request == facts.request_id:
         return Rejoin()
     return Refuse(
@@ -141,7 +146,7 @@ def _place_elsewhere(facts: Facts, misfit: Refused) -> Step:
     best = best_offer(facts.offers, but=facts.host)
     if best is not None and facts.hops < MAX_HOPS:
         return HandOn(best)
-    return _settle(facts, no_host(facts.offers, facts.silent_hosts, facts.host, misfit))
+    return _settle(facts, no_host(facts, misfit))
 
 
 def _settle(facts: Facts, error: Refused) -> Step:
@@ -186,12 +191,18 @@ def best_offer(offers: list[HostOffer], *, but: str) -> str | None:
     return min(able, key=lambda o: (-(o.score or 0), o.host)).host if able else None
 
 
-def no_host(offers: list[HostOffer], silent: int, host: str, misfit: Refused) -> Refused:
-    """The final refusal, with every host's reason; a reason that all share is said once, in the seed's words."""
-    reasons = dict(sorted({host: misfit.reason, **{o.host: o.refusal for o in offers if o.refusal}}.items()))
-    if set(reasons.values()) == {misfit.reason} and misfit.code == "image-unknown" and not silent:
+ABSENT = "its agent is not connected, or did not answer"
+
+
+def no_host(facts: Facts, misfit: Refused) -> Refused:
+    """The final refusal, with every host's reason; in the seed's words if no host at all has the image."""
+    reasons = {facts.host: misfit.reason, **{o.host: o.refusal for o in facts.offers or [] if o.refusal}}
+    absent = [host for host in facts.fleet if host not in {*reasons, *(o.host for o in facts.offers or [])}]
+    reasons = dict(sorted({**reasons, **dict.fromkeys(absent, ABSENT)}.items()))
+    nameless = 0 if absent else facts.silent_hosts
+    if set(reasons.values()) == {misfit.reason} and misfit.code == "image-unknown" and not nameless:
         return Refused("image-unknown", misfit.reason, "list-hosts shows the images of each host", reasons)
-    quiet = f"; {silent} more did not answer" if silent else ""
+    quiet = f"; {nameless} more did not answer" if nameless else ""
     return Refused("no-host", f"no host can take this VM{quiet}", "list-hosts shows what is free", reasons)
 
 

@@ -45,7 +45,7 @@ class Handlers:
     def __init__(self, host: Host, answerer: Answerer, fleet: list[str]) -> None:
         self._host = host
         self._answerer = answerer
-        self._fleet_names = fleet
+        self.fleet = fleet
         self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
         self._creates: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -69,7 +69,9 @@ class Handlers:
 
     def _refuse(self, properties: Any, key: str, error: Refused) -> None:
         who = properties.user_id or "an unsigned client"
-        level = logging.DEBUG if key == "offer-vm" else logging.INFO  # a no to an offer is an answer like any other
+        level = logging.WARNING if error.code == "failed" else logging.INFO
+        if key == "offer-vm" or error.code == "host-down":  # an answer like any other; said for somebody else
+            level = logging.DEBUG
         log.log(level, "%.80r from %.80r refused: %s: %s", key, who, error.code, error.reason)
         try:
             reply_to = check_reply_to(properties.reply_to)
@@ -119,7 +121,7 @@ class Handlers:
                 rows = host.details()
                 return self._success([f"vm-{row.vm_id}" for row in rows], details=rows)
             case "list-hosts":
-                return self._success(host.report(self._fleet_names, __version__))
+                return self._success(host.report(self.fleet, __version__))
             case "show-vm":
                 assert isinstance(options, ShowVm)
                 return self._success(await host.show(options.vm_id, options.console_lines))
@@ -153,6 +155,7 @@ class Handlers:
             if not vm.exists:
                 raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+            await self._host.look(vm)
             act = act_on(_verb(incoming), vm.state)
             await session.acknowledge(delivery)
         except BaseException:

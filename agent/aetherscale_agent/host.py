@@ -291,6 +291,16 @@ class Host:
 
     # Start, stop, delete: called by who holds the VM's line
 
+    async def look(self, vm: Vm) -> None:
+        """Believe systemd, not memory: somebody may have started or stopped the VM's unit by hand."""
+        if vm.state not in ("running", "stopped", "failed"):
+            return  # a shutdown is under way and will see for itself, or work got stuck
+        power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
+        if power is Power.ON and vm.state != "running":
+            await self._settle(vm, "running", wanted="on", boot_id=self._boot_id, reason="started by hand on its host")
+        elif power is not Power.ON and vm.state == "running":
+            await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
+
     async def start(self, vm: Vm) -> None:
         """Start a VM that is off.
 
@@ -564,7 +574,8 @@ class Host:
 
 
 def _failed(command: str, error: Exception) -> Refused:
-    return Refused("failed", f"{command}: {error}")
+    hint = "free space on the host, or repair its disk" if isinstance(error, JournalError) else None
+    return Refused("failed", f"{command}: {error}", hint)
 
 
 def _unwritten(error: JournalError) -> Refused:

@@ -247,3 +247,21 @@ def test_show_and_list_hosts(agents: Fleet, client: SeedClient) -> None:
     assert (report["disk"], report["disk-free"], report["running"]) == (100, 90, 1)
     assert report["fleet"] == ["h1", "h2"]
     assert hosts["fleet"]["size"] == 2
+
+
+def test_a_refusal_names_the_hosts_that_had_no_say(agents: Fleet, client: SeedClient) -> None:
+    agents.add("h1", "a", fleet=["h1", "h2"])
+    agents.wait_ready()
+    refused = info(client.ask("create-vm", 1, image="b")[0])
+    assert refused["code"] == "no-host"
+    assert refused["reasons"]["h1"] == 'Image "b" does not exist'
+    assert "not connected" in refused["reasons"]["h2"]
+
+
+def test_a_request_id_stands_for_one_vm_only(agents: Fleet, client: SeedClient) -> None:
+    agents.add("h1", "a", "b")
+    agents.wait_ready()
+    client.send("create-vm", "create-vm", image="a", vm_id=VM, properties=create_properties("r1"))
+    (other,) = client.send("create-vm", "create-vm", image="b", vm_id=VM, properties=create_properties("r1"))
+    assert info(other)["code"] == "vm-id-taken"
+    assert "other options" in info(other)["reason"]

@@ -37,8 +37,8 @@ exit codes:
   0    done
   1    refused, or failed
   2    usage or configuration error
-  3    the broker can't be reached or refused the login, or no agent is running
-  4    partial: some hosts are down or did not answer
+  3    the broker can't be reached or refused the login, or no agent is connected to it
+  4    partial: a host is down or did not answer; ask again when it is back
   5    outcome unknown: it may have been done; the hint says how to find out
   130  interrupted (Ctrl-C)
 """

@@ -36,5 +36,5 @@ class NoAgent(CliError):
     """The broker was reached, but there is nobody behind it who could answer."""
 
     def __init__(self) -> None:
-        hint = "start one on a compute host: systemctl start aetherscale-agent"
+        hint = "after a broker's restart agents are back in seconds; else, on a host: systemctl start aetherscale-agent"
         super().__init__("no agent is running", hint, Exit.UNREACHABLE)

@@ -15,6 +15,9 @@ from aetherscale_cli.wire import Reply
 from aetherscale_protocol.answers import ExecutionInfo, encode_answer, failure
 from aetherscale_protocol.errors import Refused
 
+EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
+"""The exit codes of refusals that are more than a no: a script may wait and ask again."""
+
 
 class Outcome(Struct):
     """`stdout` for answers, `notes` (lines) for stderr, and the exit code."""
@@ -33,7 +36,7 @@ class Outcome(Struct):
         """Add an agent's error, with every host's own reason if it brings them; `where` is left out where it
         would only say who speaks for the others.
         """
-        exit_code = Exit.UNKNOWN if info.code == "outcome-unknown" else Exit.FAILED
+        exit_code = EXIT_OF.get(info.code or "", Exit.FAILED)
         reason = info.reason or "refused without a reason"
         self.fail(reason if info.reasons or info.code == "host-down" else f"{where}{reason}", None, exit_code)
         self.notes += [text.safe(f"  {host}: {why}") for host, why in sorted(info.reasons.items())]

@@ -186,7 +186,8 @@ def _cli(*arguments: str) -> Any:
         check=False,
     )
     if done.returncode != 0:
-        raise LabError(f"aetherscale-cli {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        said = (done.stderr.strip() or done.stdout.strip()).removeprefix("error: ")
+        raise LabError(f"aetherscale-cli {' '.join(arguments)}: {said}", "make down, then make demo, begins anew")
     return json.loads(done.stdout)
 
 
@@ -227,7 +228,7 @@ def _show_off(seconds: float) -> None:
     print(
         f"\nDone in {seconds:.0f} s. Type next, from any folder:\n"
         f"  {cli}{option} list-vms\n"
-        f"  {cli}{option} create-vm --image ubuntu_base --memory 128M\n"
+        f"  {cli}{option} create-vm --image ubuntu_base --memory 128M --disk 1G\n"
         f"  {cli}{option} --help\n"
         "  make down        # when you have seen enough"
     )

@@ -980,3 +980,21 @@ def test_a_task_that_fails_is_logged_and_stops_nobody(world: World, caplog: pyte
 
     asyncio.run(scenario())
     assert "boom" in caplog.text
+
+
+def test_what_was_done_to_a_unit_by_hand_is_believed(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        await host.kill(vm)
+        await world.hypervisor.start(ID, vm.record.spec)
+        await host.look(vm)
+        assert (vm.state, vm.record.wanted) == ("running", "on")
+        await world.hypervisor.kill(ID)
+        await host.look(vm)
+        assert (vm.state, vm.record.wanted) == ("stopped", "off")
+        before = vm.record
+        await host.look(vm)
+        assert vm.record is before
+
+    asyncio.run(scenario())

@@ -41,7 +41,9 @@ def ship(fleet: Rollout, name: str) -> None:
         "-C", str(REPOSITORY / "agent/tests/hypervisor"), "test_real.py", "test_isolation.py",
         "-C", str(libraries), *PURE_PYTHON,
     ]  # fmt: skip
-    packed = subprocess.run(["tar", "-c", "--exclude=__pycache__", *sources], capture_output=True, check=True).stdout
+    packed = subprocess.run(
+        ["tar", "-c", "--mode=a+rX", "--exclude=__pycache__", *sources], capture_output=True, check=True
+    ).stdout
     fleet.run(name, "mkdir", "-p", FOLDER)
     subprocess.run(fleet.lab.ssh_command(name, ["tar", "-x", "-C", FOLDER]), input=packed, check=True)
 
