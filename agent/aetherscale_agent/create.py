@@ -10,8 +10,9 @@ from aetherscale_agent import capacity
 from aetherscale_agent import decide as d
 from aetherscale_agent.broker import Delivery
 from aetherscale_agent.envelope import Incoming, died_in, queue_host
-from aetherscale_agent.host import Host, ending_refusal
+from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Record
+from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_protocol.answers import Answer, Offer
 from aetherscale_protocol.commands import CreateVm, encode_request

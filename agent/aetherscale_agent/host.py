@@ -16,9 +16,10 @@ from aetherscale_agent import capacity
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
+from aetherscale_agent.refusals import ending_of, ending_refusal, failed, unwritten
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
 from aetherscale_protocol.commands import CreateVm
-from aetherscale_protocol.errors import VM_UNKNOWN, Code, Refused
+from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 
 log = logging.getLogger(__name__)
 
@@ -207,8 +208,8 @@ class Host:
         try:
             await self._journal.put(record)
         except JournalError as error:
-            refusal = _unwritten(error)
-            record = record.but(phase="gone", ending=_ending(refusal, record.request_id))
+            refusal = unwritten(error)
+            record = record.but(phase="gone", ending=ending_of(refusal, record.request_id))
             self.buried.set()
             raise refusal from None
         finally:
@@ -223,8 +224,8 @@ class Host:
         try:
             await self._write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
-            refusal = _unwritten(error)
-            vm.record = vm.record.but(phase="gone", bound=True, ending=_ending(refusal, vm.record.request_id))
+            refusal = unwritten(error)
+            vm.record = vm.record.but(phase="gone", bound=True, ending=ending_of(refusal, vm.record.request_id))
             self.buried.set()
             raise refusal from None
         self.release(vm_id)
@@ -249,7 +250,7 @@ class Host:
                 await self._make(vm)
             except (HypervisorError, Refused, JournalError) as error:
                 raise await self._undo(
-                    vm, error if isinstance(error, Refused) else _failed("create-vm", error)
+                    vm, error if isinstance(error, Refused) else failed("create-vm", error)
                 ) from None
             except Exception:
                 log.exception("VM %s: create failed", record.vm_id)
@@ -277,7 +278,7 @@ class Host:
     async def _undo(self, vm: Vm, error: Refused) -> Refused:
         """Undo a create that failed; what to say of it."""
         log.warning("VM %s: create undone: %s", vm.record.vm_id, error.reason)
-        if await self._erase(vm, _ending(error, vm.record.request_id)):
+        if await self._erase(vm, ending_of(error, vm.record.request_id)):
             return error
         return Refused("failed", f"{error.reason}; something of the VM is left on host {self.name}", "delete-vm it")
 
@@ -286,7 +287,7 @@ class Host:
 
         :raise Refused: `failed`, when the journal can't be written.
         """
-        await self.admit(record.but(phase="gone", ending=_ending(error, record.request_id)))
+        await self.admit(record.but(phase="gone", ending=ending_of(error, record.request_id)))
         self.buried.set()
 
     # Start, stop, delete: called by who holds the VM's line
@@ -316,7 +317,7 @@ class Host:
             if not isinstance(error, HypervisorError | JournalError):
                 log.exception("VM %s: start failed", record.vm_id)
             await self._settle(vm, "failed", wanted="off", reason=str(error))
-            raise _failed("start-vm", error) from None
+            raise failed("start-vm", error) from None
         await self._settle(vm, "running", boot_id=self._boot_id)
 
     async def press(self, vm: Vm) -> None:
@@ -329,7 +330,7 @@ class Host:
         try:
             await self._write(vm, wanted="off", since=self.clock(), reason="")
         except JournalError as error:
-            raise _failed("stop-vm", error) from None
+            raise failed("stop-vm", error) from None
         log.info("VM %s: %s -> stopping", vm.record.vm_id, vm.state)
         vm.state = "stopping"
         vm.shutdown = self._spawn(self._shut_down(vm))
@@ -381,7 +382,7 @@ class Host:
             await self.hypervisor.kill(vm.record.vm_id)
         except HypervisorError as error:
             vm.state = "running"  # as far as anybody knows; the next command finds out
-            raise _failed("stop-vm --kill", error) from None
+            raise failed("stop-vm --kill", error) from None
         await self._settle(vm, "stopped", wanted="off", reason="")
 
     async def delete(self, vm: Vm, request_id: str) -> None:
@@ -573,15 +574,6 @@ class Host:
             log.error("a task failed", exc_info=error)
 
 
-def _failed(command: str, error: Exception) -> Refused:
-    hint = "free space on the host, or repair its disk" if isinstance(error, JournalError) else None
-    return Refused("failed", f"{command}: {error}", hint)
-
-
-def _unwritten(error: JournalError) -> Refused:
-    return Refused("failed", str(error), "free space on the host, or repair its disk")
-
-
 def _at_most(lines: list[str], size: int) -> list[str]:
     """The last of these lines that fit into so many bytes of JSON: a message has a largest size."""
     kept = 0
@@ -595,13 +587,3 @@ def _at_most(lines: list[str], size: int) -> list[str]:
 
 def _because(reason: object) -> str:
     return f" ({reason})" if reason else ""
-
-
-def _ending(error: Refused, request_id: str) -> Ending:
-    return Ending(code=error.code, reason=error.reason, hint=error.hint, reasons=error.reasons, request_id=request_id)
-
-
-def ending_refusal(ending: Ending) -> Refused:
-    """What a tombstone's create is answered when a late copy of it comes."""
-    code: Code = ending.code  # type: ignore[assignment]  # written from a Refused
-    return Refused(code, ending.reason, ending.hint, ending.reasons)

@@ -1,6 +1,5 @@
 """Debian packages: where this machine gets them from, and private apt states for other suites."""
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,6 @@ from aetherscale_lab.errors import LabError
 from aetherscale_lab.shell import run_command
 
 _POCKETS = ("", "-updates", "-security")
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_DEFAULT_SOURCES = (
-    ("http://deb.debian.org/debian", ""),
-    ("http://deb.debian.org/debian", "-updates"),
-    ("http://deb.debian.org/debian-security", "-security"),
-)
 # What of this machine's apt configuration decides how it reaches its mirror.
 _TRANSPORT_OPTION = re.compile(
     r"Acquire::(Check-Valid-Until|Check-Date|Max-ValidTime|Retries|Proxy|http|https)\b.* \"[^\"]+\";"
@@ -38,7 +31,7 @@ class Source:
 def find_sources(suite: str, etc: Path = Path("/etc")) -> list[Source]:
     """Sources of a Debian suite, derived from this machine's own: same mirror, other suite.
 
-    A machine that is no Debian, or has no source of its own release, gets Debian's defaults.
+    :raise LabError: when this machine is no Debian, or has no source of its own release.
     """
     release = _read_release(etc / "os-release")
     codename = release.get("VERSION_CODENAME", "")
@@ -50,8 +43,10 @@ def find_sources(suite: str, etc: Path = Path("/etc")) -> list[Source]:
             if source.suite.startswith(codename) and pocket in _POCKETS:
                 found.append(Source(source.uri, suite + pocket, source.signed_by))
     if not any(source.suite == suite for source in found):
-        keyring = _KEYRING if os.path.exists(_KEYRING) else ""
-        found = [Source(uri, suite + pocket, keyring) for uri, pocket in _DEFAULT_SOURCES]
+        raise LabError(
+            f"{etc / 'apt'} names no source of this machine's own Debian release, to tell where {suite} is",
+            "run it on Debian 12 or 13 with its ordinary package sources",
+        )
     return list(dict.fromkeys(found))
 
 

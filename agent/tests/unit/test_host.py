@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from aetherscale_agent import host as host_module
-from aetherscale_agent.host import Host, Vm, ending_refusal
+from aetherscale_agent.host import Host, Vm
 from aetherscale_agent.journal import Ending, Journal, Phase, Record
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import HostResources, HypervisorError, Power, PowerChange
+from aetherscale_agent.refusals import ending_refusal
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages
