@@ -464,6 +464,9 @@ class Host:
         vm = self.find(change.vm_id)
         if vm is None:
             return
+        if change.power is Power.ON:
+            vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
+            return
         async with vm.line:  # a command at work may have started it just now: it ended after that
             if not vm.exists or vm.state != "running":
                 return  # that command, or a shutdown, saw to it

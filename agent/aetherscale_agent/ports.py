@@ -52,7 +52,10 @@ class Power(enum.Enum):
 
 @dataclass(frozen=True)
 class PowerChange:
-    """A VM's unit came to rest: the guest shut itself down, or QEMU died. `reason` is for people."""
+    """A VM's unit came to rest: the guest shut itself down, or QEMU died. `reason` is for people.
+
+    With `Power.ON` it goes on, and `reason` says what is wrong with it; '' that nothing is wrong any more.
+    """
 
     vm_id: str
     power: Power

@@ -9,6 +9,7 @@ from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay,
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
+from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
 from aetherscale_protocol import names
@@ -23,7 +24,7 @@ KILL_TIMEOUT = 10.0
 """Seconds for a killed QEMU to be gone."""
 
 CONSOLE_CHECK = 10.0
-"""Seconds between looks at the size of console logs."""
+"""Seconds between looks at running VMs: the size of their console logs, and guests stalled by a full disk."""
 
 
 class QemuHypervisor:
@@ -39,6 +40,7 @@ class QemuHypervisor:
         self._pulled: set[str] = set()
         self._listeners: list[asyncio.Queue[PowerChange]] = []
         self._console_keeper: asyncio.Task[None] | None = None
+        self._stalled = Stalled(self._layout, self._units, self._tell)
 
     async def open(self) -> None:
         """Connect to systemd and begin to look after consoles.
@@ -239,6 +241,9 @@ class QemuHypervisor:
             change = PowerChange(vm_id, Power.OFF, PLUG_PULLED)
         else:
             change = PowerChange(vm_id, end.power, finalize_reason(end))
+        self._tell(change)
+
+    def _tell(self, change: PowerChange) -> None:
         for queue in self._listeners:
             queue.put_nowait(change)
 
@@ -255,8 +260,9 @@ class QemuHypervisor:
         while True:
             try:
                 await asyncio.to_thread(self._cut_consoles)
-            except OSError as error:
-                _log.warning("console logs could not be looked after: %s", error)
+                await self._stalled.look()
+            except (OSError, HypervisorError) as error:
+                _log.warning("running VMs could not be looked after: %s", error)
             await asyncio.sleep(CONSOLE_CHECK)
 
     def _cut_consoles(self) -> None:

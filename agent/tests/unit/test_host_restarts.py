@@ -410,3 +410,14 @@ def test_what_was_done_to_a_unit_by_hand_is_believed(world: World) -> None:
         assert vm.record is before
 
     asyncio.run(scenario())
+
+
+def test_a_guest_that_stalls_is_shown_with_the_reason(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        for reason in ("paused: the disk is full", ""):
+            await host.came_to_rest(PowerChange(ID, Power.ON, reason))
+            assert (vm.state, (await host.show(ID, 0)).reason) == ("running", reason)
+
+    asyncio.run(scenario())
