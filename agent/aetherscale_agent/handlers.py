@@ -61,7 +61,7 @@ class Handlers:
                 self._refuse(properties, delivery.key, error)
                 delivery.channel.ack(delivery)
         except (BrokerLost, Declined, asyncio.CancelledError):
-            raise  # the connection is gone: the broker gives the message to somebody else
+            raise  # the session ends with this: the broker gives the message to somebody else
         except Exception:
             log.exception("a %.80r from %.80r failed", delivery.key, properties.user_id or "an unsigned client")
             self._refuse(properties, delivery.key, self._internal_error())
@@ -77,13 +77,11 @@ class Handlers:
             reply_to = check_reply_to(properties.reply_to)
         except Refused:
             return  # logged above; there is nobody to tell
-        self._send(reply_to, properties.correlation_id, failure(error, self._host.name, fleet=self._fleet))
+        answer = failure(error, self._host.name, fleet=self._fleet)
+        self._answerer.send(reply_to, properties.correlation_id, answer)
 
     def _answer(self, incoming: Incoming, answer: Answer) -> None:
-        self._send(incoming.reply_to, incoming.correlation_id, answer)
-
-    def _send(self, reply_to: str, correlation_id: str | None, answer: Answer) -> None:
-        self._answerer.send(reply_to, correlation_id, answer)
+        self._answerer.send(incoming.reply_to, incoming.correlation_id, answer)
 
     def _success(self, response: Any, details: Any = None) -> Answer:
         return success(response, self._host.name, details=details, fleet=self._fleet)

@@ -293,10 +293,16 @@ class Host:
     # Start, stop, delete: called by who holds the VM's line
 
     async def look(self, vm: Vm) -> None:
-        """Believe systemd, not memory: somebody may have started or stopped the VM's unit by hand."""
+        """Believe systemd, not memory: somebody may have started or stopped the VM's unit by hand.
+
+        :raise Refused: `failed`, when systemd can't be asked; nothing was changed.
+        """
         if vm.state not in ("running", "stopped", "failed"):
             return  # a shutdown is under way and will see for itself, or work got stuck
-        power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
+        try:
+            power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
+        except HypervisorError as error:
+            raise failed("looking at the VM's unit", error) from None
         if power is Power.ON and vm.state != "running":
             await self._settle(vm, "running", wanted="on", boot_id=self._boot_id, reason="started by hand on its host")
         elif power is not Power.ON and vm.state == "running":

@@ -70,8 +70,10 @@ class Session:
         await self._outbox.confirm()
         await self._outbox.consume(ReplyTo, self._on_reply)
         await self._declare_shared()
-        await self._undo_claims()
-        await self._verify(everything=not await self._has_own_queue())
+        queue = topology.host_queue(self.host.name)
+        has_queue = await self._is_there(lambda channel: channel.declare_queue(queue, passive=True))
+        await self._undo_claims(unbind=has_queue)
+        await self._verify(everything=not has_queue)
         await self._declare_own_queue()
         held = await self._rebuild_directory()
         await self._consume()
@@ -118,33 +120,27 @@ class Session:
                     if binding.queue == queue.name:
                         await self._commands.bind(binding)
 
-    async def _has_own_queue(self) -> bool:
-        queue = topology.host_queue(self.host.name)
-        channel = await self.connection.channel()
-        try:
-            await channel.declare_queue(queue, passive=True)
-            channel.close()
-            return True
-        except Declined as error:
-            if error.code != NOT_FOUND:
-                raise
-            return False
-
     async def _declare_own_queue(self) -> None:
         await self._commands.declare_queue(topology.host_queue(self.host.name))
         await asyncio.gather(*(self._commands.bind(b) for b in topology.host_bindings(self.host.name)))
 
     async def _ensure(self, declare: Callable[..., Awaitable[Any]]) -> bool:
         """Declare what may be there already, needing rights only if it is not; True if it was not there."""
+        if await self._is_there(lambda channel: declare(channel, True)):
+            return False
+        await declare(self._commands, False)
+        return True
+
+    async def _is_there(self, declare_passively: Callable[[Channel], Awaitable[Any]]) -> bool:
+        """Whether the broker has something; on a channel of its own, because a no closes it."""
         channel = await self.connection.channel()
         try:
-            await declare(channel, True)
-            channel.close()
-            return False
+            await declare_passively(channel)
         except Declined as error:
             if error.code != NOT_FOUND:
                 raise
-        await declare(self._commands, False)
+            return False
+        channel.close()
         return True
 
     # The directory
@@ -160,10 +156,10 @@ class Session:
         """Take the VM out of the directory."""
         await self._commands.unbind(self._binding(vm_id))
 
-    async def _undo_claims(self) -> None:
+    async def _undo_claims(self, *, unbind: bool) -> None:
         """Undo creates that had got no further than their claim: another host may have begun them meanwhile."""
         for vm in [vm for vm in self.host.vms.values() if vm.record.phase == "claimed"]:
-            if await self._has_own_queue():
+            if unbind:
                 await self.unbind(vm.record.vm_id)
             await self.host.forget(vm.record.vm_id)
             log.info("VM %s: a create that had not begun was undone", vm.record.vm_id)
