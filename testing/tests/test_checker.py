@@ -1,132 +1,31 @@
 """The checker finds whatever is planted, each from a clean world changed in one place, and nothing in a clean one."""
 
-import threading
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from aetherscale_protocol import names, topology
-from aetherscale_testing.faults.checker import TOMBSTONE_SLACK_S, Kind, check
-from aetherscale_testing.faults.ledger import Entry, Ledger, Told, Verb, told_by
-from aetherscale_testing.faults.views import BrokerView, ClaimView, HostView, QueueView, RecordView
-
-NOW = 10_000.0
-DEADLINE = NOW - 5  # of all that was asked
-EXPIRES = topology.CLAIM_EXPIRES_MS
-
-ON, OFF, NEW, TOMB = "runsaaaa", "restsaaa", "newaaaaa", "tombaaaa"
-"""A running VM on h1, a stopped one on h2, an id of which there is nothing, and a deleted one of h1."""
-
-DONE, REFUSED, UNKNOWN, NONE = Told("done"), Told("refused", "no-host"), Told("unknown"), Told("none")
-
-
-@dataclass
-class World:
-    """What `check` is given, to be changed."""
-
-    hosts: dict[str, HostView]
-    broker: BrokerView
-    entries: list[Entry] = field(default_factory=list)
-
-    def find(self, strict: bool = False) -> set[Kind]:
-        found = check(self.hosts.values(), self.broker, Ledger(tuple(self.entries)), NOW, strict)
-        assert all(v.text and str(v).startswith(v.kind) for v in found)
-        return {v.kind for v in found}
-
-    def on(self, host: str, **changes: Any) -> None:
-        """Add to what a host has: ids to its sets, entries to its mappings."""
-        view = self.hosts[host]
-        self.hosts[host] = replace(view, **{name: _more(getattr(view, name), more) for name, more in changes.items()})
-
-    def off(self, host: str, *parts: str, vm: str) -> None:
-        """Take a VM out of parts of what a host has."""
-        view = self.hosts[host]
-        self.hosts[host] = replace(view, **{part: _less(getattr(view, part), vm) for part in parts})
-
-    def record(self, host: str, vm: str, **changes: Any) -> None:
-        """Change a host's record of a VM."""
-        self.on(host, records={vm: replace(self.hosts[host].records[vm], **changes)})
-
-    def bind(self, vm: str, *hosts: str) -> None:
-        """Make the directory name these hosts for a VM."""
-        rest = _less(self.broker.bindings, vm)
-        self.broker = replace(self.broker, bindings={**rest, vm: frozenset(hosts)} if hosts else rest)
-
-    def claim(self, vm: str, owner: str = "h1", expires_ms: int | None = EXPIRES) -> None:
-        """Put a claim into the broker."""
-        self.broker = replace(self.broker, claims={**self.broker.claims, vm: ClaimView(owner, expires_ms)})
-
-    def queue(self, name: str, **changes: int) -> None:
-        """Change or make a queue."""
-        queue = replace(self.broker.queues.get(name, QueueView()), **changes)
-        self.broker = replace(self.broker, queues={**self.broker.queues, name: queue})
-
-    def tell(self, verb: Verb, vm: str, told: Told, at: float = NOW - 3, request: str = "", took: float = 0.5) -> None:
-        """A command of a client, and its answer."""
-        told_at = None if told.outcome == "none" else at + took
-        self.entries.append(Entry(vm, request or f"{verb}-{vm}", verb, DEADLINE, at, told, told_at))
-
-    def forget(self, vm: str, verb: Verb = "create") -> None:
-        """Take what was asked out of the ledger."""
-        self.entries = [e for e in self.entries if (e.vm_id, e.verb) != (vm, verb)]
-
-    def vanish(self, host: str, vm: str) -> None:
-        """Take all that there is of a VM from a host, and from the directory."""
-        self.off(host, "records", "disks", "running", "units", "processes", "runtime", vm=vm)
-        self.bind(vm)
-
-
-def _more(old: Any, more: Any) -> Any:
-    if isinstance(old, dict):
-        return {**old, **more}
-    return old + more if isinstance(old, tuple) else old | more
-
-
-def _less(old: Any, vm: str) -> Any:
-    return {k: v for k, v in old.items() if k != vm} if isinstance(old, dict) else old - {vm}
-
-
-def clean() -> World:
-    """A world as it should be."""
-    h1 = HostView(
-        "h1",
-        records={
-            ON: RecordView("ready", f"create-{ON}", True, DEADLINE, "on"),
-            TOMB: RecordView("gone", f"create-{TOMB}", True, DEADLINE, "off"),
-        },
-        disks=frozenset({ON}),
-        running=frozenset({ON}),
-        units=frozenset({ON}),
-        processes={ON: 1},
-        runtime=frozenset({ON}),
-    )
-    h2 = HostView(
-        "h2",
-        records={OFF: RecordView("ready", f"create-{OFF}", True, DEADLINE, "off")},
-        disks=frozenset({OFF}),
-        units=frozenset({OFF}),
-        runtime=frozenset({OFF}),
-    )
-    own = (*topology.SHARED_BINDINGS, *topology.host_bindings("h1"), *topology.host_bindings("h2"))
-    broker = BrokerView(
-        bindings={ON: frozenset({"h1"}), TOMB: frozenset({"h1"}), OFF: frozenset({"h2"})},
-        other_bindings=frozenset((b.exchange, b.queue, b.key) for b in own) | {("", "any", "any")},
-        claims={ON: ClaimView("h1", EXPIRES), OFF: ClaimView("h2", EXPIRES)},
-        queues={
-            **{q.name: QueueView(consumers=2) for q in topology.SHARED_QUEUES},
-            **{names.host_queue(h): QueueView(consumers=1) for h in ("h1", "h2")},
-            **{names.lock_queue(h): QueueView() for h in ("h1", "h2")},
-            names.claim_queue(ON): QueueView(),
-        },
-    )
-    world = World({"h1": h1, "h2": h2}, broker)
-    for vm in (ON, OFF, TOMB):
-        world.tell("create", vm, Told("done", "starting"), NOW - 100)
-    world.tell("kill", OFF, Told("done", "stopped"), NOW - 50)
-    world.tell("delete", TOMB, Told("done", "deleted"), NOW - 50)
-    return world
+from aetherscale_testing.faults.checker import TOMBSTONE_SLACK_S, Kind
+from aetherscale_testing.faults.ledger import Entry, Told
+from aetherscale_testing.faults.sample import (
+    DEADLINE,
+    DONE,
+    EXPIRES,
+    NEW,
+    NONE,
+    NOW,
+    OFF,
+    ON,
+    REFUSED,
+    TOMB,
+    UNKNOWN,
+    World,
+    clean,
+    less,
+)
+from aetherscale_testing.faults.views import RecordView
 
 
 def test_a_clean_world_has_no_violation() -> None:
@@ -462,7 +361,7 @@ def the_lock_of_a_host_that_is_gone(world: World) -> None:
 
 @planted(Kind.QUEUE_MISSING)
 def a_missing_queue(world: World) -> None:
-    world.broker = replace(world.broker, queues=_less(world.broker.queues, topology.UNDELIVERABLE))
+    world.broker = replace(world.broker, queues=less(world.broker.queues, topology.UNDELIVERABLE))
 
 
 @planted(Kind.MESSAGES_LEFT)
@@ -502,152 +401,3 @@ def test_what_only_a_strict_look_finds(plant: Plant, kinds: set[Kind]) -> None:
 
 def test_each_kind_of_violation_is_planted() -> None:
     assert set(Kind) == set().union(*(kinds for _, _, kinds in [*PLANTED, *STRICT]))
-
-
-# What must not be taken for a violation
-
-
-def _unknown_and_there(world: World) -> None:
-    world.forget(ON)
-    world.tell("create", ON, UNKNOWN)
-
-
-def _unknown_and_nowhere(world: World) -> None:
-    world.tell("create", NEW, UNKNOWN)
-
-
-def _no_answer_and_nowhere(world: World) -> None:
-    world.tell("create", NEW, NONE)
-
-
-def _refused_and_nowhere(world: World) -> None:
-    world.tell("create", NEW, REFUSED)
-
-
-def _asked_again_after_a_refusal(world: World) -> None:
-    world.forget(ON)
-    world.tell("create", ON, Told("refused", "host-down"), NOW - 30)
-    world.tell("create", ON, DONE, NOW - 20)
-
-
-def _two_clients_one_wins(world: World) -> None:
-    world.tell("create", ON, Told("refused", "vm-id-taken"), request="another")
-
-
-def _delete_of_which_nobody_knows(world: World) -> None:
-    world.tell("delete", ON, UNKNOWN)
-    world.tell("delete", OFF, NONE)
-    world.vanish("h2", OFF)
-
-
-def _delete_that_failed_half_way(world: World) -> None:
-    world.tell("delete", ON, Told("refused", "failed"))
-    world.vanish("h1", ON)
-
-
-def _made_again_after_its_deletion(world: World) -> None:
-    world.tell("delete", ON, DONE, NOW - 40)
-    world.tell("create", ON, DONE, NOW - 20, request="another")
-    world.record("h1", ON, request_id="another")
-
-
-def _started_by_nobody_knows_whom(world: World) -> None:
-    world.tell("start", OFF, NONE, NOW - 8)
-    world.tell("kill", ON, UNKNOWN, NOW - 8)
-
-
-def _stopping_still(world: World) -> None:
-    world.tell("stop", ON, Told("done", "stopping"))
-
-
-def _its_qemu_was_killed(world: World) -> None:
-    world.off("h1", "running", "units", "processes", vm=ON)
-    world.record("h1", ON, wanted="off")
-    world.entries.append(Entry(ON, "", "crash", NOW - 1, NOW - 1, DONE, NOW - 1))
-
-
-def _an_overlapping_start_and_kill(world: World) -> None:
-    world.tell("start", OFF, DONE, NOW - 60, took=20)
-
-
-def _a_claim_whose_time_has_not_come(world: World) -> None:
-    world.claim(NEW)
-    world.tell("create", NEW, REFUSED)
-
-
-def _a_claim_that_a_restarted_broker_kept(world: World) -> None:
-    world.claim(NEW)
-    world.tell("create", NEW, REFUSED, at=NOW - 2000)
-    world.entries[-1] = replace(world.entries[-1], deadline=NOW - 1900)
-    world.broker = replace(world.broker, started=NOW - 60)
-
-
-ALLOWED: Iterable[Plant] = (
-    _unknown_and_there,
-    _unknown_and_nowhere,
-    _no_answer_and_nowhere,
-    _refused_and_nowhere,
-    _asked_again_after_a_refusal,
-    _two_clients_one_wins,
-    _delete_of_which_nobody_knows,
-    _delete_that_failed_half_way,
-    _made_again_after_its_deletion,
-    _started_by_nobody_knows_whom,
-    _stopping_still,
-    _its_qemu_was_killed,
-    _an_overlapping_start_and_kill,
-    _a_claim_whose_time_has_not_come,
-    _a_claim_that_a_restarted_broker_kept,
-)
-
-
-@pytest.mark.parametrize("change", ALLOWED)
-def test_what_is_allowed_is_no_violation(change: Plant) -> None:
-    world = clean()
-    world.vanish("h1", TOMB)
-    change(world)
-    assert world.find(strict=True) == set()
-
-
-# The ledger
-
-
-def test_a_ledger_survives_json() -> None:
-    ledger = Ledger()
-    number = ledger.ask(ON, "r", "create", NOW, NOW - 1)
-    ledger.tell(number, Told("refused", "no-host"), NOW)
-    ledger.ask(OFF, "s", "delete", NOW, NOW)
-    ledger.crash(ON, NOW)
-    again = Ledger.from_json(ledger.to_json())
-    assert again.entries == ledger.entries
-    assert [e.told.outcome for e in again.entries] == ["refused", "none", "done"]
-
-
-def test_a_ledger_takes_entries_from_many_threads() -> None:
-    ledger = Ledger()
-
-    def client(name: str) -> None:
-        for n in range(200):
-            ledger.tell(ledger.ask(name, f"{name}{n}", "create", 0.0, n), Told("done", f"{name}{n}"), n)
-
-    threads = [threading.Thread(target=client, args=(name,)) for name in ("a", "b", "c", "d")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(ledger.entries) == 800
-    assert all(entry.told.what == entry.request_id for entry in ledger.entries)
-
-
-@pytest.mark.parametrize(
-    ("answer", "told"),
-    [
-        ({"execution-info": {"status": "success"}, "response": {"status": "stopped"}}, Told("done", "stopped")),
-        ({"execution-info": {"status": "success"}, "response": ["vm-a"]}, Told("done", "")),
-        ({"execution-info": {"status": "error", "code": "no-host"}}, Told("refused", "no-host")),
-        ({"execution-info": {"status": "error", "code": "outcome-unknown"}}, Told("unknown", "outcome-unknown")),
-        ({}, Told("none")),
-    ],
-)
-def test_what_an_answer_tells(answer: dict[str, Any], told: Told) -> None:
-    assert told_by(answer) == told

@@ -51,7 +51,7 @@ class QueueView:
 
 @dataclass(frozen=True)
 class BrokerView:
-    """All that the product's vhost has. `other_bindings`: (exchange, queue, key); the default exchange's don't count."""
+    """All that the product's vhost has. `other_bindings`: (exchange, queue, key) of all others than VMs'."""
 
     bindings: Mapping[str, frozenset[str]] = field(default_factory=dict)  #: VM id → hosts that `vm.<id>` leads to
     other_bindings: frozenset[tuple[str, str, str]] = frozenset()
