@@ -35,7 +35,7 @@ class World:
     def on(self, host: str, **changes: Any) -> None:
         """Add to what a host has: ids to its sets, entries to its mappings."""
         view = self.hosts[host]
-        self.hosts[host] = replace(view, **{name: more(getattr(view, name), more) for name, more in changes.items()})
+        self.hosts[host] = replace(view, **{name: joined(getattr(view, name), more) for name, more in changes.items()})
 
     def off(self, host: str, *parts: str, vm: str) -> None:
         """Take a VM out of parts of what a host has."""
@@ -75,7 +75,7 @@ class World:
         self.bind(vm)
 
 
-def more(old: Any, more: Any) -> Any:
+def joined(old: Any, more: Any) -> Any:
     if isinstance(old, dict):
         return {**old, **more}
     return old + more if isinstance(old, tuple) else old | more
