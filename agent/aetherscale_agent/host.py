@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
+WRITE_AGAIN_S = 1.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 CONSOLE_BYTES = 256 << 10
@@ -81,6 +82,7 @@ class Host:
         self.boot_id = boot_id
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -192,13 +194,31 @@ class Host:
         vm.record = record
 
     async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
-        """Enter a state and journal it; a journal that can't be written is logged, the state holds anyway."""
+        """Enter a state and journal it; what the journal does not take now it is given again until it does."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
+        record = vm.record.but(since=self.clock(), **changes)
         try:
-            await self._write(vm, since=self.clock(), **changes)
+            await self.journal.put(record)
         except JournalError as error:
-            log.error("VM %s is %s, but the journal does not know: %s", vm.record.vm_id, state, error)
+            log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
+            task = asyncio.create_task(self._write_later(vm))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        vm.record = record
+
+    async def _write_later(self, vm: Vm) -> None:
+        """Write a VM's record as soon as that can be: a host that restarts would else do what was long undone."""
+        vm_id, written = vm.record.vm_id, None
+        while self.vms.get(vm_id) is vm and vm.record is not written:
+            await asyncio.sleep(WRITE_AGAIN_S)
+            record = vm.record
+            if self.vms.get(vm_id) is vm:
+                with contextlib.suppress(JournalError):
+                    await self.journal.put(record)
+                    written = record
+        if vm_id not in self.vms and written is not None:
+            await self.journal.drop(vm_id)  # it was forgotten while this wrote
 
     # Create
 
@@ -431,7 +451,7 @@ class Host:
             vm.state = "running"  # as far as anybody knows; the next command finds out
             raise failed("stop-vm --kill", error) from None
         with step("kill.settle", vm_id):
-            await self.settle(vm, "stopped", done=asked.finished(vm.record))
+            await self.settle(vm, "stopped", wanted="off", done=asked.finished(vm.record))
 
     async def delete(self, vm: Vm, request_id: str) -> None:
         """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 HOST_PREFETCH = 200
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
+LOOK_FOR_BURIALS_S = 60.0
+"""How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
 
@@ -227,7 +229,8 @@ class Session:
             for vm in list(self.host.vms.values()):
                 await self._follow(burial(vm.record, now), vm.record.vm_id)
             ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
-            await _wait(self.host.buried, max(0.1, min(ends, default=now + 3600.0) - self.host.clock()))
+            soon = min((end - self.host.clock() for end in ends), default=LOOK_FOR_BURIALS_S)
+            await _wait(self.host.buried, max(0.1, min(soon, LOOK_FOR_BURIALS_S)))
 
     # Claims and probes
 
