@@ -1,4 +1,4 @@
-"""A client of the lab's fleet that keeps to the promise's terms: it chooses ids and deadline, and asks again with them."""
+"""A client of the lab that keeps to the promise's terms: it chooses ids and deadline, and asks again with them."""
 
 import contextlib
 import json
