@@ -14,7 +14,7 @@ from pathlib import Path
 from aetherscale_testing.faults import launcher, tiny_guest
 from aetherscale_testing.faults.checker import Violation, check
 from aetherscale_testing.faults.lab_client import Command, LabClient
-from aetherscale_testing.faults.lab_view import collect
+from aetherscale_testing.faults.lab_view import collect, look_at
 from aetherscale_testing.faults.ledger import Ledger
 from aetherscale_testing.faults.views import BrokerView, HostView
 from aetherscale_testing.rollout import Rollout
@@ -179,6 +179,10 @@ class LabWorld:
 
     def _collect(self) -> tuple[list[HostView], BrokerView]:
         return collect(self.lab, HOSTS)
+
+    def look_at(self, host: str) -> HostView:
+        """What one host has now."""
+        return look_at(self.lab, host)
 
     def settle(self, seconds: float = SETTLE_S, *, strict: bool = False) -> float:
         """Wait until the checker finds nothing; how long that took, in seconds.
