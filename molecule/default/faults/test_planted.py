@@ -9,7 +9,7 @@ import pika
 
 from aetherscale_protocol import names
 from aetherscale_testing.faults.checker import Kind
-from aetherscale_testing.faults.lab_world import LabWorld
+from aetherscale_testing.faults.lab_world import HOSTS, LabWorld
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
@@ -157,6 +157,13 @@ PLANTS: tuple[Plant, ...] = (
     a_claim_of_nobody_with_a_message_in_it,
     a_second_consumer,
 )
+
+
+def test_at_the_end_nothing_is_left(world: LabWorld) -> None:
+    """No tombstone, no claim without its reason, no message; of all the tests in this folder."""
+    world.settle(60, strict=True)
+    hosts = [world.look_at(host) for host in HOSTS]
+    assert not any(view.records or view.disks or view.units or view.processes or view.runtime for view in hosts)
 
 
 def test_all_that_is_planted_is_found_and_nothing_else(world: LabWorld) -> None:
