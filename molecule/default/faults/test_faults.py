@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from aetherscale_protocol import names
 from aetherscale_testing.faults import tiny_guest
 from aetherscale_testing.faults.lab_client import Command
 from aetherscale_testing.faults.lab_courses import SHORT_S, Cell, Struck, course_of
-from aetherscale_testing.faults.lab_world import FOLDER, HEARTBEAT_S, HOSTS, LabWorld
+from aetherscale_testing.faults.lab_world import FOLDER, HEARTBEAT_S, HOSTS, SETTLE_S, LabWorld
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
@@ -154,8 +156,11 @@ def test_clients_that_repeat_themselves_vanish_or_collide(world: LabWorld) -> No
 
 
 @contextmanager
-def small_disk(world: LabWorld, host: str, folder: str) -> Iterator[None]:
-    """A folder of the agent's on a file system of its own that is full. Its files are there before and after."""
+def small_disk(world: LabWorld, host: str, folder: str, settle_s: float = SETTLE_S) -> Iterator[None]:
+    """A folder of the agent's on a file system of its own that is full. Its files are there before and after.
+
+    When there is space again, the system must settle within so many seconds.
+    """
     aside, owner = f"/root/{folder}", f"$(stat -c %U:%G {STATE})"
     move = "systemctl kill -s STOP aetherscale-agent; {}; systemctl kill -s CONT aetherscale-agent"
     fill = (
@@ -171,7 +176,7 @@ def small_disk(world: LabWorld, host: str, folder: str) -> Iterator[None]:
     try:
         yield
         world.shell(host, f"rm {STATE}/{folder}/.fill")
-        world.settle()  # where there is space again, before the files move back
+        world.settle(settle_s)
     finally:
         world.shell(host, f"rm -f {STATE}/{folder}/.fill; " + move.format(free))
 
@@ -188,10 +193,15 @@ def test_the_journal_is_on_a_full_disk(world: LabWorld) -> None:
             world.client.do("delete", deleted.vm_id)
 
 
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the journal wants a VM on that was killed: a reboot starts it",
+)
 def test_what_a_full_disk_kept_out_of_the_journal_is_written_when_there_is_space_again(world: LabWorld) -> None:
     with held(world, "disk full: the journal", at=(Cell("kill.journal", "before", "h1"),)):
         killed = world.client.create("h1")
-        with small_disk(world, "h1", "journal"):
+        with small_disk(world, "h1", "journal", settle_s=5):
             world.client.insist(Command("kill", killed))
 
 

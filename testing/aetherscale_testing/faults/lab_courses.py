@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from aetherscale_testing.faults.lab_client import Command
@@ -66,6 +66,13 @@ def create_nowhere(world: LabWorld, cell: Cell) -> Struck:
     return strike(world, cell, Command("create", host=cell.host, image=NOWHERE))
 
 
+def create_again(world: LabWorld, cell: Cell) -> Struck:
+    """A create that was done, asked again with a later deadline."""
+    command = Command("create", host=cell.host)
+    world.client.insist(command)
+    return strike(world, cell, replace(command, deadline=command.deadline + 2))
+
+
 def on(verb: Verb, *before: Verb, booted: bool = False) -> Course:
     """A command for a VM that is there, after others."""
 
@@ -119,6 +126,7 @@ COURSES: dict[str, Course] = {
     "create.offers": create_elsewhere,
     "create.hand-on": create_elsewhere,
     "create.refuse": create_nowhere,
+    "create.prolong": create_again,
     "create": create,
     "build": create,
     "start": on("start", "kill"),
