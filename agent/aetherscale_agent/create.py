@@ -6,7 +6,7 @@ from typing import Protocol
 
 import msgspec
 
-from aetherscale_agent import capacity
+from aetherscale_agent import capacity, courses
 from aetherscale_agent import decide as d
 from aetherscale_agent.broker import Delivery
 from aetherscale_agent.envelope import Incoming, died_in, queue_host
@@ -14,6 +14,7 @@ from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Record
 from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
+from aetherscale_agent.steps import step
 from aetherscale_protocol.answers import Answer, Offer
 from aetherscale_protocol.commands import CreateVm, encode_request
 from aetherscale_protocol.errors import Refused
@@ -85,34 +86,57 @@ class CreateFlow:
         done = False
         while not done:
             self._facts.now = self._host.clock()
-            done = await self._do(d.next_step(self._facts))
+            decision = d.next_step(self._facts)
+            done = await self._follow(decision) and courses.is_end(decision)
 
-    async def _do(self, step: d.Step) -> bool:
-        """Do one step; True when it was the last."""
-        match step:
-            case d.MakeClaim():
-                self._facts.claim = await self._session.claim(self._vm_id)
-            case d.Probe():
-                self._facts.held_elsewhere = await self._session.probe(self._incoming)
-            case d.AskOffers():
+    async def _follow(self, decision: d.Step) -> bool:
+        """Carry a decision out; False if that did not work, and it must be decided anew."""
+        for name in courses.tied(courses.course_of(decision)):
+            with step(name, self._vm_id):
+                if not await self._take(name, decision):
+                    return False
+        self._go_on(decision)
+        return True
+
+    async def _take(self, name: str, decision: d.Step) -> bool:
+        """Take one step of a course; False if it did not work."""
+        session, host, vm_id = self._session, self._host, self._vm_id
+        match name, decision:
+            case "create.claim", _:
+                self._facts.claim = await session.claim(vm_id)
+            case "create.probe", _:
+                self._facts.held_elsewhere = await session.probe(self._incoming)
+            case "create.offers", _:
                 await self._ask_offers()
-            case d.HandOn(host):
-                return await self._hand_on(host)
-            case d.Leave():
-                await self._session.acknowledge(self._delivery)
-                return True
-            case d.Rejoin():
-                await self._rejoin()
-                return True
-            case d.Refuse(error, final):
-                await self._refuse(error, final)
-                return True
-            case d.Begin():
-                await self._begin()
-                return True
+            case "create.hand-on", d.HandOn(to_host):
+                return await self._hand_on(to_host)
+            case "create.journal", _:
+                await host.admit(self._record())
+            case "create.bind", _:
+                await session.bind(vm_id)
+            case "create.journal-bound", _:
+                await host.bound(vm_id)
+            case "create.capacity", _:
+                await session.offer_capacity()
+            case "create.refuse", d.Refuse(error):
+                await host.refuse(self._record(), error)
+            case "create.acknowledge", _:
+                await session.acknowledge(self._delivery)
             case _:
-                raise AssertionError(f"no way to do {step}")
-        return False
+                raise AssertionError(f"no way to take {name} of {decision}")
+        return True
+
+    def _go_on(self, decision: d.Step) -> None:
+        """What follows the acknowledge: the build, and the answer."""
+        match decision:
+            case d.Refuse(error):
+                self._replies.refuse_create(self._incoming, error)
+            case d.Begin() | d.Rejoin():
+                vm = self._host.vms[self._vm_id]
+                if vm.record.ending is not None:  # read only now: it may have been deleted meanwhile
+                    self._replies.refuse_create(self._incoming, ending_refusal(vm.record.ending))
+                else:
+                    self._replies.answer_when_built(self._incoming, self._host.build(vm))
 
     async def _ask_offers(self) -> None:
         body = encode_request("offer-vm", self._incoming.create)
@@ -122,7 +146,6 @@ class CreateFlow:
     async def _hand_on(self, host: str) -> bool:
         log.info("create-vm %s handed on to %s", self._vm_id, host)
         if await self._session.hand_on(host, self._incoming):
-            await self._session.acknowledge(self._delivery)
             return True
         owner = self._facts.claim is not None and not self._facts.claim.won
         if owner:  # its queue is gone, but its claim stands: only it could say
@@ -130,28 +153,6 @@ class CreateFlow:
         else:
             self._facts.offers = [o for o in self._facts.offers or [] if o.host != host]
         return False
-
-    async def _rejoin(self) -> None:
-        vm = self._host.vms[self._vm_id]
-        await self._session.acknowledge(self._delivery)
-        if vm.record.ending is not None:  # read only now: it may have been deleted meanwhile
-            self._replies.refuse_create(self._incoming, ending_refusal(vm.record.ending))
-        else:
-            self._replies.answer_when_built(self._incoming, self._host.build(vm))
-
-    async def _refuse(self, error: Refused, final: bool) -> None:
-        if final:
-            await self._host.refuse(self._record(), error)
-        await self._session.acknowledge(self._delivery)
-        self._replies.refuse_create(self._incoming, error)
-
-    async def _begin(self) -> None:
-        await self._host.admit(self._record())
-        await self._session.bind(self._vm_id)
-        await self._host.bound(self._vm_id)
-        await self._session.offer_capacity()  # before the acknowledge, so that the next create meets the new figure
-        await self._session.acknowledge(self._delivery)
-        self._replies.answer_when_built(self._incoming, self._host.build(self._host.vms[self._vm_id]))
 
     def _record(self) -> Record:
         now = self._host.clock()

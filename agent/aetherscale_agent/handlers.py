@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
+from aetherscale_agent import courses
 from aetherscale_agent.answerer import Answerer
+from aetherscale_agent.asked import Asked
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
 from aetherscale_agent.create import CreateFlow
 from aetherscale_agent.envelope import (
@@ -25,6 +27,7 @@ from aetherscale_agent.envelope import (
 from aetherscale_agent.host import MOST_WAITING, Host, Vm
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.session import Session
+from aetherscale_agent.steps import step
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, VmStatus, failure, fleet_digest, success
 from aetherscale_protocol.commands import ShowVm, StopVm
@@ -150,20 +153,32 @@ class Handlers:
         finally:
             vm.waiting -= 1
         try:
-            if not vm.exists:
-                raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
-            check_deadline(incoming.deadline, self._host.clock(), self._host.name)
-            await self._host.look(vm)
-            act = act_on(_verb(incoming), vm.state)
-            await session.acknowledge(delivery)
+            act = await self._take_over(session, delivery, incoming, vm)
         except BaseException:
             vm.line.release()
             raise
         self._host.go_on(self._finish(incoming, self._work(vm, act, incoming)))
 
+    async def _take_over(self, session: Session, delivery: Delivery, incoming: Incoming, vm: Vm) -> Act:
+        """Take the part of a command's course that is tied to the connection; what is to be done after it."""
+        if not vm.exists:
+            raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
+        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+        verb, act = _verb(incoming), Act.NOTHING
+        for name in courses.tied(courses.CHANGES[verb]):
+            with step(name, vm.record.vm_id):
+                if name.endswith(".acknowledge"):
+                    await session.acknowledge(delivery)
+                else:
+                    await self._host.look(vm)
+                    act = Act.NOTHING if _asked(incoming).is_over(vm.record) else act_on(verb, vm.state)
+        return act
+
     async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus:
         """Do acknowledged work in the VM's line; waiting for its guest is done outside of that."""
         try:
+            if act is not Act.NOTHING:  # the barrier may have taken long: the agent may have been frozen in it
+                self._host.check_deadline(incoming.deadline)
             status = await self._act(vm, act, incoming)
         finally:
             vm.line.release()
@@ -178,8 +193,14 @@ class Handlers:
         except Exception:
             log.exception("%s of VM %s failed", incoming.request.command.name, incoming.request.vm_id)
             answer = failure(self._internal_error(), self._host.name, fleet=self._fleet)
-        self._log_outcome(incoming, answer)
-        self._answer(incoming, answer)
+        self._conclude(incoming, answer)
+
+    def _conclude(self, incoming: Incoming, answer: Answer) -> None:
+        """Log how a command that changes something came out, and answer."""
+        verb = courses.verb_of(courses.CHANGES.get(_verb(incoming), courses.BEGIN))
+        with step(f"{verb}.answer", incoming.request.vm_id or ""):
+            self._log_outcome(incoming, answer)
+            self._answer(incoming, answer)
 
     def _internal_error(self) -> Refused:
         return Refused("failed", f"internal error on host {self._host.name}; its log says more")
@@ -196,21 +217,23 @@ class Handlers:
         )
 
     async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus | None:
-        host, vm_id = self._host, vm.record.vm_id
+        host, vm_id, asked = self._host, vm.record.vm_id, _asked(incoming)
         match act:
             case Act.START:
-                await host.start(vm)
+                await host.start(vm, asked)
                 return VmStatus(status="starting", vm_id=vm_id)
             case Act.PRESS:
-                await host.press(vm)
+                await host.press(vm, asked)
                 return None  # answered when the guest is off, outside the VM's line
             case Act.KILL:
-                await host.kill(vm)
+                await host.kill(vm, asked)
                 return VmStatus(status="stopped", vm_id=vm_id)
             case Act.REMOVE:
                 await host.delete(vm, incoming.request_id)
                 return VmStatus(status="deleted", vm_id=vm_id)
             case Act.NOTHING:
+                if asked.is_over(vm.record):
+                    return VmStatus(status=_DONE[_verb(incoming)], vm_id=vm_id)
                 state = "stopped" if vm.state == "failed" else vm.state
                 return VmStatus(status=state, vm_id=vm_id)
 
@@ -237,9 +260,7 @@ class Handlers:
 
     def refuse_create(self, incoming: Incoming, error: Refused) -> None:
         """Answer a create with a no."""
-        answer = failure(error, self._host.name, fleet=self._fleet)
-        self._log_outcome(incoming, answer)
-        self._answer(incoming, answer)
+        self._conclude(incoming, failure(error, self._host.name, fleet=self._fleet))
 
     def answer_when_built(self, incoming: Incoming, built: asyncio.Task[None]) -> None:
         """Answer a create when its VM runs, or could not be built."""
@@ -276,6 +297,14 @@ def _verb(incoming: Incoming) -> str:
     if isinstance(options, StopVm) and options.kill:
         return "stop-vm --kill"
     return incoming.request.command.name
+
+
+_DONE = {"start-vm": "starting", "stop-vm": "stopped", "stop-vm --kill": "stopped", "delete-vm": "deleted"}
+"""What a command that was done is answered, and whoever asks it again."""
+
+
+def _asked(incoming: Incoming) -> Asked:
+    return Asked(incoming.request_id, incoming.deadline)
 
 
 def _deleted_by(vm: Vm, incoming: Incoming) -> bool:

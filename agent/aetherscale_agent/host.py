@@ -7,16 +7,18 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from aetherscale_agent import capacity
+from aetherscale_agent import capacity, courses
+from aetherscale_agent.asked import UNASKED, Asked
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, unwritten
+from aetherscale_agent.steps import step
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
@@ -26,11 +28,11 @@ log = logging.getLogger(__name__)
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
 PRESS_EVERY_S = 4.0
+"""A guest that was still booting misses the first press; so it is pressed again."""
 CONSOLE_BYTES = 256 << 10
 """How much of a console goes into one answer, as JSON."""
 MOST_WAITING = 16
 """How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
-"""A guest that was still booting misses the first press; so it is pressed again."""
 
 
 @dataclass
@@ -75,8 +77,8 @@ class Host:
         self.vms: dict[str, Vm] = {}
         self.capacity_changed = asyncio.Event()
         self.buried = asyncio.Event()  #: some VM became a tombstone
-        self._journal = journal
-        self._boot_id = boot_id
+        self.journal = journal
+        self.boot_id = boot_id
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
@@ -186,10 +188,10 @@ class Host:
 
     async def _write(self, vm: Vm, **changes: object) -> None:
         record = vm.record.but(**changes)
-        await self._journal.put(record)
+        await self.journal.put(record)
         vm.record = record
 
-    async def _settle(self, vm: Vm, state: VmState, **changes: object) -> None:
+    async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
         """Enter a state and journal it; a journal that can't be written is logged, the state holds anyway."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
@@ -206,7 +208,7 @@ class Host:
         :raise Refused: `failed`, when the journal can't be written; later copies are refused then, too.
         """
         try:
-            await self._journal.put(record)
+            await self.journal.put(record)
         except JournalError as error:
             refusal = unwritten(error)
             record = record.but(phase="gone", ending=ending_of(refusal, record.request_id))
@@ -236,7 +238,7 @@ class Host:
         The task raises `Refused` when the VM could not be built; it is undone then.
         """
         if vm.built is None:
-            vm.built = self._spawn(self._build(vm))
+            vm.built = self.spawn(self._build(vm))
         return vm.built
 
     async def _build(self, vm: Vm) -> None:
@@ -258,27 +260,42 @@ class Host:
                 raise await self._undo(vm, refusal) from None
 
     async def _make(self, vm: Vm) -> None:
-        record = vm.record
-        self._check_deadline(record.deadline)
-        image = self.find_image(record.spec)
-        if image is None:
-            raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
-        await self.hypervisor.build(record.vm_id, record.spec, image)
-        self._check_deadline(record.deadline)
-        await self.hypervisor.start(record.vm_id, record.spec)
-        await self._write(vm, phase="ready", wanted="on", boot_id=self._boot_id, since=self.clock())
-        vm.state = "running"
-        log.info("VM %s: created, running", record.vm_id)
+        for name in courses.BUILD:
+            if name in courses.DUE:
+                self.check_deadline(vm.record.deadline)
+            with step(name, vm.record.vm_id):
+                await self._take_build(name, vm)
+        log.info("VM %s: created, running", vm.record.vm_id)
 
-    def _check_deadline(self, deadline: float) -> None:
+    async def _take_build(self, name: str, vm: Vm) -> None:
+        record = vm.record
+        match name:
+            case "build.disk":
+                image = self.find_image(record.spec)
+                if image is None:
+                    raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
+                await self.hypervisor.build(record.vm_id, record.spec, image)
+            case "build.start":
+                await self.hypervisor.start(record.vm_id, record.spec)
+            case "build.journal":
+                await self._write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
+                vm.state = "running"
+            case _:
+                raise AssertionError(f"no way to take {name}")
+
+    def check_deadline(self, deadline: float | None) -> None:
+        """Nothing, if what has this deadline may still be begun.
+
+        :raise Refused: `deadline-passed` otherwise.
+        """
         now = self.clock()
-        if now > deadline:
+        if deadline is not None and now > deadline:
             raise too_late(self.name, deadline, now)
 
     async def _undo(self, vm: Vm, error: Refused) -> Refused:
         """Undo a create that failed; what to say of it."""
         log.warning("VM %s: create undone: %s", vm.record.vm_id, error.reason)
-        if await self._erase(vm, ending_of(error, vm.record.request_id)):
+        if await self.erase(vm, ending_of(error, vm.record.request_id)):
             return error
         return Refused("failed", f"{error.reason}; something of the VM is left on host {self.name}", "delete-vm it")
 
@@ -304,29 +321,35 @@ class Host:
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
         if power is Power.ON and vm.state != "running":
-            await self._settle(vm, "running", wanted="on", boot_id=self._boot_id, reason="started by hand on its host")
+            await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
         elif power is not Power.ON and vm.state == "running":
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
 
-    async def start(self, vm: Vm) -> None:
+    async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Start a VM that is off.
 
         :raise Refused: `failed`, when QEMU does not come up, or the journal can't be written.
         """
-        record = vm.record
+        vm_id = vm.record.vm_id
         try:
-            # without a boot id: an agent that is killed in between starts it again when it comes back
-            await self._write(vm, wanted="on", boot_id="", since=self.clock(), reason="")
+            with step("start.journal", vm_id):
+                # without a boot id: an agent that is killed in between starts it again when it comes back in time
+                done, start_by = asked.begun(vm.record, self.clock()), asked.deadline or vm.record.start_by
+                await self._write(
+                    vm, wanted="on", boot_id="", start_by=start_by, since=self.clock(), reason="", done=done
+                )
             vm.state = "starting"
-            await self.hypervisor.start(record.vm_id, record.spec)
+            with step("start.qemu", vm_id):
+                await self.hypervisor.start(vm_id, vm.record.spec)
         except Exception as error:
             if not isinstance(error, HypervisorError | JournalError):
-                log.exception("VM %s: start failed", record.vm_id)
-            await self._settle(vm, "failed", wanted="off", reason=str(error))
+                log.exception("VM %s: start failed", vm_id)
+            await self.settle(vm, "failed", wanted="off", start_by=0.0, reason=str(error))
             raise failed("start-vm", error) from None
-        await self._settle(vm, "running", boot_id=self._boot_id)
+        with step("start.settle", vm_id):
+            await self.settle(vm, "running", boot_id=self.boot_id, start_by=0.0, done=asked.finished(vm.record))
 
-    async def press(self, vm: Vm) -> None:
+    async def press(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Begin to shut a VM down by its power button; `settled` tells how it went on.
 
         :raise Refused: `failed`, when the journal can't be written; nothing was changed.
@@ -334,31 +357,40 @@ class Host:
         if vm.shutdown is not None and not vm.shutdown.done():
             return
         try:
-            await self._write(vm, wanted="off", since=self.clock(), reason="")
+            with step("stop.journal", vm.record.vm_id):
+                done = asked.begun(vm.record, self.clock())
+                await self._write(vm, wanted="off", since=self.clock(), reason="", done=done)
         except JournalError as error:
             raise failed("stop-vm", error) from None
+        self.begin_shutdown(vm, asked)
+
+    def begin_shutdown(self, vm: Vm, asked: Asked = UNASKED) -> None:
+        """Press the power button until the guest is off, or has ignored it for long."""
         log.info("VM %s: %s -> stopping", vm.record.vm_id, vm.state)
         vm.state = "stopping"
-        vm.shutdown = self._spawn(self._shut_down(vm))
+        vm.shutdown = self.spawn(self._shut_down(vm, asked))
 
-    async def _shut_down(self, vm: Vm) -> None:
+    async def _shut_down(self, vm: Vm, asked: Asked) -> None:
         vm_id = vm.record.vm_id
         off = asyncio.create_task(self.hypervisor.wait_off(vm_id))
         limit = time.monotonic() + SHUTDOWN_LIMIT_S
         try:
             while not off.done() and time.monotonic() < limit:
                 try:
-                    await self.hypervisor.press_power_button(vm_id)
+                    with step("stop.press", vm_id):
+                        await self.hypervisor.press_power_button(vm_id)
                 except HypervisorError as error:
                     log.warning("VM %s: power button: %s", vm_id, error)
-                await asyncio.wait({off}, timeout=min(PRESS_EVERY_S, max(0.0, limit - time.monotonic())))
+                with step("stop.off", vm_id):
+                    await asyncio.wait({off}, timeout=min(PRESS_EVERY_S, max(0.0, limit - time.monotonic())))
             if off.done():
-                await self._came_to_rest(vm, off.result(), "")
+                with step("stop.settle", vm_id):
+                    await self._came_to_rest(vm, off.result(), "", done=asked.finished(vm.record))
             else:
                 why = f"the guest ignored the power button for {SHUTDOWN_LIMIT_S:.0f} s"
-                await self._settle(vm, "running", wanted="on", reason=why)
+                await self.settle(vm, "running", wanted="on", reason=why)
         except HypervisorError as error:
-            await self._settle(vm, "running", wanted="on", reason=f"whether it is off can't be told: {error}")
+            await self.settle(vm, "running", wanted="on", reason=f"whether it is off can't be told: {error}")
         finally:
             off.cancel()
 
@@ -378,18 +410,28 @@ class Host:
             raise Refused("guest-ignored", vm.record.reason or "the guest runs again", hint)
         return vm.state
 
-    async def kill(self, vm: Vm) -> None:
+    async def kill(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Pull the plug; the VM is off when this returns.
 
         :raise Refused: `failed`, when it can't be killed.
         """
         await self._cancel_shutdown(vm)
+        vm_id = vm.record.vm_id
         try:
-            await self.hypervisor.kill(vm.record.vm_id)
+            with step("kill.journal", vm_id):
+                await self._write(
+                    vm, wanted="off", since=self.clock(), reason="", done=asked.begun(vm.record, self.clock())
+                )
+        except JournalError as error:
+            log.warning("VM %s: its plug is pulled without a record of the intent: %s", vm_id, error)
+        try:
+            with step("kill.qemu", vm_id):
+                await self.hypervisor.kill(vm_id)
         except HypervisorError as error:
             vm.state = "running"  # as far as anybody knows; the next command finds out
             raise failed("stop-vm --kill", error) from None
-        await self._settle(vm, "stopped", wanted="off", reason="")
+        with step("kill.settle", vm_id):
+            await self.settle(vm, "stopped", done=asked.finished(vm.record))
 
     async def delete(self, vm: Vm, request_id: str) -> None:
         """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.
@@ -399,41 +441,53 @@ class Host:
         await self._cancel_shutdown(vm)
         vm.state = "deleting"
         ending = Ending(code="vm-unknown", reason="VM was deleted", request_id=request_id)
-        if not await self._erase(vm, ending):
+        if not await self.erase(vm, ending):
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 
-    async def _erase(self, vm: Vm, ending: Ending) -> bool:
+    async def erase(self, vm: Vm, ending: Ending) -> bool:
         """Remove a VM, leaving a tombstone; False if something of it is left.
 
         A full disk does not stop this: it is what frees space. The record is written again when that is done.
         """
         vm_id = vm.record.vm_id
         try:
-            await self._write(vm, phase="deleting", ending=ending, wanted="off")
-        except JournalError as error:
-            log.warning("VM %s: removed without a record of the intent: %s", vm_id, error)
-        try:
-            await self.hypervisor.kill(vm_id)
-            await self.hypervisor.remove(vm_id)
+            for name in courses.ERASE:
+                with step(name, vm_id):
+                    await self._take_erase(name, vm, ending)
         except HypervisorError as error:
             log.error("VM %s: could not be removed: %s", vm_id, error)
             vm.state = "deleting"  # which can be deleted again, and nothing else
             return False
-        await self._entomb(vm, ending)
         log.info("VM %s: removed", vm_id)
         self.capacity_changed.set()
         self.buried.set()
         return True
 
+    async def _take_erase(self, name: str, vm: Vm, ending: Ending) -> None:
+        match name:
+            case "erase.journal":
+                try:
+                    await self._write(vm, phase="deleting", ending=ending, wanted="off")
+                except JournalError as error:
+                    log.warning("VM %s: removed without a record of the intent: %s", vm.record.vm_id, error)
+            case "erase.qemu":
+                await self.hypervisor.kill(vm.record.vm_id)
+            case "erase.remove":
+                await self.hypervisor.remove(vm.record.vm_id)
+            case "erase.entomb":
+                await self._entomb(vm, ending)
+            case _:
+                raise AssertionError(f"no way to take {name}")
+
     async def _entomb(self, vm: Vm, ending: Ending) -> None:
         """Journal that a VM is gone; if that can't be written, at least nothing may say that it is not."""
         tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
         try:
-            await self._journal.put(tomb)
+            await self.journal.put(tomb)
         except JournalError as error:
             log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
             with contextlib.suppress(JournalError):
-                await self._journal.drop(tomb.vm_id)
+                await self.journal.drop(tomb.vm_id)
         vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
@@ -447,7 +501,7 @@ class Host:
     async def forget(self, vm_id: str) -> None:
         """Drop the record of a claim or a tombstone, after its binding is gone."""
         try:
-            await self._journal.drop(vm_id)
+            await self.journal.drop(vm_id)
         except JournalError as error:
             log.error("VM %s: %s", vm_id, error)
             return
@@ -463,7 +517,7 @@ class Host:
     async def watch(self, changes: AsyncIterator[PowerChange]) -> None:
         """Follow the guests' own comings to rest, until cancelled."""
         async for change in changes:
-            self._spawn(self.came_to_rest(change))
+            self.spawn(self.came_to_rest(change))
 
     async def came_to_rest(self, change: PowerChange) -> None:
         """A unit came to rest, by whatever cause: if nobody asked for it, the VM's state follows."""
@@ -480,89 +534,15 @@ class Host:
                 return  # old news: it was started again since
             await self._came_to_rest(vm, change.power, change.reason)
 
-    async def _came_to_rest(self, vm: Vm, power: Power, reason: str) -> None:
+    async def _came_to_rest(self, vm: Vm, power: Power, reason: str, **changes: object) -> None:
         state: VmState = "failed" if power is Power.FAILED and vm.state != "stopping" else "stopped"
-        await self._settle(vm, state, wanted="off", reason=reason)
+        await self.settle(vm, state, wanted="off", reason=reason, **changes)
 
-    # Start of the agent
-
-    async def reconcile(self) -> str:
-        """Compare journal, units and disks; finish or undo what was half done; one sentence about it.
-
-        Bound creates are not finished here but once the directory names this host again (see Session).
-        """
-        for vm_id, record in self._journal.load(log.warning).items():
-            self.vms[vm_id] = Vm(record, "creating")
-        powers = await self.hypervisor.power(list(self.vms))
-        ready = [vm for vm in self.vms.values() if vm.record.phase == "ready"]
-        revived = [vm for vm in ready if self._take_stock(vm, powers.get(vm.record.vm_id, Power.OFF))]
-        if revived:
-            self._spawn(self._revive(revived))
-        removed = [vm for vm in self.vms.values() if vm.record.phase == "deleting"]
-        for vm in removed:
-            await self._erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
-        remains = await self._remove_remains()
-        running = sum(vm.state == "running" for vm in ready)
-        return (
-            f"{len(ready)} VMs: {running} running, {len(revived)} to start again, {len(ready) - running - len(revived)}"
-            f" off; {len(removed)} deletions finished, {remains} remains removed"
-        )
-
-    def _take_stock(self, vm: Vm, power: Power) -> bool:
-        """Set the state of a VM by what its unit says; True if it must be started again: the host went down."""
-        record = vm.record
-        if power is Power.ON:
-            vm.state = "running"
-            if record.wanted == "off":  # a shutdown was under way
-                vm.state = "stopping"
-                vm.shutdown = self._spawn(self._shut_down(vm))
-            elif record.boot_id != self._boot_id:  # it was just being started when the agent went away
-                self._spawn(self._settle(vm, vm.state, boot_id=self._boot_id))
-            return False
-        vm.state = "failed" if power is Power.FAILED else "stopped"
-        if record.wanted == "off":
-            return False
-        if record.boot_id != self._boot_id:
-            vm.state = "starting"
-            return True
-        why = "QEMU died" if power is Power.FAILED else "the guest shut itself down"
-        self._spawn(self._settle(vm, vm.state, wanted="off", reason=f"{why} while the agent was away"))
-        return False
-
-    async def _revive(self, vms: Iterable[Vm]) -> None:
-        slots = asyncio.Semaphore(4)
-
-        async def start(vm: Vm) -> None:
-            async with slots, vm.line:
-                try:
-                    await self.start(vm)
-                except Refused as error:
-                    log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
-
-        await asyncio.gather(*(start(vm) for vm in vms))
-
-    async def _remove_remains(self) -> int:
-        """Remove what is left of VMs that are tombstones or mere claims; name what belongs to no record at all."""
-        left = await self.hypervisor.list_remains()
-        known = {vm_id for vm_id, vm in self.vms.items() if vm.exists}
-        for stranger in sorted(left - set(self.vms)):
-            log.warning(
-                "VM %s: something of it is on this host, but the journal does not know it; left alone", stranger
-            )
-        dead = sorted(left & set(self.vms) - known)
-        removed = 0
-        for vm_id in dead:
-            try:
-                await self.hypervisor.kill(vm_id)
-                await self.hypervisor.remove(vm_id)
-                removed += 1
-            except HypervisorError as error:
-                log.error("VM %s: its remains could not be removed: %s", vm_id, error)
-        return removed
+    # Work that goes on
 
     def go_on(self, work: Awaitable[None]) -> None:
         """Let a command's work go on whoever waits for it, and whether or not the broker is there."""
-        task = self._spawn(work)
+        task = self.spawn(work)
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
 
@@ -571,7 +551,7 @@ class Host:
         if self._commands:
             await asyncio.wait(set(self._commands), timeout=seconds)
 
-    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)

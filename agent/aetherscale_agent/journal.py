@@ -37,6 +37,18 @@ class Ending(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str = ""
 
 
+class Done(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A command that was begun on a VM, kept until its deadline, so that it runs once however often it is asked."""
+
+    request_id: str
+    until: float
+    finished: bool = False
+
+    def but(self, **changes: object) -> "Done":
+        """The same with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One VM, or what is left of one. Times in seconds since the epoch."""
 
@@ -50,8 +62,10 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wanted: Literal["on", "off"] = "on"
     since: float = 0.0
     boot_id: str = ""  #: of the host when the VM was last started
+    start_by: float = 0.0  #: the deadline of a start that has not come to its end; 0: there is none
     reason: str = ""
     ending: Ending | None = None
+    done: tuple[Done, ...] = ()  #: oldest first
 
     def but(self, **changes: object) -> "Record":
         """The same record with some fields changed."""

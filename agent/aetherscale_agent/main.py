@@ -23,6 +23,7 @@ from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Journal
 from aetherscale_agent.notify import keep_watchdog_fed, notify
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Images
+from aetherscale_agent.reconcile import reconcile
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
 
@@ -104,7 +105,7 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
 
     changes = hypervisor.changes()  # listens from here on: a VM that ends while the journal is read is heard of
     await hypervisor.probe()
-    log.info("%s on host %s: %s; %s", __version__, config.host, await host.reconcile(), hypervisor.accelerator)
+    log.info("%s on host %s: %s; %s", __version__, config.host, await reconcile(host), hypervisor.accelerator)
     notify("READY=1", f"STATUS=connecting to {config.broker.host}")
 
     def connector(purpose: str) -> Connector:

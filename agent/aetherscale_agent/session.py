@@ -14,9 +14,12 @@ from typing import Any
 import pika
 
 from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
+from aetherscale_agent.courses import Course
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
+from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to, undo_course
+from aetherscale_agent.steps import step
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import ShowVm, encode_request
@@ -29,7 +32,6 @@ log = logging.getLogger(__name__)
 HOST_PREFETCH = 200
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
-TOMBSTONE_SLACK_S = 5.0
 
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
 
@@ -69,14 +71,19 @@ class Session:
         self._outbox = await self._channel()
         await self._outbox.confirm()
         await self._outbox.consume(ReplyTo, self._on_reply)
-        await self._declare_shared()
+        with step("connect.declare"):
+            await self._declare_shared()
         queue = topology.host_queue(self.host.name)
         has_queue = await self._is_there(lambda channel: channel.declare_queue(queue, passive=True))
-        await self._undo_claims(unbind=has_queue)
-        await self._verify(everything=not has_queue)
-        await self._declare_own_queue()
-        held = await self._rebuild_directory()
-        await self._consume()
+        await self._undo_claims(has_queue=has_queue)
+        with step("connect.verify"):
+            await self._verify(has_queue=has_queue)
+        with step("connect.queue"):
+            await self._declare_own_queue()
+        with step("connect.bind"):
+            held = await self._rebuild_directory()
+        with step("connect.consume"):
+            await self._consume()
         self._spawn(self._bury_tombstones())
         self._spawn(self._follow_capacity())
         return f"connected as {self.host.name}; the directory names this host for {held} VMs"
@@ -105,7 +112,8 @@ class Session:
     async def _take_name(self) -> None:
         channel = await self.connection.channel()
         try:
-            await channel.declare_queue(Queue(names.lock_queue(self.host.name)), exclusive=True)
+            with step("connect.name"):
+                await channel.declare_queue(Queue(names.lock_queue(self.host.name)), exclusive=True)
         except Declined as error:
             if error.code == LOCKED:
                 raise NameTaken(self.host.name) from None
@@ -156,21 +164,28 @@ class Session:
         """Take the VM out of the directory."""
         await self._commands.unbind(self._binding(vm_id))
 
-    async def _undo_claims(self, *, unbind: bool) -> None:
-        """Undo creates that had got no further than their claim: another host may have begun them meanwhile."""
-        for vm in [vm for vm in self.host.vms.values() if vm.record.phase == "claimed"]:
-            if unbind:
-                await self.unbind(vm.record.vm_id)
-            await self.host.forget(vm.record.vm_id)
+    async def _undo_claims(self, *, has_queue: bool) -> None:
+        """Undo creates that had got no further than their claim."""
+        undone = [vm for vm in self.host.vms.values() if right_to(vm.record, has_queue=has_queue) is Right.UNDO]
+        for vm in undone:
+            await self._follow(undo_course(has_queue=has_queue), vm.record.vm_id)
             log.info("VM %s: a create that had not begun was undone", vm.record.vm_id)
 
-    async def _verify(self, *, everything: bool) -> None:
+    async def _follow(self, course: Course, vm_id: str) -> None:
+        """Take an id out of the directory and the journal, in this course's order."""
+        for name in course:
+            with step(name, vm_id):
+                if name.endswith(".unbind"):
+                    await self.unbind(vm_id)
+                else:
+                    await self.host.forget(vm_id)
+
+    async def _verify(self, *, has_queue: bool) -> None:
         """Claim and probe for VMs before they are bound, if another host may have been given them.
 
-        That is every VM if the host's queue is gone (the broker was wiped, or the queue deleted): it is made anew
-        only after this, so that an interruption starts again here. And it is what an earlier look found contested.
+        The host's queue, if it is missing, is made only after this, so that an interruption starts again here.
         """
-        suspects = [vm for vm in self.host.vms.values() if vm.exists and (everything or not vm.record.bound)]
+        suspects = [vm for vm in self.host.vms.values() if right_to(vm.record, has_queue=has_queue) is Right.ASK]
         verdicts = await asyncio.gather(*(self._may_bind(vm.record.vm_id) for vm in suspects))
         for vm, ours in zip(suspects, verdicts, strict=True):
             if ours != vm.record.bound:
@@ -209,12 +224,10 @@ class Session:
         while True:
             self.host.buried.clear()
             now = self.host.clock()
-            until = {v.record.vm_id: v.record.deadline + TOMBSTONE_SLACK_S for v in self.host.vms.values() if v.is_tomb}
-            for vm_id in [vm_id for vm_id, end in until.items() if end < now]:
-                await self.unbind(vm_id)
-                await self.host.forget(vm_id)
-                del until[vm_id]
-            await _wait(self.host.buried, max(0.1, min(until.values(), default=now + 3600.0) - now))
+            for vm in list(self.host.vms.values()):
+                await self._follow(burial(vm.record, now), vm.record.vm_id)
+            ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
+            await _wait(self.host.buried, max(0.1, min(ends, default=now + 3600.0) - self.host.clock()))
 
     # Claims and probes
 

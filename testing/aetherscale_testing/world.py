@@ -11,6 +11,7 @@ import pytest
 from aetherscale_agent.host import Host, Vm
 from aetherscale_agent.journal import Journal, Phase, Record
 from aetherscale_agent.ports import HostResources, Power, PowerChange
+from aetherscale_agent.reconcile import reconcile
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages
@@ -37,7 +38,7 @@ class World:
     async def started(self) -> Host:
         """An agent that has reconciled."""
         host = self.agent()
-        await host.reconcile()
+        await reconcile(host)
         await quiet(host)
         return host
 

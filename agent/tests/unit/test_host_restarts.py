@@ -8,6 +8,7 @@ import pytest
 
 from aetherscale_agent.journal import Ending, Phase, Record
 from aetherscale_agent.ports import HypervisorError, Power, PowerChange
+from aetherscale_agent.reconcile import reconcile
 from aetherscale_testing.world import (
     DEADLINE,
     ID,
@@ -185,7 +186,7 @@ def test_a_shutdown_that_was_under_way_goes_on_under_the_next_agent(world: World
         await host._cancel_shutdown(vm)  # as if it had been killed
         world.hypervisor.deaf.clear()
         again = world.agent()
-        await again.reconcile()
+        await reconcile(again)
         assert again.vms[ID].state == "stopping"
         assert await again.settled(again.vms[ID], 5) == "stopped"
 
@@ -255,7 +256,7 @@ def test_commands_wait_while_a_vm_is_started_after_a_reboot(world: World) -> Non
         world.boot_id = "boot-2"
         with world.hypervisor.holding("start"):
             host = world.agent()
-            await host.reconcile()
+            await reconcile(host)
             await until(host.vms[ID].line.locked)
             assert host.vms[ID].state == "starting"
         await quiet(host)
@@ -342,7 +343,7 @@ def test_what_was_found_is_said_in_one_sentence(world: World) -> None:
         await create(host, OTHER)
         await host.kill(host.vms[OTHER])
         await world.journal.put(record("deleting", "zzzzzzzz"))
-        assert await world.agent().reconcile() == (
+        assert await reconcile(world.agent()) == (
             "2 VMs: 1 running, 0 to start again, 1 off; 1 deletions finished, 0 remains removed"
         )
 

@@ -1,0 +1,102 @@
+"""The start of the agent: journal, units and disks are compared, and what was half done is finished or undone.
+
+Creates that are bound but not built are not finished here but once the directory names this host again: see Session.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from aetherscale_agent.host import Host, Vm
+from aetherscale_agent.journal import Ending
+from aetherscale_agent.ports import HypervisorError, Power
+from aetherscale_agent.recover import Finding, find
+from aetherscale_agent.steps import step
+from aetherscale_protocol.errors import Refused
+
+log = logging.getLogger(__name__)
+
+STARTS_AT_ONCE = 4
+
+
+async def reconcile(host: Host) -> str:
+    """Take stock, and begin to put things right; one sentence about it."""
+    with step("agent.load"):
+        for vm_id, record in host.journal.load(log.warning).items():
+            host.vms[vm_id] = Vm(record, "creating")
+    with step("agent.stock"):
+        powers = await host.hypervisor.power(list(host.vms))
+    found = {vm_id: _find(host, vm, powers.get(vm_id, Power.OFF)) for vm_id, vm in host.vms.items()}
+    to_start = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.HOST_WENT_DOWN]
+    if to_start:
+        host.spawn(_start_again(host, to_start))
+    to_delete = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.DELETING]
+    for vm in to_delete:
+        await host.erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
+    with step("agent.remains"):
+        remains = await _remove_remains(host)
+    ready = [vm for vm in host.vms.values() if vm.record.phase == "ready"]
+    running = sum(vm.state == "running" for vm in ready)
+    return (
+        f"{len(ready)} VMs: {running} running, {len(to_start)} to start again, {len(ready) - running - len(to_start)}"
+        f" off; {len(to_delete)} deletions finished, {remains} remains removed"
+    )
+
+
+def _find(host: Host, vm: Vm, power: Power) -> Finding:
+    """What is found of a VM; its state is set, and what needs no waiting is begun."""
+    finding = find(vm.record, power, host.boot_id, host.clock())
+    match finding:
+        case Finding.NOT_YET | Finding.DELETING:
+            pass
+        case Finding.RUNS:
+            vm.state = "running"
+        case Finding.STARTED:
+            vm.state = "running"
+            host.spawn(host.settle(vm, "running", boot_id=host.boot_id, start_by=0.0))
+        case Finding.STOPPING:
+            vm.state = "running"
+            host.begin_shutdown(vm)
+        case Finding.OFF:
+            vm.state = "failed" if power is Power.FAILED else "stopped"
+        case Finding.RESTED:
+            why = "QEMU died" if power is Power.FAILED else "the guest shut itself down"
+            vm.state = "failed" if power is Power.FAILED else "stopped"
+            host.spawn(host.settle(vm, vm.state, wanted="off", reason=f"{why} while the agent was away"))
+        case Finding.TOO_LATE:
+            vm.state = "stopped"
+            why = "its start was cut off, and could not be finished before its deadline"
+            host.spawn(host.settle(vm, "stopped", wanted="off", start_by=0.0, reason=why))
+        case Finding.HOST_WENT_DOWN:
+            vm.state = "starting"
+    return finding
+
+
+async def _start_again(host: Host, vms: Iterable[Vm]) -> None:
+    slots = asyncio.Semaphore(STARTS_AT_ONCE)
+
+    async def start(vm: Vm) -> None:
+        async with slots, vm.line:
+            try:
+                await host.start(vm)
+            except Refused as error:
+                log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
+
+    await asyncio.gather(*(start(vm) for vm in vms))
+
+
+async def _remove_remains(host: Host) -> int:
+    """Remove what is left of VMs that are tombstones or mere claims; name what belongs to no record at all."""
+    left = await host.hypervisor.list_remains()
+    known = {vm_id for vm_id, vm in host.vms.items() if vm.exists}
+    for stranger in sorted(left - set(host.vms)):
+        log.warning("VM %s: something of it is on this host, but the journal does not know it; left alone", stranger)
+    removed = 0
+    for vm_id in sorted(left & set(host.vms) - known):
+        try:
+            await host.hypervisor.kill(vm_id)
+            await host.hypervisor.remove(vm_id)
+            removed += 1
+        except HypervisorError as error:
+            log.error("VM %s: its remains could not be removed: %s", vm_id, error)
+    return removed
