@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,9 +16,11 @@ import pika
 
 from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
 from aetherscale_agent.courses import Course
+from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
+from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_protocol import names, topology
@@ -45,7 +48,9 @@ class NameTaken(Exception):
 class Session:
     """The agent's dealings with the broker while one connection lasts."""
 
-    def __init__(self, connection: Connection, host: Host, user: str, handler: Handler) -> None:
+    def __init__(
+        self, connection: Connection, host: Host, user: str, handler: Handler, *, heartbeat_s: float = 5
+    ) -> None:
         self.connection = connection
         self.host = host
         self.user = user
@@ -57,6 +62,7 @@ class Session:
         self._competing_tag = ""
         self._placement_lock = asyncio.Lock()
         self._asked: dict[str, asyncio.Queue[Answer]] = {}
+        self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -86,6 +92,8 @@ class Session:
             await self._consume()
         self._spawn(self._bury_tombstones())
         self._spawn(self._follow_capacity())
+        self._spawn(keep_known(self.connection, self.host, self.user))
+        self._spawn(listen(self._hearing, self))
         return f"connected as {self.host.name}; the directory names this host for {held} VMs"
 
     async def closed(self) -> str:
@@ -333,7 +341,22 @@ class Session:
         await self._commands.consume(topology.HOSTS, lambda d: d.channel.ack(d))
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._spawn(self._handler(self, delivery))
+        own = delivery.queue == names.host_queue(self.host.name)
+        self._hearing.heard(time.monotonic(), own=own)
+        if is_self_ping(delivery.properties):
+            delivery.channel.ack(delivery)
+            return
+        work = self._handler(self, delivery)
+        self._spawn(self._hearing.hold(work) if own else work)
+
+    async def ping_itself(self) -> None:
+        """Publish a ping to the host's own queue (see `deaf`).
+
+        :raise Unroutable: when that is not bound to its key.
+        :raise NotTaken: when it is full.
+        """
+        properties = pika.BasicProperties(type=SELF_PING, user_id=self.user)
+        await self._outbox.publish(host_key(self.host.name), b"", properties, exchange=EXCHANGE, mandatory=True)
 
     async def offer_capacity(self) -> None:
         """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it."""
