@@ -13,7 +13,7 @@ from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import HostReport
-from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, encode_request
+from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, Reach, encode_request
 
 GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""
@@ -31,7 +31,8 @@ class Everyone(Struct, frozen=True):
     unreadable: int
 
 
-def _message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
+def make_message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
+    """A command to be published with `key`, whose deadline lies `timeout` seconds ahead."""
     return Message(
         key=key,
         body=encode_request(command, options),
@@ -45,8 +46,8 @@ def _message(command: str, options: Options, key: str, timeout: float, request_i
 def make_call(command: Command, options: Options, timeout: float, request_id: str | None) -> Call:
     """One command for one VM, ready to be sent."""
     vm_id: str = getattr(options, "vm_id", "")
-    key = topology.CREATE_KEY if command.name == "create-vm" else names.vm_key(vm_id)
-    return Call(command, options, vm_id, _message(command.name, options, key, timeout, request_id))
+    key = command.name if command.reach is Reach.ONE else names.vm_key(vm_id)
+    return Call(command, options, vm_id, make_message(command.name, options, key, timeout, request_id))
 
 
 def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
@@ -55,7 +56,7 @@ def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
     :raise CliError: when no agent is running, or the broker fails.
     """
     deadline = time.monotonic() + timeout
-    message = _message(command, NoOptions(), command, timeout)
+    message = make_message(command, NoOptions(), command, timeout)
     session.publish(message)
     session.count_consumers(topology.HOSTS)
     gathering = Gathering()
@@ -93,7 +94,7 @@ def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:
 
 def _fetch_fleet(session: Session, host: str, deadline: float) -> list[str]:
     """The fleet's names, as this host was told them; none if it does not say."""
-    message = _message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
+    message = make_message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
     session.publish(message)
     while (event := session.next_event(deadline)) is not None:
         match event:
