@@ -1,4 +1,4 @@
-"""Hosts that hang, go away and come back, on real systems: what systemd, the agents and the operator's CLI make of it."""
+"""Hosts that hang, go away and come back, on real systems: what systemd, the agents and the CLI make of it."""
 
 import json
 from collections.abc import Iterator
