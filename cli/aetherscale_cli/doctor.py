@@ -158,7 +158,7 @@ _WRONG = {
     ),
     "unbound": (
         "can't be reached: its agent is connected, but its queue is not bound to its key any more",
-        "its agent mends that within seconds; else, on {host}: systemctl restart aetherscale-agent (its VMs run on)",
+        "its agent mends that within 20 s; else, on {host}: systemctl restart aetherscale-agent (its VMs run on)",
     ),
     "odd": (
         "does not understand a ping: {refusal}",
