@@ -13,13 +13,17 @@ from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import HostReport
-from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, Reach, encode_request
+from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, Reach, ShowVm, encode_request
 
 GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""
 
 _INQUIRY_S = 2.0
 """How long finding out who is missing may take."""
+
+
+_HOLDER_S = topology.HOST_TTL_MS / 1000 + 0.5
+"""How long finding out who holds a VM may take: a host that is down is said to be once the question died with it."""
 
 
 class Everyone(Struct, frozen=True):
@@ -152,6 +156,33 @@ def _send_and_wait(session: Session, settling: Settling, timeout: float) -> None
     while not settling.complete:
         event = session.next_event(deadline)
         if event is None:
-            return settling.time_out(timeout)
+            return settling.time_out(timeout, _find_holders(session, settling))
         settling.take(event)
     return None
+
+
+def _find_holders(session: Session, settling: Settling) -> dict[str, str]:
+    """The hosts, by VM id, that hold the VMs of commands which nobody answered, as far as they or others say so."""
+    silent = [c for c in settling.calls if c.pending and c.command.changes and c.command.reach is Reach.HOLDER]
+    questions = {}
+    for call in silent:
+        question = make_message("show-vm", ShowVm(vm_id=call.vm_id, console_lines=0), call.message.key, _HOLDER_S)
+        questions[question.correlation_id] = call.vm_id
+        session.publish(question)
+    holders: dict[str, str] = {}
+    deadline = time.monotonic() + _HOLDER_S
+    while len(holders) < len(questions) and (event := session.next_event(deadline)) is not None:
+        if isinstance(event, Delivered) and event.correlation_id in questions:
+            holders[questions[event.correlation_id]] = _holder_in(decode_reply(event.body))
+        else:
+            settling.take(event)  # the answer itself, a little late
+    return holders
+
+
+def _holder_in(reply: Reply | None) -> str:
+    if reply is None:
+        return ""
+    if reply.answer.ok:
+        return f"host {reply.answer.host} holds it, and answers"
+    down = reply.answer.execution_info.down
+    return f"host {down}, which holds it, is not running" if down else ""

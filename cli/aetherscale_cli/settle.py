@@ -1,6 +1,6 @@
 """Commands that get one answer each: what became of every one of them. Pure: events in, decisions out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -69,18 +69,19 @@ class Settling:
             if call.pending:
                 call.trouble = unknown_outcome(call, why) if call.command.changes else why
 
-    def time_out(self, timeout: float) -> None:
-        """The time for answers is over."""
+    def time_out(self, timeout: float, holders: Mapping[str, str] | None = None) -> None:
+        """The time for answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
         for call in self.calls:
             if call.pending:
-                why = silence(call, timeout)
+                why = silence(call, timeout, (holders or {}).get(call.vm_id, ""))
                 call.trouble = unknown_outcome(call, why) if call.command.changes else why
 
 
-def silence(call: Call, timeout: float) -> CliError:
-    """No answer came in time, in seconds."""
+def silence(call: Call, timeout: float, holder: str = "") -> CliError:
+    """No answer came in time, in seconds. `holder`: what is known of the VM's host."""
+    known = f"; {holder}" if holder else ""
     hint = f"its host may hang: {PROGRAM} doctor shows which do"
-    return CliError(f"{call.subject}: no answer within {timeout:g} s", hint, Exit.PARTIAL)
+    return CliError(f"{call.subject}: no answer within {timeout:g} s{known}", hint, Exit.PARTIAL)
 
 
 def settle(call: Call, event: Delivered | Returned | Nacked) -> None:

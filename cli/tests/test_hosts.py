@@ -214,6 +214,36 @@ def read_until(descriptor: int, what: str | None) -> str:
     return shown
 
 
+class TestSilence:
+    def test_the_host_that_died_with_a_command_in_hand_is_named(self, node: Any, tmp_path: Path, start: Start) -> None:
+        with fleet(node.broker, tmp_path / "hosts") as running:
+            running.add("h1", fleet=NAMES)
+            h2 = running.add("h2", "a", fleet=NAMES, deaf=True)  # its guests ignore the power button
+            running.wait_ready()
+            with SeedClient(node.address) as client:
+                vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+            stopping = start("stop-vm", vm_id, "--timeout", "4")
+            eventually(lambda: "running -> stopping" in h2.log)
+            h2.stop(SIGKILL)
+            code, _, err = end(stopping)
+        assert code == 5
+        assert err.startswith(
+            f"error: VM {vm_id}: it is not known whether stop-vm was done: no answer within 4 s; "
+            "host h2, which holds it, is not running\n"
+        )
+
+    def test_a_host_that_lives_and_says_nothing_is_named_too(self, cloud: Any, cli: Any) -> None:
+        def behave(request: dict[str, Any]) -> Any:
+            vm = {"vm-id": "abcdefgh", "state": "running", "image": "a", "cpus": 1, "memory": 64, "disk": 1}
+            report = {**vm, "since": 0, "host": "h1", "created": 0}
+            return cloud.succeed(report) if request["command"] == "show-vm" else None
+
+        cloud.start("h1", ["h1"], behave).hold("abcdefgh")
+        ran = cli("stop-vm", "abcdefgh", "--timeout", "0.2")
+        assert ran.code == 5
+        assert "no answer within 0.2 s; host h1 holds it, and answers\n" in ran.err
+
+
 class TestDoctor:
     def test_a_healthy_fleet(self, agents: Fleet, cli: Any) -> None:  # noqa: ARG002
         ran = cli("doctor", "-o", "table")
