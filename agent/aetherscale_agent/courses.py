@@ -50,7 +50,7 @@ UNDO_CLAIM: Course = ("connect.unbind", "connect.forget")
 BURY: Course = ("bury.unbind", "bury.forget")
 
 DUE: frozenset[str] = frozenset(
-    {"build.disk", "build.start", "start.journal", "stop.journal", "kill.journal", "erase.journal"}
+    {"build.disk", "build.start", "start.journal", "start.qemu", "stop.journal", "kill.journal", "erase.journal"}
 )
 """What is not begun once the command's deadline has passed."""
 

@@ -43,6 +43,7 @@ class Done(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     until: float
     finished: bool = False
+    ending: Ending | None = None  #: what it was refused with, if it failed
 
     def but(self, **changes: object) -> "Done":
         """The same with some fields changed."""
@@ -84,8 +85,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
         self._marks: dict[str, bool] = {}
+        #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
         self._locks = [threading.Lock() for _ in range(16)]
 
     def load(self, warn: Warn) -> dict[str, Record]:
@@ -163,10 +164,11 @@ class Journal:
         return self._marks[name]
 
     def mark(self, name: str) -> None:
-        """Note something; where that can't be written, it holds for this agent's life."""
+        """Note something for this agent and, unless it can't be written, all after it; a power loss does not undo it."""
         self._marks[name] = True
         with contextlib.suppress(OSError):
             (self._folder / name).touch()
+            self._sync_folder()
 
     def unmark(self, name: str) -> None:
         """It holds no more."""
