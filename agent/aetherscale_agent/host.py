@@ -15,6 +15,7 @@ from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
+from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
 from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
-WRITE_AGAIN_S = 1.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 NEW_BROKER = "new-broker"
@@ -59,7 +59,7 @@ class Host:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._later: set[asyncio.Task[None]] = set()
+        self._records = Records(journal, self.vms)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -134,44 +134,11 @@ class Host:
 
     # Journal
 
-    async def _write(self, vm: Vm, **changes: object) -> None:
-        """Change a VM's record, on disk first.
-
-        :raise JournalError: when it can't be written; nothing was changed.
-        """
-        async with vm.pen:
-            record = vm.record.but(**changes)
-            await self.journal.put(record)
-            vm.record = record
-
-    async def _write_or_later(self, vm: Vm, change: Callable[[Record], Record]) -> None:
-        """Change a VM's record; what the journal does not take now it is given again until it does."""
-        async with vm.pen:
-            vm.record = change(vm.record)
-            try:
-                await self.journal.put(vm.record)
-            except JournalError as error:
-                log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, vm.state, error)
-                task = asyncio.create_task(self._write_later(vm))
-                self._later.add(task)
-                task.add_done_callback(self._later.discard)
-
-    async def _write_later(self, vm: Vm) -> None:
-        """Write a VM's record as soon as that can be: a host that restarts would else do what was long undone."""
-        while True:
-            await asyncio.sleep(WRITE_AGAIN_S)
-            async with vm.pen:
-                if self.vms.get(vm.record.vm_id) is not vm:
-                    return  # it was forgotten meanwhile
-                with contextlib.suppress(JournalError):
-                    await self.journal.put(vm.record)
-                    return
-
     async def settle(self, vm: Vm, state: VmState, error: Refused | None = None, **changes: object) -> None:
         """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        await self._write_or_later(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
+        await self._records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
 
     async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
         """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
@@ -206,7 +173,7 @@ class Host:
         """
         vm = self.vms[vm_id]
         try:
-            await self._write(vm, phase="bound", bound=True, since=self.clock())
+            await self._records.write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
             refusal = unwritten(error)
             vm.record = vm.record.but(phase="gone", bound=True, ending=ending_of(refusal, vm.record.request_id))
@@ -260,7 +227,7 @@ class Host:
             case "build.start":
                 await self.hypervisor.start(record.vm_id, record.spec)
             case "build.journal":
-                await self._write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
+                await self._records.write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
                 vm.state = "running"
             case _:
                 raise AssertionError(f"no way to take {name}")
@@ -292,7 +259,7 @@ class Host:
     async def prolong(self, vm_id: str, deadline: float) -> None:
         """Journal, now or later, that a create was asked again: it, and its tombstone, last until that deadline."""
         vm = self.vms[vm_id]
-        await self._write_or_later(vm, lambda r: r.but(deadline=max(deadline, r.deadline)))
+        await self._records.change(vm, lambda r: r.but(deadline=max(deadline, r.deadline)))
 
     # Start, stop, delete: called by who holds the VM's line
 
@@ -325,7 +292,7 @@ class Host:
             with step("start.journal", vm_id):
                 # without a boot id: an agent that is killed in between starts it again when it comes back in time
                 done = asked.begun(vm.record, self.clock())
-                await self._write(
+                await self._records.write(
                     vm, wanted="on", boot_id="", start_by=start_by, since=self.clock(), reason="", done=done
                 )
             self.check_deadline(start_by or None)  # again: it may have been frozen meanwhile
@@ -357,7 +324,7 @@ class Host:
         try:
             with step("stop.journal", vm.record.vm_id):
                 done = asked.begun(vm.record, self.clock())
-                await self._write(vm, wanted="off", since=self.clock(), reason="", done=done)
+                await self._records.write(vm, wanted="off", since=self.clock(), reason="", done=done)
         except JournalError as error:
             refusal = failed("stop-vm", error)
             await self.note(vm, asked, refusal)
@@ -420,7 +387,7 @@ class Host:
         vm_id = vm.record.vm_id
         now = self.clock()
         with step("kill.journal", vm_id):  # a full disk does not stop this
-            await self._write_or_later(
+            await self._records.change(
                 vm, lambda r: r.but(wanted="off", since=now, reason="", done=asked.begun(r, now))
             )
         try:
@@ -472,7 +439,7 @@ class Host:
         match name:
             case "erase.journal":
                 try:
-                    await self._write(vm, phase="deleting", ending=ending, wanted="off")
+                    await self._records.write(vm, phase="deleting", ending=ending, wanted="off")
                 except JournalError as error:
                     log.warning("VM %s: removed without a record of the intent: %s", vm.record.vm_id, error)
             case "erase.qemu":
@@ -499,7 +466,7 @@ class Host:
     async def set_bound(self, vm: Vm, bound: bool) -> None:
         """Journal, now or later, whether the directory may name this host for a VM."""
         if self.vms.get(vm.record.vm_id) is vm:  # it may have been buried while the broker was asked
-            await self._write_or_later(vm, lambda r: r.but(bound=bound))
+            await self._records.change(vm, lambda r: r.but(bound=bound))
 
     def give_up(self, vm: Vm) -> None:
         """Undo a create that is not built, because another host turned out to hold its id."""

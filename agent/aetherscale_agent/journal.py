@@ -164,7 +164,7 @@ class Journal:
         return self._marks[name]
 
     def mark(self, name: str) -> None:
-        """Note something for this agent and, unless it can't be written, all after it; a power loss does not undo it."""
+        """Note something, so that it survives a power loss; where that can't be written, for this agent's life."""
         self._marks[name] = True
         with contextlib.suppress(OSError):
             (self._folder / name).touch()
