@@ -23,7 +23,7 @@ class Asked:
 
     def begun(self, record: Record, now: float) -> tuple[Done, ...]:
         """The VM's commands once this one is begun; those whose deadline has passed can't be asked again."""
-        others = [d for d in record.done if d.until > now and d.request_id != self.request_id][-MOST_KEPT:]
+        others = [d for d in record.done if d.until >= now and d.request_id != self.request_id][-MOST_KEPT:]
         if not self.request_id:
             return tuple(others)
         until = self.deadline if self.deadline is not None else now + UNTIMED_S

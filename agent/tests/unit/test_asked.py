@@ -61,7 +61,7 @@ def test_a_failure_is_remembered_word_for_word_and_no_success_becomes_one() -> N
 def test_what_can_not_be_asked_any_more_is_forgotten() -> None:
     known = after(R1, R2)
     assert ids(after(Asked("r3", NOW + 90), now=NOW + 31, start=known)) == ["r2", "r3"]
-    assert ids(after(Asked("r3", NOW + 90), now=NOW + 29, start=known)) == ["r1", "r2", "r3"]
+    assert ids(after(Asked("r3", NOW + 90), now=NOW + 30, start=known)) == ["r1", "r2", "r3"]
 
 
 def test_only_so_many_are_kept_and_the_latest_of_them() -> None:

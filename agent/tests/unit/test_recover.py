@@ -58,7 +58,7 @@ def test_what_is_no_vm_yet_or_no_more_is_not_powered(phase: Phase) -> None:
         assert find(record(phase, wanted=wanted, boot_id=boot_id), power, HERE, NOW) is expected
 
 
-@pytest.mark.parametrize(("phase", "bound", "has_queue"), itertools.product(PHASES, [False, True], [False, True]))
+@pytest.mark.parametrize(("phase", "bound", "has_queue"), list(itertools.product(PHASES, [False, True], [False, True])))
 def test_what_may_be_done_about_a_binding(phase: Phase, bound: bool, has_queue: bool) -> None:
     """Only a binding that was journalled, in a queue that is still there, may be trusted without a question."""
     right = right_to(record(phase, bound=bound), has_queue=has_queue)
