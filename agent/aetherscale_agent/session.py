@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 HOST_PREFETCH = 200
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
+LOOK_FOR_BURIALS_S = 60.0
+"""How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
 MUSTER_S, MUSTER_POLL_S = 15.0, 0.2
 """How long agents that find a new broker wait for the fleet before they take creates."""
@@ -95,7 +97,7 @@ class Session:
         has_queue = await self._is_there(lambda channel: channel.declare_queue(queue, passive=True))
         if not has_queue:
             self.host.note_new_broker()
-        await self._bury()
+        await self._bury(has_queue=has_queue)
         await self._undo_claims(has_queue=has_queue)
         with step("connect.verify"):
             await self._verify(has_queue=has_queue)
@@ -245,17 +247,19 @@ class Session:
             return "a silent host"
         return answers[0].host if answers[0].ok else None
 
-    async def _bury(self) -> None:
+    async def _bury(self, *, has_queue: bool) -> None:
         """Unbind and forget each tombstone whose create's deadline has passed."""
         for vm in list(self.host.vms.values()):
-            await self._follow(burial(vm.record, self.host.clock()), vm.record.vm_id)
+            course = burial(vm.record, self.host.clock(), has_queue=has_queue)
+            await self._follow(course, vm.record.vm_id)
 
     async def _bury_tombstones(self) -> None:
         while True:
             self.host.buried.clear()
-            await self._bury()
+            await self._bury(has_queue=True)
             ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
-            await _wait(self.host.buried, max(0.1, min(ends, default=self.host.clock() + 3600.0) - self.host.clock()))
+            soon = min((end - self.host.clock() for end in ends), default=LOOK_FOR_BURIALS_S)
+            await _wait(self.host.buried, max(0.1, min(soon, LOOK_FOR_BURIALS_S)))
 
     async def _look_again(self) -> None:
         """Ask again for VMs that were contested: whoever had claimed one may have let go of it."""

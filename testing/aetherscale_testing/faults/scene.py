@@ -58,7 +58,7 @@ class Scene:
         self.ledger = Ledger()
         self.vm_id = names.new_vm_id()
         self.pending: list[Request] = []  #: what a client still waits for
-        self.told_before: list[Request] = []  #: of a scenario in which nobody waits: what it was about
+        self.told_before: list[Request] = []  #: what was asked of its VM and done before the fault
         self.wires: dict[str, Wire] = {}
         self.agents: dict[str, AgentProcess] = {}
         folder.mkdir(parents=True)
@@ -178,14 +178,12 @@ class Scene:
         told = self.client.learn(request)
         if told.outcome != "done":
             raise Failed(f"{request.verb} before the fault: {told}")
+        if request.vm_id == self.vm_id:
+            self.told_before.append(request)
 
     def ask(self, request: Request) -> None:
         """A client waits for this while the fault falls."""
         self.pending.append(request)
-
-    def asked(self) -> list[Request]:
-        """The commands that the cell is about."""
-        return list(self.pending or self.told_before)
 
 
 def _nothing(_scene: Scene) -> None:
@@ -236,8 +234,7 @@ def _crash(scene: Scene, when: str, step: str) -> None:
 
 
 def _with_tombstone(scene: Scene) -> None:
-    scene.told_before.append(scene.create(patience=3.0))
-    scene.done(scene.told_before[0])
+    scene.done(scene.create(patience=3.0))
     scene.done(scene.client.send("delete", scene.vm_id, patience=scene.patience))
 
 

@@ -70,13 +70,14 @@ def _until_given_up(scene: Scene) -> None:
 
 
 def deliver_twice(scene: Scene, meeting: Meeting) -> None:
-    for request in scene.asked():
+    """Every message that was sent for the VM: a late copy of its create meets the command that is under way, too."""
+    for request in (*scene.told_before, *scene.pending):
         scene.client.duplicate(request)
     meeting.answer()
 
 
 def ask_again(scene: Scene, meeting: Meeting) -> None:
-    for request in scene.asked():
+    for request in list(scene.pending or scene.told_before[-1:]):
         scene.ask(scene.client.again(request, patience=scene.patience))
     meeting.answer()
 
