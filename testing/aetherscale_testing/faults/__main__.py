@@ -50,22 +50,12 @@ def _is_wanted(cell: Cell, options: argparse.Namespace) -> bool:
 
 
 def to_json(rows: Iterable[Row]) -> str:
-    """A row of JSON for each cell, in the matrix's order."""
-    lines = [
-        json.dumps(
-            {
-                "step": row.cell.step,
-                "when": row.cell.when,
-                "fault": row.cell.fault,
-                "verdict": row.verdict,
-                "why": row.why,
-                "seconds": round(row.seconds, 1),
-                "told": row.told,
-                "outcome": row.outcome,
-            }
-        )
-        for row in rows
-    ]
+    """A row of JSON for each cell, in the matrix's order; what is empty is left out."""
+    lines = []
+    for row in rows:
+        cell = {"step": row.cell.step, "when": row.cell.when, "fault": row.cell.fault, "verdict": row.verdict}
+        seen = {"why": row.why, "seconds": round(row.seconds, 1), "told": row.told, "outcome": row.outcome}
+        lines.append(json.dumps(cell | {name: value for name, value in seen.items() if value}))
     return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
