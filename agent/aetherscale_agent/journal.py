@@ -18,6 +18,9 @@ from msgspec import Struct
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.names import is_vm_id
 
+WRITE_AGAIN_S = 1.0
+"""After how long what the journal did not take is given to it again."""
+
 Phase = Literal[
     "claimed",  # the id is claimed; its binding may or may not exist: undone at restart
     "bound",  # the directory names this host; the VM is being built, or must be
@@ -85,6 +88,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
+        self._marks: dict[str, bool] = {}
         self._locks = [threading.Lock() for _ in range(16)]
 
     def load(self, warn: Warn) -> dict[str, Record]:
@@ -137,6 +141,21 @@ class Journal:
                     draft.unlink(missing_ok=True)
                 raise JournalError(f"can't write {path}: {error.strerror}") from error
 
+    async def put_later(self, vm_id: str, current: Callable[[], Record | None]) -> None:
+        """Write what the journal did not take, as soon as it does: or a restart would bring back what was long undone.
+
+        `current`: the VM's record by then; None if it is forgotten.
+        """
+        written: Record | None = None
+        while (record := current()) is not None and record is not written:
+            await asyncio.sleep(WRITE_AGAIN_S)
+            if (record := current()) is not None:
+                with contextlib.suppress(JournalError):
+                    await self.put(record)
+                    written = record
+        if written is not None and current() is None:
+            await self.drop(vm_id)  # it was forgotten while this wrote
+
     async def drop(self, vm_id: str) -> None:
         """Forget a VM.
 
@@ -152,6 +171,26 @@ class Journal:
                 self._sync_folder()
             except OSError as error:
                 raise JournalError(f"can't remove {path}: {error.strerror}") from error
+
+    # Marks: facts about the host itself, each an empty file
+
+    def has_mark(self, name: str) -> bool:
+        """Whether this was noted, by this agent or one before it."""
+        if name not in self._marks:
+            self._marks[name] = (self._folder / name).exists()
+        return self._marks[name]
+
+    def mark(self, name: str) -> None:
+        """Note something; where that can't be written, it holds for this agent's life."""
+        self._marks[name] = True
+        with contextlib.suppress(OSError):
+            (self._folder / name).touch()
+
+    def unmark(self, name: str) -> None:
+        """It holds no more."""
+        self._marks[name] = False
+        with contextlib.suppress(OSError):
+            (self._folder / name).unlink(missing_ok=True)
 
     def _lock(self, vm_id: str) -> threading.Lock:
         return self._locks[hash(vm_id) % len(self._locks)]

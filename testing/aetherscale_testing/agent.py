@@ -3,7 +3,8 @@
 Settings (JSON): those of the agent's configuration, and `images` (names), `cpus`, `memory` (MiB), `disk` (GiB),
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
 it is not the process's own), `keep` (true: disks and running VMs outlive the agent, in the folder `vms` of its state
-directory), `faults` (the folder of a fault's cell: see `faults.machine`).
+directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its fleet
+when the broker is new).
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from aetherscale_agent import main
+from aetherscale_agent import main, session
 from aetherscale_agent.config import AgentConfig, load_config
 from aetherscale_agent.ports import HostResources
 from aetherscale_protocol.settings import BrokerSettings
@@ -47,6 +48,7 @@ def run_with(settings: dict[str, Any]) -> None:
     hypervisor = FaultyHypervisor(machine, total=resources, images=images, delays=delays, folder=folder)
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
+    session.MUSTER_S = settings.pop("muster", 0.3)
     if "broker" in settings:
         settings["broker"] = BrokerSettings(**settings["broker"])
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}

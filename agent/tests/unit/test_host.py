@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aetherscale_agent import host as host_module
+from aetherscale_agent import journal as journal_module
 from aetherscale_agent.journal import Ending, Phase
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import Power
@@ -530,7 +531,7 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the VM would be started again when the host boots next, although its caller was told that it is off."""
-    monkeypatch.setattr(host_module, "WRITE_AGAIN_S", 0.0)
+    monkeypatch.setattr(journal_module, "WRITE_AGAIN_S", 0.0)
 
     async def scenario() -> None:
         host = await world.started()

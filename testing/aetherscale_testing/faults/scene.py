@@ -26,6 +26,7 @@ from aetherscale_testing.proxy import Wire, Wires
 READY_S, MEETING_S = 20.0, 12.0
 ELSEWHERE_S = 1.5
 """Within which a create that comes to h1 is at its step."""
+MUSTER_S = 5.0
 IMAGE = "a"
 MEMORY = {"h1": 32768, "h2": 16384}
 TOO_MUCH_MIB = 65536
@@ -68,6 +69,8 @@ class Scene:
                 "broker": {"url": stage.broker.url(vhost, self.wires[host].port)},
                 "faults": str(folder),
                 "keep": True,
+                "fleet": list(MEMORY),
+                "muster": MUSTER_S,
                 "memory": memory,
                 "shutdown": 0.1,
                 "heartbeat": heartbeat,
@@ -253,6 +256,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": _nothing,
     "hand-on": _nothing,
     "refuse": _nothing,
+    "again": _with_vm,
     "start": _with_vm_off,
     "stop": _with_vm,
     "kill": _with_vm,
@@ -267,6 +271,7 @@ _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": lambda scene: scene.ask(scene.create()),
     "hand-on": lambda scene: scene.ask(scene.create()),
     "refuse": lambda scene: scene.ask(scene.create(memory=TOO_MUCH_MIB)),
+    "again": lambda scene: scene.ask(scene.client.again(scene.told_before[0], patience=scene.patience)),
     "start": _act("start"),
     "stop": _act("stop"),
     "kill": _act("kill"),
