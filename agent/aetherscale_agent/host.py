@@ -295,12 +295,12 @@ class Host:
     async def prolong(self, vm_id: str, deadline: float) -> None:
         """Journal that a create was asked again with a later deadline: it, and its tombstone, last until then.
 
-        :raise Refused: `failed`, when the journal can't be written.
+        :raise Refused: `outcome-unknown`, when the journal can't be written: what it came to before stands.
         """
         try:
             await self._write(self.vms[vm_id], deadline=deadline)
         except JournalError as error:
-            raise unwritten(error) from None
+            raise Refused("outcome-unknown", f"{error}; what this create came to before stands", "repeat it") from None
 
     # Start, stop, delete: called by who holds the VM's line
 
