@@ -9,9 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import msgspec
-
-from aetherscale_agent import capacity, courses
+from aetherscale_agent import capacity, courses, reports
 from aetherscale_agent.asked import UNASKED, Asked
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
@@ -30,8 +28,6 @@ SHUTDOWN_LIMIT_S = 50.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 NEW_BROKER = "new-broker"
-CONSOLE_BYTES = 256 << 10
-"""How much of a console goes into one answer, as JSON."""
 MOST_WAITING = 16
 """How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
 
@@ -111,19 +107,7 @@ class Host:
 
     def details(self) -> list[VmDetails]:
         """A row for each VM, by id."""
-        return [self._details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
-
-    def _details(self, vm: Vm) -> VmDetails:
-        spec, record = vm.record.spec, vm.record
-        return VmDetails(
-            vm_id=record.vm_id,
-            state=vm.state,
-            image=spec.image,
-            cpus=spec.cpus,
-            memory=spec.memory,
-            disk=spec.disk,
-            since=record.since,
-        )
+        return [reports.vm_details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
 
     async def show(self, vm_id: str, console_lines: int) -> VmReport:
         """All that there is to say about a VM.
@@ -132,37 +116,14 @@ class Host:
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
-        console = _at_most(console, CONSOLE_BYTES)
-        row = {name: getattr(self._details(vm), name) for name in VmDetails.__struct_fields__}
-        return VmReport(
-            **row,
-            host=self.name,
-            created=vm.record.created,
-            accelerator=self.hypervisor.accelerator,
-            reason=vm.record.reason,
-            console=console,
-        )
+        return reports.vm_report(vm, self.name, self.hypervisor.accelerator, console)
 
     def report(self, fleet: list[str], version: str) -> HostReport:
         """What this host has, and what is free."""
-        total, left = self.hypervisor.resources(), self.free()
         existing = [vm for vm in self.vms.values() if vm.exists]
-        return HostReport(
-            host=self.name,
-            state="up",
-            cpus=total.cpus,
-            cpus_free=left.cpus,
-            memory=total.memory,
-            memory_free=left.memory,
-            disk=total.disk,
-            disk_free=left.disk,
-            vms=len(existing),
-            running=sum(vm.state == "running" for vm in existing),
-            images=sorted(self.images.list()),
-            accelerator=self.hypervisor.accelerator,
-            agent_version=version,
-            fleet=fleet,
-        )
+        total = self.hypervisor.resources()
+        images, accelerator = sorted(self.images.list()), self.hypervisor.accelerator
+        return reports.host_report(self.name, total, self.free(), existing, images, accelerator, fleet, version)
 
     # Journal
 
@@ -182,7 +143,9 @@ class Host:
             log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
             vm_id = record.vm_id
             later = self.journal.put_later(vm_id, lambda: self.vms[vm_id].record if vm_id in self.vms else None)
-            self._later.add(asyncio.ensure_future(later))
+            task = asyncio.create_task(later)
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
         vm.record = record
 
     # Create
@@ -579,17 +542,6 @@ class Host:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
             log.error("a task failed", exc_info=error)
-
-
-def _at_most(lines: list[str], size: int) -> list[str]:
-    """The last of these lines that fit into so many bytes of JSON: a message has a largest size."""
-    kept = 0
-    for line in reversed(lines):
-        size -= len(msgspec.json.encode(line)) + 1
-        if size < 0:
-            break
-        kept += 1
-    return lines[len(lines) - kept :]
 
 
 def _because(reason: object) -> str:

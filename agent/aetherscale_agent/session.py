@@ -32,11 +32,12 @@ log = logging.getLogger(__name__)
 HOST_PREFETCH = 200
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
+LOOK_FOR_BURIALS_S = 60.0
+"""How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
 MUSTER_S, MUSTER_POLL_S = 15.0, 0.2
 """How long agents that find a new broker wait for the fleet before they take creates."""
 LOOK_AGAIN_S = 60.0
-"""After which the agent looks whether a contested VM may be bound now, and whether a clock that was set buries any."""
 
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
 
@@ -241,8 +242,8 @@ class Session:
             self.host.buried.clear()
             await self._bury()
             ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
-            soon = min((end - self.host.clock() for end in ends), default=LOOK_AGAIN_S)
-            await _wait(self.host.buried, max(0.1, min(soon, LOOK_AGAIN_S)))
+            soon = min((end - self.host.clock() for end in ends), default=LOOK_FOR_BURIALS_S)
+            await _wait(self.host.buried, max(0.1, min(soon, LOOK_FOR_BURIALS_S)))
 
     async def _look_again(self) -> None:
         """Ask again for VMs that were contested: whoever had claimed one may have let go of it."""

@@ -3,8 +3,8 @@
 Settings (JSON): those of the agent's configuration, and `images` (names), `cpus`, `memory` (MiB), `disk` (GiB),
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
 it is not the process's own), `keep` (true: disks and running VMs outlive the agent, in the folder `vms` of its state
-directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its fleet
-when the broker is new).
+directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its
+fleet when the broker is new).
 """
 
 import asyncio
