@@ -128,25 +128,29 @@ class Host:
     # Journal
 
     async def _write(self, vm: Vm, **changes: object) -> None:
-        record = vm.record.but(**changes)
-        await self.journal.put(record)
-        vm.record = record
+        async with vm.pen:
+            record = vm.record.but(**changes)
+            await self.journal.put(record)
+            vm.record = record
 
     async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
         """Enter a state and journal it; what the journal does not take now it is given again until it does."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        record = vm.record.but(since=self.clock(), **changes)
-        try:
-            await self.journal.put(record)
-        except JournalError as error:
-            log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
-            vm_id = record.vm_id
-            later = self.journal.put_later(vm_id, lambda: self.vms[vm_id].record if vm_id in self.vms else None)
-            task = asyncio.create_task(later)
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
-        vm.record = record
+        async with vm.pen:
+            record = vm.record.but(since=self.clock(), **changes)
+            try:
+                await self.journal.put(record)
+            except JournalError as error:
+                log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
+                self._write_later(record.vm_id)
+            vm.record = record
+
+    def _write_later(self, vm_id: str) -> None:
+        later = self.journal.put_later(vm_id, lambda: self.vms[vm_id].record if vm_id in self.vms else None)
+        task = asyncio.create_task(later)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
 
     # Create
 
@@ -439,14 +443,15 @@ class Host:
 
     async def _entomb(self, vm: Vm, ending: Ending) -> None:
         """Journal that a VM is gone; if that can't be written, at least nothing may say that it is not."""
-        tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
-        try:
-            await self.journal.put(tomb)
-        except JournalError as error:
-            log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
-            with contextlib.suppress(JournalError):
-                await self.journal.drop(tomb.vm_id)
-        vm.record = tomb
+        async with vm.pen:
+            tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
+            try:
+                await self.journal.put(tomb)
+            except JournalError as error:
+                log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
+                with contextlib.suppress(JournalError):
+                    await self.journal.drop(tomb.vm_id)
+            vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
         """Journal whether the directory may name this host for a VM; one that can't be written is logged."""
