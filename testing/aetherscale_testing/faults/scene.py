@@ -58,6 +58,7 @@ class Scene:
         self.patience = patience
         self.ledger = Ledger()
         self.vm_id = names.new_vm_id()
+        self.sound_at = 0.0  #: on time.monotonic()'s clock: from then on nothing of h1 is broken any more
         self.pending: list[Request] = []  #: what a client still waits for
         self.told_before: list[Request] = []  #: what was asked of its VM and done before the fault
         self.wires: dict[str, Wire] = {}
