@@ -1,0 +1,199 @@
+"""A lab under test: agents that obey orders to die or freeze at a step, clients with a ledger, and the checker."""
+
+import contextlib
+import inspect
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aetherscale_testing.faults import launcher, tiny_guest
+from aetherscale_testing.faults.checker import Violation, check
+from aetherscale_testing.faults.lab_client import LabClient
+from aetherscale_testing.faults.lab_view import collect
+from aetherscale_testing.faults.ledger import Ledger
+from aetherscale_testing.faults.views import BrokerView, HostView
+from aetherscale_testing.rollout import Rollout
+
+HOSTS = ("h1", "h2")
+FOLDER = str(launcher.FOLDER)
+HEARTBEAT_S = 2
+SETTLE_S = 25.0
+"""How long the system may take to settle after a fault, without help."""
+
+AGENT = "aetherscale-agent.service"
+_DROP_IN = f"""[Service]
+ExecStart=
+ExecStart=/opt/aetherscale/current/bin/python {FOLDER}/launcher.py --config {FOLDER}/agent.toml
+ReadWritePaths={FOLDER}
+RestartSec=100ms
+"""
+_INSTALL = f"""set -e
+mkdir -p {FOLDER}/orders {FOLDER}/taken /run/systemd/system/{AGENT}.d
+cat >{FOLDER}/launcher.py
+{{ echo 'heartbeat = {HEARTBEAT_S}'; cat /etc/aetherscale/agent.toml; }} >{FOLDER}/agent.toml
+chmod 640 {FOLDER}/agent.toml
+chown -R aetherscale: {FOLDER}
+printf '%s' "$1" >/run/systemd/system/{AGENT}.d/faults.conf
+systemctl daemon-reload
+systemctl restart {AGENT}
+"""
+_REMOVE = f"""rm -rf {FOLDER} /run/systemd/system/{AGENT}.d/faults.conf
+rmdir --ignore-fail-on-non-empty /run/systemd/system/{AGENT}.d
+systemctl daemon-reload
+systemctl restart {AGENT}
+"""
+_IMAGES = "/var/lib/aetherscale/images"
+
+
+@dataclass
+class Order:
+    """An order to a host's agent; `is_taken` once the agent has come to that step."""
+
+    name: str
+    watcher: subprocess.Popen[str]
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the agent has obeyed, or is about to."""
+        return self.watcher.poll() is not None
+
+    def wait(self, seconds: float = 20.0) -> None:
+        """Wait until it is taken.
+
+        :raise AssertionError: when the agent did not come to that step.
+        """
+        try:
+            code = self.watcher.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.watcher.kill()
+            self.watcher.wait()
+            raise AssertionError(f"no agent came to {self.name} within {seconds:.0f} s") from None
+        assert code == 0, f"no agent came to {self.name}"
+
+
+class LabWorld:
+    """The lab that AETHERSCALE_LAB names."""
+
+    def __init__(self) -> None:
+        self.rollout = Rollout()
+        self.lab = self.rollout.lab
+        self.ledger = Ledger()
+        self.client = LabClient(self.rollout.broker(), self.ledger)
+        self._orders = 0
+        self._older = frozenset(self._collect()[1].claims)  #: of what was made before; their requests are not known
+
+    # Agents under orders
+
+    def install(self, *hosts: str) -> None:
+        """Have these hosts' agents run under orders, until `remove` or the host's next boot."""
+        for host in hosts:
+            self.shell(host, _INSTALL, _DROP_IN, stdin=inspect.getsource(launcher))
+        self.await_agents()
+
+    def remove(self, *hosts: str) -> None:
+        """Undo `install`."""
+        for host in hosts:
+            self.shell(host, _REMOVE)
+        self.await_agents()
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["LabWorld"]:
+        """Agents under orders and the tiny image on all hosts, while the block lasts."""
+        try:
+            for host in HOSTS:
+                self.add_image(host)
+            self.install(*HOSTS)
+            yield self
+        finally:
+            self.remove(*HOSTS)
+            for host in HOSTS:
+                self.remove_image(host)
+
+    def order(self, host: str, step: str, when: str, do: str, *, vm: str | None = None, seconds: float = 0) -> Order:
+        """Tell a host's agent to `kill` or `freeze` itself at a step, once."""
+        self._orders += 1
+        number = f"{self._orders:04}.json"
+        order = {"step": step, "when": when, "do": do, "seconds": seconds} | ({"vm": vm} if vm else {})
+        folder = f"{FOLDER}/orders"
+        write = (
+            f'printf %s "$1" >{folder}/.new && chown aetherscale: {folder}/.new && mv {folder}/.new {folder}/{number}'
+        )
+        self.shell(host, write, json.dumps(order))
+        wait = f"for _ in $(seq 600); do test -e {FOLDER}/taken/{number} && exit 0; sleep 0.05; done; exit 1"
+        command = self.lab.ssh_command(host, ["sh", "-c", wait])
+        watcher = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return Order(f"{when} {step} on {host}", watcher)
+
+    def forget_orders(self, host: str) -> None:
+        """Withdraw what no agent has come to."""
+        self.shell(host, f"rm -f {FOLDER}/orders/*.json")
+
+    def kill_agent(self, host: str) -> None:
+        """Kill a host's agent, as a crash would."""
+        self.shell(host, f"systemctl kill -s KILL {AGENT}")
+
+    def await_agents(self, count: int = len(HOSTS), seconds: float = 60.0) -> None:
+        """Wait until so many agents consume."""
+        self.rollout.eventually(lambda: self.client.agents_alive() == count, seconds)
+
+    # Hosts
+
+    def shell(self, host: str, script: str, *arguments: str, stdin: str | None = None) -> str:
+        """What a shell script prints on a host.
+
+        :raise LabError: when it fails.
+        """
+        return self.lab.run(host, ["sh", "-c", script, "sh", *arguments], stdin=stdin).stdout
+
+    def add_image(self, host: str, name: str = tiny_guest.NAME) -> None:
+        """Put the tiny image on a host, as site.yml would."""
+        file, manifest = f"{_IMAGES}/{tiny_guest.file_name()}", f"{_IMAGES}/{name}.json"
+        sector = tiny_guest.image()[:512].hex()
+        script = f"""set -e
+        python3 -c 'import sys; sys.stdout.buffer.write(bytes.fromhex("{sector}"))' >{file}
+        truncate -s {tiny_guest.SIZE} {file}
+        printf %s "$1" >{manifest}; chmod 644 {file} {manifest}"""
+        self.shell(host, script, tiny_guest.manifest(name))
+
+    def remove_image(self, host: str, name: str = tiny_guest.NAME) -> None:
+        """Undo `add_image`."""
+        self.shell(host, f"rm -f {_IMAGES}/{tiny_guest.file_name()} {_IMAGES}/{name}.json")
+
+    def await_guest(self, host: str, vm_id: str, boots: int = 1) -> None:
+        """Wait until a tiny guest has come up so many times: from then on it obeys the power button."""
+        console = f"/var/lib/aetherscale/vms/{vm_id}/console.log"
+        count = f'"$(grep -c {tiny_guest.READY} {console} 2>/dev/null)"'
+        self.shell(host, f"for _ in $(seq 200); do test {count} -ge {boots} && exit; sleep 0.1; done; exit 1")
+
+    # The verdict
+
+    def look(self, strict: bool = False) -> list[Violation]:
+        """What the checker finds now."""
+        hosts, broker = self._collect()
+        claims = {vm_id: claim for vm_id, claim in broker.claims.items() if vm_id not in self._older}
+        return check(hosts, replace(broker, claims=claims), self.ledger, time.time(), strict)
+
+    def _collect(self) -> tuple[list[HostView], BrokerView]:
+        return collect(self.lab, HOSTS)
+
+    def settle(self, seconds: float = SETTLE_S, *, strict: bool = False) -> float:
+        """Wait until the checker finds nothing; how long that took, in seconds.
+
+        :raise AssertionError: with what it still finds when so many seconds have passed.
+        """
+        began = time.monotonic()
+        while found := self.look(strict):
+            assert time.monotonic() - began < seconds, "not settled:\n" + "\n".join(map(str, found))
+        return time.monotonic() - began
+
+    def record(self, step: str, when: str, fault: str, verdict: str, seconds: float) -> None:
+        """A row of the matrix, for docs/reliability.md: a line of JSON in the file that AETHERSCALE_RESULTS names."""
+        path = os.environ.get("AETHERSCALE_RESULTS")
+        row = {"step": step, "when": when, "fault": fault, "verdict": verdict, "seconds": round(seconds, 1)}
+        if path:
+            with Path(path).open("a") as file:
+                file.write(json.dumps(row) + "\n")

@@ -1,0 +1,86 @@
+"""Run on a host as root, by the lab's collector: all that it has of VMs, as JSON. Needs Python alone, asks no agent."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STATE, RUN = Path("/var/lib/aetherscale"), Path("/run/aetherscale")
+CONTROL = Path("/run/systemd/system.control")
+UNIT = re.compile(r"aetherscale-vm@(.+)\.service")
+VM_ID = re.compile(r"[a-z]{8}")
+OF_A_VM = {"disk.qcow2", "console.log"}
+LINKS = {"lo", "host0"}
+
+
+def journal() -> dict[str, Any]:
+    """Every record, as its file has it."""
+    return {path.stem: json.loads(path.read_text()) for path in entries(STATE / "journal") if path.suffix == ".json"}
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if there is none."""
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def units() -> dict[str, str]:
+    """The state of each unit of a VM that systemd knows, by the VM's id."""
+    listing = ["systemctl", "list-units", "--all", "--output=json", "aetherscale-vm@*"]
+    rows = json.loads(subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
+    found = ((UNIT.fullmatch(row["unit"]), row["active"]) for row in rows)
+    return {match[1]: state for match, state in found if match}
+
+
+def drop_ins() -> set[str]:
+    """VMs for which limits are set."""
+    return {match[1] for path in entries(CONTROL) if (match := UNIT.fullmatch(path.name.removesuffix(".d")))}
+
+
+def processes() -> list[str]:
+    """The name that each QEMU was given."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            argv = path.read_bytes().split(b"\0")
+        except OSError:
+            continue  # it ended meanwhile
+        if b"qemu-system" in argv[0] and b"-name" in argv:
+            found.append(argv[argv.index(b"-name") + 1].decode().split(",")[0])
+    return sorted(found)
+
+
+def runtime() -> set[str]:
+    """VMs of which anything is under /run."""
+    return {path.name for path in entries(RUN / "vms")} | {path.stem for path in entries(RUN / "args")}
+
+
+def strays() -> Iterator[str]:
+    """What no agent should leave: drafts, broken records, files that no VM has, links that nobody made."""
+    yield from (str(path) for path in entries(STATE / "journal") if path.suffix != ".json")
+    for home in entries(STATE / "vms"):
+        yield from (str(path) for path in entries(home) if path.name not in OF_A_VM)
+    for folder in (STATE, RUN, RUN / "args", STATE / "images"):
+        yield from (str(path) for path in entries(folder) if path.name.startswith(".") or path.suffix == ".new")
+    yield from (f"link {name}" for name in os.listdir("/sys/class/net") if name not in LINKS)
+
+
+def look() -> dict[str, Any]:
+    """All of it."""
+    states, limited = units(), drop_ins()
+    return {
+        "journal": journal(),
+        "disks": [path.name for path in entries(STATE / "vms")],
+        "running": [vm_id for vm_id, state in states.items() if state in ("active", "activating", "deactivating")],
+        "units": sorted({vm_id for vm_id, state in states.items() if state != "inactive"} | limited),
+        "processes": processes(),
+        "runtime": sorted(runtime()),
+        "strays": list(strays()),
+    }
+
+
+if __name__ == "__main__":
+    json.dump(look(), sys.stdout)
