@@ -108,7 +108,9 @@ class Weather:
         units = self._stage.shell(
             host, "systemctl", "list-units", "--plain", "--no-legend", "--state=active", "aetherscale-vm@*.service"
         )
-        ids = sorted(line.split()[0].removeprefix("aetherscale-vm@").removesuffix(".service") for line in units.splitlines())
+        ids = sorted(
+            line.split()[0].removeprefix("aetherscale-vm@").removesuffix(".service") for line in units.splitlines()
+        )
         if ids:
             self._book.crash(ids[-1])
             self._book.note("crash", vm=ids[-1], host=host)

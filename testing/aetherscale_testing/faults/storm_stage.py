@@ -35,6 +35,10 @@ STATE_MIB = 192
 STATE, CONFIG, IMAGES = "var/lib/aetherscale", "etc/aetherscale/agent.toml", "/var/lib/aetherscale/images"
 AGENT, BROKER_UNIT = "aetherscale-agent.service", "rabbitmq-server.service"
 
+STOP_LIMIT = "etc/systemd/system/aetherscale-vm@.service.d/storm.conf"
+STOP_LIMIT_S = 4
+"""How long a host that reboots waits for guests that do not hear the power button; 90 s otherwise."""
+
 INVENTORY = """\
 [broker]
 {broker}
@@ -114,6 +118,9 @@ class Stage:
         config = root / CONFIG
         shutil.copy2(config, config.with_suffix(".calm"))
         config.write_text(f"heartbeat = {HEARTBEAT_S}\n{config.read_text()}")
+        limit = root / STOP_LIMIT
+        limit.parent.mkdir(parents=True, exist_ok=True)
+        limit.write_text(f"[Service]\nTimeoutStopSec={STOP_LIMIT_S}\n")
         self.lab.power_on(host)
 
     def restore(self) -> None:
@@ -125,7 +132,10 @@ class Stage:
         root = self.directory(host).root
         run_command(["umount", str(root / STATE)])
         config = root / CONFIG
-        config.with_suffix(".calm").replace(config)
+        calm = config.with_suffix(".calm")
+        config.write_text(calm.read_text())  # in place: it stays its owner's
+        calm.unlink()
+        shutil.rmtree((root / STOP_LIMIT).parent)
         self.lab.power_on(host)
 
 
