@@ -145,9 +145,7 @@ class Client(threading.Thread):
         self._rival.start(other)
         own = self._conclude(order, mine, self._line, self.name)
         rival = self._conclude(other, theirs, self._rival, self._rival_name)
-        if _RANK.index(own.outcome) >= _RANK.index(rival.outcome) and own.outcome != "refused":
-            return own
-        if rival.outcome == "refused":
+        if rival == NOT_SENT or rival.outcome == "refused" or best(rival, own) == own:
             return own
         slot.request_id = other.request_id
         return rival
@@ -210,5 +208,5 @@ class Client(threading.Thread):
 
 
 def best(*told: Told) -> Told:
-    """Of several answers to one request the one that says most."""
-    return max(told, key=lambda t: _RANK.index(t.outcome))
+    """Of several answers to one request the one that says most; that a copy was not sent says least."""
+    return max(told, key=lambda t: -1 if t == NOT_SENT else _RANK.index(t.outcome))

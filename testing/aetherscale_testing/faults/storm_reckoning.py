@@ -48,46 +48,67 @@ def find_claims(stage: Stage) -> frozenset[str]:
 
 def reckon(stage: Stage, book: Book, old_claims: frozenset[str], say: Say) -> Found:
     """Settle, ask again, compare, delete, and compare strictly."""
-    violations: dict[str, Kind] = {}
-
-    def judge(views: Views, *, strict: bool = False) -> list[Violation]:
-        hosts, broker = views
-        claims = {vm_id: claim for vm_id, claim in broker.claims.items() if vm_id not in old_claims}
-        wrong = check(hosts, replace(broker, claims=claims), book.ledger(), time.time(), strict)
-        book.note("look", strict=strict, violations=[str(violation) for violation in wrong])
-        violations.update({str(violation): violation.kind for violation in wrong})
-        return wrong
-
-    views, seconds = settle(stage)
-    judge(views)
-    vms = sum(len(_live(host)) for host in views[0])
-    say(f"settled after {seconds:.0f} s with {vms} VMs; {len(violations)} violations")
+    judge = Judge(stage, book, old_claims)
+    hosts, seconds = judge.settle()
+    vms = sum(len(_live(host)) for host in hosts)
+    say(f"settled after {seconds:.0f} s with {vms} VMs; {len(judge.violations)} violations")
     line = WireLine(find_broker(), f"storm {WHO}")
     try:
         unknown = ask_again(book, line)
-        views, _ = settle(stage)
-        judge(views)
-        say(f"{unknown} unknown outcomes asked for again; {len(violations)} violations")
-        delete_all(book, line, views[0])
+        hosts, _ = judge.settle()
+        say(f"{unknown} unknown outcomes asked for again; {len(judge.violations)} violations")
+        delete_all(book, line, hosts)
     finally:
         line.close()
-    judge(wait_empty(stage, book), strict=True)
-    say(f"all VMs deleted; {len(violations)} violations")
-    return Found(violations, seconds, unknown, vms)
+    judge.wait_empty()
+    say(f"all VMs deleted; {len(judge.violations)} violations")
+    return Found(judge.violations, seconds, unknown, vms)
 
 
-def settle(stage: Stage) -> tuple[Views, float]:
-    """Look until two looks are equal and everybody consumes, or its time is over; the last look and the seconds."""
-    began = time.monotonic()
-    before: object = None
-    while True:
-        views = lab_view.collect(stage.lab, stage.hosts)
-        now = _essence(views)
-        seconds = time.monotonic() - began
-        if (now == before and is_calm(views)) or seconds > SETTLE_S:
-            return views, seconds
-        before = now
-        time.sleep(0.5)
+class Judge:
+    """Looks at hosts and broker, and keeps what is wrong for good."""
+
+    def __init__(self, stage: Stage, book: Book, old_claims: frozenset[str]) -> None:
+        self.violations: dict[str, Kind] = {}
+        self._stage = stage
+        self._book = book
+        self._old_claims = old_claims
+
+    def settle(self) -> tuple[list[HostView], float]:
+        """Look until all is calm and nothing is wrong or changes, or its time is over; the hosts and the seconds."""
+        began = time.monotonic()
+        before: object = None
+        while True:
+            views = self._look()
+            wrong = self._check(views)
+            seconds = time.monotonic() - began
+            now = _essence(views)
+            if seconds > SETTLE_S or (is_calm(views) and now == before and not wrong):
+                self._keep(wrong, strict=False)
+                return views[0], seconds
+            before = now
+            time.sleep(0.5)
+
+    def wait_empty(self) -> None:
+        """Look until nothing is left, or every tombstone has had its time; what is left then is wrong."""
+        limit = max((entry.deadline for entry in self._book.ledger().entries), default=0.0) + TOMBSTONE_S
+        while (wrong := self._check(self._look(), strict=True)) and time.time() < limit:
+            time.sleep(1.0)
+        self._keep(wrong, strict=True)
+
+    def _look(self) -> Views:
+        hosts, broker = lab_view.collect(self._stage.lab, self._stage.hosts)
+        claims = {vm_id: claim for vm_id, claim in broker.claims.items() if vm_id not in self._old_claims}
+        return hosts, replace(broker, claims=claims)
+
+    def _check(self, views: Views, *, strict: bool = False) -> list[Violation]:
+        wrong = check(*views, self._book.ledger(), time.time(), strict)
+        self._book.note("look", strict=strict, violations=[str(violation) for violation in wrong])
+        return wrong
+
+    def _keep(self, wrong: list[Violation], *, strict: bool) -> None:
+        self._book.note("verdict", strict=strict, violations=[str(violation) for violation in wrong])
+        self.violations.update({str(violation): violation.kind for violation in wrong})
 
 
 def is_calm(views: Views) -> bool:
@@ -177,15 +198,3 @@ def delete_all(book: Book, line: WireLine, hosts: Iterable[HostView]) -> None:
         told = _ask(book, line, order)
         if told.outcome != "done":
             book.suspect(f"delete of VM {vm_id} was told {told.outcome} {told.what} when all was calm")
-
-
-def wait_empty(stage: Stage, book: Book) -> Views:
-    """Look until nothing is left, or every tombstone has had its time."""
-    limit = max((entry.deadline for entry in book.ledger().entries), default=0.0) + TOMBSTONE_S
-    while True:
-        views = lab_view.collect(stage.lab, stage.hosts)
-        hosts, broker = views
-        left = any(host.records or host.disks or host.runtime or host.units or host.processes for host in hosts)
-        if (not left and not broker.bindings) or time.time() > limit:
-            return views
-        time.sleep(1.0)
