@@ -23,7 +23,7 @@ from aetherscale_testing.faults.checker import Kind
 from aetherscale_testing.faults.storm_book import Book
 from aetherscale_testing.faults.storm_clients import Client
 from aetherscale_testing.faults.storm_faults import Weather
-from aetherscale_testing.faults.storm_plan import draw_faults
+from aetherscale_testing.faults.storm_plan import BROKER, draw_faults
 from aetherscale_testing.faults.storm_reckoning import Found, Say, find_claims, reckon
 from aetherscale_testing.faults.storm_stage import REPOSITORY, Stage, set_stage
 from aetherscale_testing.faults.storm_wire import CliLine, Line, WireLine, find_broker
@@ -143,6 +143,8 @@ def keep_journals(stage: Stage, folder: Path) -> None:
     for host in stage.everybody:
         journal = stage.shell(host, "journalctl", "--no-pager", "--output=short-iso-precise", check=False, timeout=120)
         (folder / f"{host}.journal").write_text(journal)
+    log = stage.shell(BROKER, "sh", "-c", "cat /var/log/rabbitmq/*.log", check=False)
+    (folder / f"{BROKER}.log").write_text(log)
 
 
 SUMMARY = """

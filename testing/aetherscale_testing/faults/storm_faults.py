@@ -54,7 +54,7 @@ class Weather:
     def _strike(self, fault: Fault) -> None:
         name = f"#{fault.number} {fault.kind} {fault.target}"
         self._book.note("fault", fault=name, seconds=fault.seconds)
-        fall, heal = _KINDS[fault.kind]
+        fall, heal = KINDS[fault.kind]
         began = time.monotonic()
         try:
             try:
@@ -132,7 +132,9 @@ class Weather:
     # The broker
 
     def kill_broker(self, host: str) -> None:
-        self._stage.shell(host, "systemctl", "kill", "-s", "KILL", BROKER_UNIT)
+        # until systemd has noticed, starting it would do nothing
+        noticed = f"while systemctl is-active --quiet {BROKER_UNIT}; do sleep 0.05; done"
+        self._stage.shell(host, "sh", "-c", f"systemctl kill -s KILL {BROKER_UNIT}; {noticed}")
 
     def start_broker(self, host: str) -> None:
         self._stage.shell(host, "systemctl", "start", BROKER_UNIT, timeout=180)
@@ -146,7 +148,7 @@ class Weather:
 
 Act = Callable[[Weather, str], None]
 
-_KINDS: dict[str, tuple[Act, Act]] = {
+KINDS: dict[str, tuple[Act, Act]] = {
     "agent-kill": (Weather.kill_agent, Weather.nothing),
     "agent-freeze": (Weather.freeze_agent, Weather.thaw_agent),
     "agent-restart": (Weather.restart_agent, Weather.nothing),
