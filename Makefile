@@ -14,7 +14,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit protocol-tests molecule wheelhouse lock clean
+.PHONY: help demo down test lint types unit model protocol-tests molecule wheelhouse lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -26,7 +26,7 @@ demo: $(VENV)/deploy ## a lab of three hosts, site.yml onto it, and VMs that rea
 down: ## remove the demo's lab, and leave nothing of it
 	@PYTHONPATH=lab $(PYTHON) -m aetherscale_lab.demo down
 
-test: lint types unit protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
+test: lint types unit model protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
 	@echo "make test: all passed"
 
 lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
@@ -41,7 +41,10 @@ types: $(VENV)/dev ## mypy --strict
 	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing
 
 unit: $(VENV)/dev ## unit tests: fast, no broker, no root
-	$(BIN)/python -m pytest -m "not broker and not host"
+	$(BIN)/python -m pytest -m "not broker and not host and not model"
+
+model: $(VENV)/dev ## the protocol's decisions, explored exhaustively, and each rule taken out in turn
+	$(BIN)/python -m pytest -m model
 
 protocol-tests: $(VENV)/dev ## tests of agent and CLI over a real RabbitMQ of their own
 	@tools/install-packages rabbitmq-server

@@ -69,11 +69,13 @@ class Connector:
         self._backoff.reset()
 
 
-async def stay_connected(connector: Connector, answerer: Answerer, host: Host, user: str, handler: Handler) -> None:
+async def stay_connected(
+    connector: Connector, answerer: Answerer, host: Host, user: str, handler: Handler, *, fleet_size: int
+) -> None:
     """Run one session after the other, until cancelled; the first when answers can be sent."""
     await answerer.connected.wait()
     while True:
-        session = Session(await connector.connect(), host, user, handler)
+        session = Session(await connector.connect(), host, user, handler, fleet_size=fleet_size)
         try:
             await _open(session, connector)
             reason = await session.closed()

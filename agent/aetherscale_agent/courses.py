@@ -68,6 +68,8 @@ def course_of(step: Step) -> Course:
             return ("create.hand-on", "create.acknowledge")
         case Leave():
             return ("create.acknowledge",)
+        case Rejoin(prolong=True):
+            return ("create.prolong", "create.acknowledge", *BUILD, "create.answer")
         case Rejoin():
             return ("create.acknowledge", *BUILD, "create.answer")
         case Refuse(_, final=True):

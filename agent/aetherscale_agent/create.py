@@ -53,9 +53,9 @@ class CreateFlow:
     def _first_facts(self) -> d.Facts:
         incoming, host = self._incoming, self._host
         queue = died_in(self._delivery.queue, self._delivery.headers)
-        known = host.vms.get(self._vm_id)
-        if known is not None and known.record.phase == "claimed":
-            known = None  # left over from a copy that got no further
+        vm = host.vms.get(self._vm_id)
+        record = vm.record if vm else None
+        known = d.recorded_request(record)
         facts = d.Facts(
             host=host.name,
             request_id=incoming.request_id,
@@ -65,8 +65,9 @@ class CreateFlow:
             dead_lettered=bool(queue),
             dead_host=queue_host(queue),
             fleet=self._replies.fleet,
-            recorded_request=known.record.request_id if known else None,
-            same_options=known is None or _is_such(known.record.spec, incoming.create),
+            recorded_request=known,
+            recorded_deadline=record.deadline if record else 0.0,
+            same_options=record is None or _is_such(record.spec, incoming.create),
         )
         if known is None and not facts.dead_lettered:
             self._reserve(facts)
@@ -120,6 +121,8 @@ class CreateFlow:
                 await session.offer_capacity()
             case "create.refuse", d.Refuse(error):
                 await host.refuse(self._record(), error)
+            case "create.prolong", _:
+                await host.prolong(vm_id, self._facts.deadline)
             case "create.acknowledge", _:
                 await session.acknowledge(self._delivery)
             case _:

@@ -6,6 +6,7 @@ Every rule that a step depends on is one `if` here, so that a checker can walk a
 
 from dataclasses import dataclass, field
 
+from aetherscale_agent.journal import Record
 from aetherscale_protocol.errors import Refused
 
 MAX_HOPS = 6
@@ -42,6 +43,7 @@ class Facts:
     dead_host: str = ""  #: the host in whose queue the copy died, '' if it was the shared queue
     fleet: list[str] = field(default_factory=list)  #: the hosts that the inventory names, if it is known
     recorded_request: str | None = None  #: request id of the journal's record for this VM id
+    recorded_deadline: float = 0.0  #: until when that record is kept at least
     same_options: bool = True  #: whether that record is of such a VM as this create asks for
     misfit: Refused | None = None
     offers: list[HostOffer] | None = None
@@ -63,7 +65,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Rejoin(Step):
-    """The journal knows this request: answer what it was, or will be, answered."""
+    """The journal knows this request: answer what it was, or will be, answered.
+
+    `prolong`: it is asked with a later deadline than before, and must be remembered until then.
+    """
+
+    prolong: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,11 @@ class Begin(Step):
     """It is ours: journal, bind, acknowledge, build."""
 
 
+def recorded_request(record: Record | None) -> str | None:
+    """The request that a journal's record is of; None for what is left over from a copy that got no further."""
+    return None if record is None or record.phase == "claimed" else record.request_id
+
+
 def next_step(facts: Facts) -> Step:
     """What to do next with this copy of a create."""
     if facts.recorded_request is not None:
@@ -124,7 +136,7 @@ def _known(facts: Facts) -> Step:
         other = Refused("vm-id-taken", "this request was made before, for a VM with other options", "leave its ids out")
         return Refuse(other)
     if facts.recorded_request == facts.request_id:
-        return Rejoin()
+        return Rejoin(prolong=facts.deadline > facts.recorded_deadline)
     return Refuse(
         Refused("vm-id-taken", "this VM id is taken by another request", "leave the id out, or choose another")
     )

@@ -24,10 +24,11 @@ from aetherscale_agent.envelope import (
     queue_host,
     read_envelope,
 )
-from aetherscale_agent.host import MOST_WAITING, Host, Vm
+from aetherscale_agent.host import MOST_WAITING, Host
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
+from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, VmStatus, failure, fleet_digest, success
 from aetherscale_protocol.commands import ShowVm, StopVm

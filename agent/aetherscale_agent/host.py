@@ -8,7 +8,6 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -19,6 +18,7 @@ from aetherscale_agent.journal import Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, unwritten
 from aetherscale_agent.steps import step
+from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
@@ -29,32 +29,11 @@ SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
+NEW_BROKER = "new-broker"
 CONSOLE_BYTES = 256 << 10
 """How much of a console goes into one answer, as JSON."""
 MOST_WAITING = 16
 """How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
-
-
-@dataclass
-class Vm:
-    """One VM at run time. `line` is held by the command that works on it."""
-
-    record: Record
-    state: VmState
-    line: asyncio.Lock = field(default_factory=asyncio.Lock)
-    built: asyncio.Task[None] | None = None
-    shutdown: asyncio.Task[None] | None = None
-    waiting: int = 0  #: commands in its line, the one at work included
-
-    @property
-    def exists(self) -> bool:
-        """Whether it is a VM to the outside: neither a claim only, nor a tombstone."""
-        return self.record.phase in ("bound", "ready", "deleting")
-
-    @property
-    def is_tomb(self) -> bool:
-        """Whether it is kept only so that a late copy of its create meets it."""
-        return self.record.phase == "gone"
 
 
 class Host:
@@ -307,6 +286,16 @@ class Host:
         await self.admit(record.but(phase="gone", ending=ending_of(error, record.request_id)))
         self.buried.set()
 
+    async def prolong(self, vm_id: str, deadline: float) -> None:
+        """Journal that a create was asked again with a later deadline: it, and its tombstone, last until then.
+
+        :raise Refused: `failed`, when the journal can't be written.
+        """
+        try:
+            await self._write(self.vms[vm_id], deadline=deadline)
+        except JournalError as error:
+            raise unwritten(error) from None
+
     # Start, stop, delete: called by who holds the VM's line
 
     async def look(self, vm: Vm) -> None:
@@ -497,6 +486,29 @@ class Host:
         except JournalError as error:
             log.error("VM %s: %s", vm.record.vm_id, error)
             vm.record = vm.record.but(bound=bound)
+
+    def give_up(self, vm: Vm) -> None:
+        """Undo a create that is not built, because another host turned out to hold its id."""
+        if vm.built is None:
+            error = Refused("outcome-unknown", "another host holds this VM id", "ask with show-vm")
+            vm.built = self.spawn(self._give_up(vm, error))
+
+    async def _give_up(self, vm: Vm, error: Refused) -> None:
+        async with vm.line:
+            raise await self._undo(vm, error)
+
+    @property
+    def new_broker(self) -> bool:
+        """Whether this host found a broker that did not know it, and has taken no creates since."""
+        return self.journal.has_mark(NEW_BROKER)
+
+    def note_new_broker(self) -> None:
+        """The broker does not know this host; remembered on disk, because the agent may die before it takes creates."""
+        self.journal.mark(NEW_BROKER)
+
+    def settle_in(self) -> None:
+        """The broker is new no more: this host takes creates."""
+        self.journal.unmark(NEW_BROKER)
 
     async def forget(self, vm_id: str) -> None:
         """Drop the record of a claim or a tombstone, after its binding is gone."""

@@ -85,6 +85,7 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
+        self._marks: dict[str, bool] = {}
         self._locks = [threading.Lock() for _ in range(16)]
 
     def load(self, warn: Warn) -> dict[str, Record]:
@@ -152,6 +153,26 @@ class Journal:
                 self._sync_folder()
             except OSError as error:
                 raise JournalError(f"can't remove {path}: {error.strerror}") from error
+
+    # Marks: facts about the host itself, each an empty file
+
+    def has_mark(self, name: str) -> bool:
+        """Whether this was noted, by this agent or one before it."""
+        if name not in self._marks:
+            self._marks[name] = (self._folder / name).exists()
+        return self._marks[name]
+
+    def mark(self, name: str) -> None:
+        """Note something; where that can't be written, it holds for this agent's life."""
+        self._marks[name] = True
+        with contextlib.suppress(OSError):
+            (self._folder / name).touch()
+
+    def unmark(self, name: str) -> None:
+        """It holds no more."""
+        self._marks[name] = False
+        with contextlib.suppress(OSError):
+            (self._folder / name).unlink(missing_ok=True)
 
     def _lock(self, vm_id: str) -> threading.Lock:
         return self._locks[hash(vm_id) % len(self._locks)]

@@ -112,7 +112,14 @@ async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images
         name = f"aetherscale-agent {config.host} {purpose}"
         return Connector(config.broker, name=name, heartbeat_s=config.heartbeat)
 
-    commands = stay_connected(connector("commands"), answerer, host, config.broker.user, handlers.on_message)
+    commands = stay_connected(
+        connector("commands"),
+        answerer,
+        host,
+        config.broker.user,
+        handlers.on_message,
+        fleet_size=len(config.fleet),
+    )
     consuming = asyncio.create_task(commands)
     others = [
         asyncio.create_task(keep_watchdog_fed()),

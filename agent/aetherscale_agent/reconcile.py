@@ -7,11 +7,12 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from aetherscale_agent.host import Host, Vm
+from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Ending
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_agent.recover import Finding, find
 from aetherscale_agent.steps import step
+from aetherscale_agent.vm import Vm
 from aetherscale_protocol.errors import Refused
 
 log = logging.getLogger(__name__)

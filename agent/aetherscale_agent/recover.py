@@ -57,8 +57,8 @@ def right_to(record: Record, *, has_queue: bool) -> Right:
     """
     if record.phase == "claimed":
         return Right.UNDO
-    if record.phase == "gone":
-        return Right.BIND if record.bound else Right.NONE
+    if record.phase == "gone" and not record.bound:
+        return Right.NONE
     return Right.BIND if has_queue and record.bound else Right.ASK
 
 

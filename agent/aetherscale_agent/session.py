@@ -33,6 +33,10 @@ HOST_PREFETCH = 200
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
 
+MUSTER_S, MUSTER_POLL_S = 15.0, 0.2
+"""How long agents that find a new broker wait for the fleet before they take creates."""
+LOOK_AGAIN_S = 60.0
+
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
 
 Handler = Callable[["Session", Delivery], Awaitable[None]]
@@ -45,9 +49,10 @@ class NameTaken(Exception):
 class Session:
     """The agent's dealings with the broker while one connection lasts."""
 
-    def __init__(self, connection: Connection, host: Host, user: str, handler: Handler) -> None:
+    def __init__(self, connection: Connection, host: Host, user: str, handler: Handler, *, fleet_size: int = 0) -> None:
         self.connection = connection
         self.host = host
+        self.fleet_size = fleet_size  #: how many hosts the inventory names; 0 if it is not known
         self.user = user
         self._handler = handler
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,6 +80,9 @@ class Session:
             await self._declare_shared()
         queue = topology.host_queue(self.host.name)
         has_queue = await self._is_there(lambda channel: channel.declare_queue(queue, passive=True))
+        if not has_queue:
+            self.host.note_new_broker()
+        await self._bury()
         await self._undo_claims(has_queue=has_queue)
         with step("connect.verify"):
             await self._verify(has_queue=has_queue)
@@ -84,8 +92,9 @@ class Session:
             held = await self._rebuild_directory()
         with step("connect.consume"):
             await self._consume()
+        self._spawn(self._take_creates())
         self._spawn(self._bury_tombstones())
-        self._spawn(self._follow_capacity())
+        self._spawn(self._look_again())
         return f"connected as {self.host.name}; the directory names this host for {held} VMs"
 
     async def closed(self) -> str:
@@ -185,11 +194,13 @@ class Session:
 
         The host's queue, if it is missing, is made only after this, so that an interruption starts again here.
         """
-        suspects = [vm for vm in self.host.vms.values() if right_to(vm.record, has_queue=has_queue) is Right.ASK]
-        verdicts = await asyncio.gather(*(self._may_bind(vm.record.vm_id) for vm in suspects))
-        for vm, ours in zip(suspects, verdicts, strict=True):
+        asked = [vm for vm in self.host.vms.values() if right_to(vm.record, has_queue=has_queue) is Right.ASK]
+        verdicts = await asyncio.gather(*(self._may_bind(vm.record.vm_id) for vm in asked))
+        for vm, ours in zip(asked, verdicts, strict=True):
             if ours != vm.record.bound:
                 await self.host.set_bound(vm, ours)
+            if not ours and vm.record.phase == "bound":
+                self.host.give_up(vm)
 
     async def _rebuild_directory(self) -> int:
         """Bind what is ours and finish creates that were begun; how many VMs the directory names this host for."""
@@ -219,15 +230,25 @@ class Session:
             return "a silent host"
         return answers[0].host if answers[0].ok else None
 
+    async def _bury(self) -> None:
+        """Unbind and forget each tombstone whose create's deadline has passed."""
+        for vm in list(self.host.vms.values()):
+            await self._follow(burial(vm.record, self.host.clock()), vm.record.vm_id)
+
     async def _bury_tombstones(self) -> None:
-        """Unbind and forget what is a tombstone once its create's deadline has passed."""
         while True:
             self.host.buried.clear()
-            now = self.host.clock()
-            for vm in list(self.host.vms.values()):
-                await self._follow(burial(vm.record, now), vm.record.vm_id)
+            await self._bury()
             ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
-            await _wait(self.host.buried, max(0.1, min(ends, default=now + 3600.0) - self.host.clock()))
+            await _wait(self.host.buried, max(0.1, min(ends, default=self.host.clock() + 3600.0) - self.host.clock()))
+
+    async def _look_again(self) -> None:
+        """Ask again for VMs that were contested: whoever had claimed one may have let go of it."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            if any(right_to(vm.record, has_queue=True) is Right.ASK for vm in self.host.vms.values()):
+                await self._verify(has_queue=True)
+                await self._rebuild_directory()
 
     # Claims and probes
 
@@ -289,7 +310,7 @@ class Session:
 
     async def ask_all(self, body: bytes) -> tuple[list[Answer], int]:
         """Every live host's answer to an offer, and how many did not answer in time."""
-        expected = await self._outbox.declare_queue(Queue(topology.HOSTS), passive=True)
+        expected = await self._count_hosts()
         answers = await self._ask("offer-vm", body, expected=expected)  # bound by this host itself: routable
         return answers, max(0, expected - len(answers))
 
@@ -329,8 +350,35 @@ class Session:
         await self._commands.consume(names.host_queue(self.host.name), self._on_delivery)
         await self._commands.consume(topology.UNDELIVERABLE, self._on_delivery)
         await self._creates.prefetch(1)
-        await self.offer_capacity()
+        if not self.host.new_broker:
+            await self.offer_capacity()
         await self._commands.consume(topology.HOSTS, lambda d: d.channel.ack(d))
+
+    async def _take_creates(self) -> None:
+        """Take creates, with a new broker only once the fleet is there; then follow the capacity."""
+        if self.host.new_broker:
+            await self._muster()
+            self.host.settle_in()
+        while True:
+            await self.offer_capacity()
+            await self.host.capacity_changed.wait()
+            self.host.capacity_changed.clear()
+
+    async def _muster(self) -> None:
+        """Wait until all hosts of the fleet have said which VMs they hold, or for so long that they must be down.
+
+        A new broker knows of no VM. A create that is asked again could be begun a second time here, before the host
+        that has made it is back in the directory.
+        """
+        limit = asyncio.get_running_loop().time() + MUSTER_S
+        while (there := await self._count_hosts()) < self.fleet_size:
+            if asyncio.get_running_loop().time() > limit:
+                log.warning("new broker: %d of %d hosts are there; taking creates", there, self.fleet_size)
+                return
+            await asyncio.sleep(MUSTER_POLL_S)
+
+    async def _count_hosts(self) -> int:
+        return await self._outbox.declare_queue(Queue(topology.HOSTS), passive=True)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self._spawn(self._handler(self, delivery))
@@ -338,6 +386,8 @@ class Session:
     async def offer_capacity(self) -> None:
         """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it."""
         async with self._placement_lock:
+            if self.host.new_broker:
+                return
             priority = min(self.host.score(), 2**31 - 1)
             if priority == self._priority:
                 return
@@ -345,12 +395,6 @@ class Session:
                 await self._creates.cancel(self._competing_tag)
             self._competing_tag = await self._creates.consume(topology.COMPETING, self._on_delivery, priority=priority)
             self._priority = priority
-
-    async def _follow_capacity(self) -> None:
-        while True:
-            await self.host.capacity_changed.wait()
-            self.host.capacity_changed.clear()
-            await self.offer_capacity()
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""

@@ -2,7 +2,7 @@
 
 Settings (JSON): those of the agent's configuration, and `images` (names), `cpus`, `memory` (MiB), `disk` (GiB),
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
-it is not the process's own).
+it is not the process's own), `muster` (seconds that it waits for its fleet when the broker is new).
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from aetherscale_agent import main
+from aetherscale_agent import main, session
 from aetherscale_agent.config import AgentConfig, load_config
 from aetherscale_agent.ports import HostResources
 from aetherscale_protocol.settings import BrokerSettings
@@ -36,6 +36,7 @@ def run() -> None:
     hypervisor = FakeHypervisor(total=resources, images=images, delays=delays)
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
+    session.MUSTER_S = settings.pop("muster", 0.3)
     settings["host"] = settings.pop("name", settings["host"])
     if "broker" in settings:
         settings["broker"] = BrokerSettings(**settings["broker"])

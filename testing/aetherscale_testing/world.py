@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from aetherscale_agent.host import Host, Vm
+from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Journal, Phase, Record
 from aetherscale_agent.ports import HostResources, Power, PowerChange
 from aetherscale_agent.reconcile import reconcile
+from aetherscale_agent.vm import Vm
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages

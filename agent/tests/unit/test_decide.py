@@ -164,7 +164,7 @@ def test_what_is_late_is_neither_begun_nor_placed() -> None:
 def test_a_request_that_the_journal_knows_is_rejoined_and_another_is_refused_as_taken() -> None:
     for known, step in moments():
         if known.recorded_request == known.request_id:
-            assert step == d.Rejoin()
+            assert step == d.Rejoin(prolong=known.deadline > known.recorded_deadline)
         elif known.recorded_request is not None:
             assert isinstance(step, d.Refuse)
             assert (step.error.code, step.final) == ("vm-id-taken", False)
