@@ -1,4 +1,4 @@
-"""A client of the lab's fleet that keeps to the promise's terms: it chooses ids and deadline, and asks again with them."""
+"""A client of the lab that keeps to the promise's terms: it chooses ids and deadline, and asks again with them."""
 
 import contextlib
 import json
@@ -21,11 +21,12 @@ COMMANDS: dict[Verb, str] = {
     "kill": "stop-vm",
     "delete": "delete-vm",
 }
-PATIENCE_S = 30.0
+PATIENCE_S = 20.0
 """How far ahead deadlines lie."""
 
-RETRIABLE = ("host-down", "no-host")
-"""What a client takes for "not now": it asks again with the same ids until its deadline."""
+RETRIABLE = ("host-down",)
+"""What a client takes for "not now": it asks again with the same ids until its deadline. A create that nobody took is
+refused for good: its refusal is kept, and is the answer to every copy."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from aetherscale_testing.faults import launcher, tiny_guest
 from aetherscale_testing.faults.checker import Violation, check
-from aetherscale_testing.faults.lab_client import LabClient
-from aetherscale_testing.faults.lab_view import collect
+from aetherscale_testing.faults.lab_client import Command, LabClient
+from aetherscale_testing.faults.lab_view import collect, look_at
 from aetherscale_testing.faults.ledger import Ledger
 from aetherscale_testing.faults.views import BrokerView, HostView
 from aetherscale_testing.rollout import Rollout
@@ -83,7 +84,7 @@ class LabWorld:
         self.lab = self.rollout.lab
         self.ledger = Ledger()
         self.client = LabClient(self.rollout.broker(), self.ledger)
-        self._orders = 0
+        self._orders = itertools.count(1)
         self._older = frozenset(self._collect()[1].claims)  #: of what was made before; their requests are not known
 
     # Agents under orders
@@ -111,12 +112,11 @@ class LabWorld:
         finally:
             self.remove(*HOSTS)
             for host in HOSTS:
-                self.remove_image(host)
+                self.remove_images(host)
 
     def order(self, host: str, step: str, when: str, do: str, *, vm: str | None = None, seconds: float = 0) -> Order:
         """Tell a host's agent to `kill` or `freeze` itself at a step, once."""
-        self._orders += 1
-        number = f"{self._orders:04}.json"
+        number = f"{next(self._orders):04}.json"
         order = {"step": step, "when": when, "do": do, "seconds": seconds} | ({"vm": vm} if vm else {})
         folder = f"{FOLDER}/orders"
         write = (
@@ -159,9 +159,9 @@ class LabWorld:
         printf %s "$1" >{manifest}; chmod 644 {file} {manifest}"""
         self.shell(host, script, tiny_guest.manifest(name))
 
-    def remove_image(self, host: str, name: str = tiny_guest.NAME) -> None:
+    def remove_images(self, host: str) -> None:
         """Undo `add_image`."""
-        self.shell(host, f"rm -f {_IMAGES}/{tiny_guest.file_name()} {_IMAGES}/{name}.json")
+        self.shell(host, f"rm -f {_IMAGES}/{tiny_guest.file_name()} {_IMAGES}/{tiny_guest.NAME}*.json")
 
     def await_guest(self, host: str, vm_id: str, boots: int = 1) -> None:
         """Wait until a tiny guest has come up so many times: from then on it obeys the power button."""
@@ -180,6 +180,10 @@ class LabWorld:
     def _collect(self) -> tuple[list[HostView], BrokerView]:
         return collect(self.lab, HOSTS)
 
+    def look_at(self, host: str) -> HostView:
+        """What one host has now."""
+        return look_at(self.lab, host)
+
     def settle(self, seconds: float = SETTLE_S, *, strict: bool = False) -> float:
         """Wait until the checker finds nothing; how long that took, in seconds.
 
@@ -189,6 +193,15 @@ class LabWorld:
         while found := self.look(strict):
             assert time.monotonic() - began < seconds, "not settled:\n" + "\n".join(map(str, found))
         return time.monotonic() - began
+
+    def delete_all(self) -> None:
+        """Delete the VMs that were made and not deleted."""
+        entries = self.ledger.entries
+        deleted = {entry.vm_id for entry in entries if entry.verb == "delete" and entry.told.outcome == "done"}
+        made = {entry.vm_id for entry in entries if entry.verb == "create" and entry.told.outcome == "done"}
+        for vm_id in sorted(made - deleted):
+            told = self.client.insist(Command("delete", vm_id))
+            assert told.outcome == "done" or told.what == "vm-unknown", f"delete of {vm_id}: {told}"
 
     def record(self, step: str, when: str, fault: str, verdict: str, seconds: float) -> None:
         """A row of the matrix, for docs/reliability.md: a line of JSON in the file that AETHERSCALE_RESULTS names."""
