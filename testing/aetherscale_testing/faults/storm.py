@@ -168,6 +168,13 @@ def summarise(figures: dict[str, Any]) -> str:
     return lines + "".join(f"  VIOLATION {text}\n" for text in figures["violations"])
 
 
+def report(name: str, figures: dict[str, Any]) -> None:
+    """Add the figures to the file that AETHERSCALE_RESULTS names, for docs/reliability.md: a line of JSON."""
+    if path := os.environ.get("AETHERSCALE_RESULTS"):
+        with Path(path).open("a") as file:
+            file.write(json.dumps({name: figures}) + "\n")
+
+
 def main() -> int:
     """Run a storm on a lab of its own; the exit code."""
     options = _parse(sys.argv[1:])
@@ -184,9 +191,7 @@ def main() -> int:
     except LabError as error:
         print(f"error: {error}\nhint: {error.hint or ''}", file=sys.stderr)
         return 1
-    if path := os.environ.get("AETHERSCALE_RESULTS"):
-        with Path(path).open("a") as file:
-            file.write(json.dumps({"chaos": figures}) + "\n")
+    report("chaos", figures)
     if options.record:
         Path(options.record).write_text(json.dumps(figures, indent=2) + "\n")
     print(summarise(figures) + f"  log, ledger and journals: {folder}")

@@ -172,8 +172,8 @@ class Client(threading.Thread):
 
     def _settle(self, index: int, slot: Slot, told: Told) -> None:
         verb = slot.step.verb
-        gone_for = verb == "delete" and (slot.open or not slot.exists)
-        if told.what == "vm-unknown" and slot.exists and not gone_for:
+        perhaps_deleted = verb == "delete" and (slot.open or slot.step.manner != "once")
+        if told.what == "vm-unknown" and slot.exists and not perhaps_deleted:
             self._book.suspect(f"{self.name}: {verb} of VM {slot.life.vm_id}, which exists, was told vm-unknown")
         if verb == "delete":
             slot.exists = slot.exists and told == NOT_SENT
