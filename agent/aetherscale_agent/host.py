@@ -9,9 +9,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-import msgspec
-
-from aetherscale_agent import capacity, courses
+from aetherscale_agent import capacity, courses, reports
 from aetherscale_agent.asked import UNASKED, Asked
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
@@ -27,11 +25,10 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
+WRITE_AGAIN_S = 1.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 NEW_BROKER = "new-broker"
-CONSOLE_BYTES = 256 << 10
-"""How much of a console goes into one answer, as JSON."""
 MOST_WAITING = 16
 """How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
 
@@ -60,6 +57,7 @@ class Host:
         self.boot_id = boot_id
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._later: set[asyncio.Task[None]] = set()
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -110,19 +108,7 @@ class Host:
 
     def details(self) -> list[VmDetails]:
         """A row for each VM, by id."""
-        return [self._details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
-
-    def _details(self, vm: Vm) -> VmDetails:
-        spec, record = vm.record.spec, vm.record
-        return VmDetails(
-            vm_id=record.vm_id,
-            state=vm.state,
-            image=spec.image,
-            cpus=spec.cpus,
-            memory=spec.memory,
-            disk=spec.disk,
-            since=record.since,
-        )
+        return [reports.vm_details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
 
     async def show(self, vm_id: str, console_lines: int) -> VmReport:
         """All that there is to say about a VM.
@@ -131,37 +117,14 @@ class Host:
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
-        console = _at_most(console, CONSOLE_BYTES)
-        row = {name: getattr(self._details(vm), name) for name in VmDetails.__struct_fields__}
-        return VmReport(
-            **row,
-            host=self.name,
-            created=vm.record.created,
-            accelerator=self.hypervisor.accelerator,
-            reason=vm.record.reason,
-            console=console,
-        )
+        return reports.vm_report(vm, self.name, self.hypervisor.accelerator, console)
 
     def report(self, fleet: list[str], version: str) -> HostReport:
         """What this host has, and what is free."""
-        total, left = self.hypervisor.resources(), self.free()
         existing = [vm for vm in self.vms.values() if vm.exists]
-        return HostReport(
-            host=self.name,
-            state="up",
-            cpus=total.cpus,
-            cpus_free=left.cpus,
-            memory=total.memory,
-            memory_free=left.memory,
-            disk=total.disk,
-            disk_free=left.disk,
-            vms=len(existing),
-            running=sum(vm.state == "running" for vm in existing),
-            images=sorted(self.images.list()),
-            accelerator=self.hypervisor.accelerator,
-            agent_version=version,
-            fleet=fleet,
-        )
+        total = self.hypervisor.resources()
+        images, accelerator = sorted(self.images.list()), self.hypervisor.accelerator
+        return reports.host_report(self.name, total, self.free(), existing, images, accelerator, fleet, version)
 
     # Journal
 
@@ -171,13 +134,31 @@ class Host:
         vm.record = record
 
     async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
-        """Enter a state and journal it; a journal that can't be written is logged, the state holds anyway."""
+        """Enter a state and journal it; what the journal does not take now it is given again until it does."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
+        record = vm.record.but(since=self.clock(), **changes)
         try:
-            await self._write(vm, since=self.clock(), **changes)
+            await self.journal.put(record)
         except JournalError as error:
-            log.error("VM %s is %s, but the journal does not know: %s", vm.record.vm_id, state, error)
+            log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
+            task = asyncio.create_task(self._write_later(vm))
+            self._later.add(task)
+            task.add_done_callback(self._later.discard)
+        vm.record = record
+
+    async def _write_later(self, vm: Vm) -> None:
+        """Write a VM's record as soon as that can be: a host that restarts would else do what was long undone."""
+        vm_id, written = vm.record.vm_id, None
+        while self.vms.get(vm_id) is vm and vm.record is not written:
+            await asyncio.sleep(WRITE_AGAIN_S)
+            record = vm.record
+            if self.vms.get(vm_id) is vm:
+                with contextlib.suppress(JournalError):
+                    await self.journal.put(record)
+                    written = record
+        if vm_id not in self.vms and written is not None:
+            await self.journal.drop(vm_id)  # it was forgotten while this wrote
 
     # Create
 
@@ -420,7 +401,7 @@ class Host:
             vm.state = "running"  # as far as anybody knows; the next command finds out
             raise failed("stop-vm --kill", error) from None
         with step("kill.settle", vm_id):
-            await self.settle(vm, "stopped", done=asked.finished(vm.record))
+            await self.settle(vm, "stopped", wanted="off", done=asked.finished(vm.record))
 
     async def delete(self, vm: Vm, request_id: str) -> None:
         """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.
@@ -573,17 +554,6 @@ class Host:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
             log.error("a task failed", exc_info=error)
-
-
-def _at_most(lines: list[str], size: int) -> list[str]:
-    """The last of these lines that fit into so many bytes of JSON: a message has a largest size."""
-    kept = 0
-    for line in reversed(lines):
-        size -= len(msgspec.json.encode(line)) + 1
-        if size < 0:
-            break
-        kept += 1
-    return lines[len(lines) - kept :]
 
 
 def _because(reason: object) -> str:

@@ -11,7 +11,9 @@ import logging
 import os
 import signal
 import sys
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,10 +98,12 @@ async def serve(config: AgentConfig) -> None:
     await serve_over(config, hypervisor, images)
 
 
-async def serve_over(config: AgentConfig, hypervisor: Hypervisor, images: Images) -> None:
+async def serve_over(
+    config: AgentConfig, hypervisor: Hypervisor, images: Images, *, clock: Callable[[], float] = time.time
+) -> None:
     """Run the agent over this hypervisor until SIGTERM."""
     journal = Journal(Path(config.state_dir) / "journal")
-    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id(Path(config.run_dir)))
+    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id(Path(config.run_dir)), clock=clock)
     answerer = Answerer()
     handlers = Handlers(host, answerer, config.fleet)
 

@@ -2,7 +2,9 @@
 
 Settings (JSON): those of the agent's configuration, and `images` (names), `cpus`, `memory` (MiB), `disk` (GiB),
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
-it is not the process's own), `muster` (seconds that it waits for its fleet when the broker is new).
+it is not the process's own), `keep` (true: disks and running VMs outlive the agent, in the folder `vms` of its state
+directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its
+fleet when the broker is new).
 """
 
 import asyncio
@@ -10,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -17,7 +20,8 @@ from aetherscale_agent import main, session
 from aetherscale_agent.config import AgentConfig, load_config
 from aetherscale_agent.ports import HostResources
 from aetherscale_protocol.settings import BrokerSettings
-from aetherscale_testing.fakes import Delays, FakeHypervisor, FakeImages
+from aetherscale_testing.fakes import Delays, FakeImages
+from aetherscale_testing.faults.machine import FaultyHypervisor, Machine
 
 
 class Deaf(set[str]):
@@ -29,15 +33,22 @@ class Deaf(set[str]):
 
 def run() -> None:
     """Start the agent that the first argument describes."""
-    settings = json.loads(sys.argv[1])
+    run_with(json.loads(sys.argv[1]))
+
+
+def run_with(settings: dict[str, Any]) -> None:
+    """Be the agent that these settings describe, until it is told to stop."""
     images = FakeImages(*settings.pop("images"))
     resources = HostResources(settings.pop("cpus", 64), settings.pop("memory", 16384), settings.pop("disk", 1000))
     delays = Delays(build=settings.pop("build", 0), shutdown=settings.pop("shutdown", 0))
-    hypervisor = FakeHypervisor(total=resources, images=images, delays=delays)
+    folder = Path(settings["state_dir"], "vms") if settings.pop("keep", False) else None
+    settings["host"] = settings.pop("name", settings["host"])
+    cell = settings.pop("faults", None)
+    machine = Machine(settings["host"], Path(settings["state_dir"]), images, Path(cell) if cell else None)
+    hypervisor = FaultyHypervisor(machine, total=resources, images=images, delays=delays, folder=folder)
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
     session.MUSTER_S = settings.pop("muster", 0.3)
-    settings["host"] = settings.pop("name", settings["host"])
     if "broker" in settings:
         settings["broker"] = BrokerSettings(**settings["broker"])
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}
@@ -45,7 +56,7 @@ def run() -> None:
     config = msgspec.structs.replace(base, **{"heartbeat": 1, "run_dir": f"{settings['state_dir']}/run", **known})
     main._set_up_logging("debug")
     main._lock(Path(config.state_dir))
-    asyncio.run(main.serve_over(config, hypervisor, images))
+    asyncio.run(main.serve_over(config, hypervisor, images, clock=machine.clock))
 
 
 if __name__ == "__main__":

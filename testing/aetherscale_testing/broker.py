@@ -1,13 +1,16 @@
 """A private RabbitMQ node for tests: own name, port, data and log, on loopback; nothing of the machine's own node."""
 
+import base64
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +31,20 @@ class TestBroker:
     folder: Path
     environ: dict[str, str]
     process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0  #: seconds since the epoch
 
     @property
     def address(self) -> str:
         """`host:port`, as RABBITMQ_HOST takes it."""
         return f"127.0.0.1:{self.port}"
 
+    def url(self, vhost: str = "/", port: int | None = None) -> str:
+        """The URL of one of its vhosts, for guest; `port`: of a wire to it."""
+        return f"amqp://guest@127.0.0.1:{port or self.port}/{'' if vhost == '/' else vhost}"
+
     def start(self) -> None:
         """Start the node; returns when it accepts connections."""
+        self.started_at = time.time()
         log = (self.folder / "out.log").open("ab")
         self.process = subprocess.Popen(
             [SERVER], env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -54,6 +63,16 @@ class TestBroker:
             self.ctl("stop")
         self.process.wait(START_TIMEOUT_S)
         self.process = None
+
+    def wipe(self) -> None:
+        """Lose the node and its data; what starts instead is empty, but for its users and vhosts."""
+        self.stop(hard=True)
+        self.lose_data()
+        self.start()
+
+    def lose_data(self) -> None:
+        """Take a stopped node's data away."""
+        shutil.rmtree(self.folder / "data")
 
     def ctl(self, *arguments: str, stdin: str | None = None) -> str:
         """What rabbitmqctl prints.
@@ -80,17 +99,41 @@ def _free_port() -> int:
         return port
 
 
+def _definitions(vhosts: Iterable[str]) -> dict[str, Any]:
+    """User guest, who may do everything in `/` and in these vhosts."""
+    salt = os.urandom(4)
+    hashed = base64.b64encode(salt + hashlib.sha256(salt + b"guest").digest()).decode()
+    every = {"user": "guest", "configure": ".*", "write": ".*", "read": ".*"}
+    return {
+        "users": [
+            {
+                "name": "guest",
+                "password_hash": hashed,
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "administrator",
+            }
+        ],
+        "vhosts": [{"name": vhost} for vhost in ("/", *vhosts)],
+        "permissions": [{"vhost": vhost, **every} for vhost in ("/", *vhosts)],
+    }
+
+
 @contextlib.contextmanager
-def private_broker(extra_configuration: str = "") -> Iterator[TestBroker]:
-    """A node of its own, started, and gone with all that it wrote when the block ends."""
+def private_broker(extra_configuration: str = "", vhosts: Iterable[str] = ()) -> Iterator[TestBroker]:
+    """A node of its own, started, and gone with all that it wrote when the block ends.
+
+    :param vhosts: made at every boot, beside `/`: there again when the node was wiped.
+    """
     folder = Path(tempfile.mkdtemp(prefix="aetherscale-broker-"))
     port, dist_port, epmd_port = _free_port(), _free_port(), _free_port()
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\n"
         "max_message_size = 1048576\n"
         "vm_memory_high_watermark.absolute = 1GiB\n"
+        f"load_definitions = {folder / 'definitions.json'}\n"
         "disk_free_limit.absolute = 50MB\n" + extra_configuration
     )
+    (folder / "definitions.json").write_text(json.dumps(_definitions(vhosts)))
     environ = {
         **os.environ,
         "HOME": str(folder),

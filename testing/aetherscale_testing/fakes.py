@@ -6,13 +6,21 @@ of a dictionary. One `FakeHypervisor` is one host: it outlives the agents that a
     host.broken["start"]["sgeqxcfi"] = "no such machine type"
     with host.holding("build"): ...               # every build waits until the block is left
     host.guest_powers_off("sgeqxcfi")             # … as if someone typed `poweroff` in it
+
+With a folder it outlives their processes, too: disks and running VMs are there again for the next agent.
+
+    host = FakeHypervisor(folder=Path("h1/vms"))
+    lose_power(Path("h1/vms"))                    # while no agent runs on it
 """
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import msgspec
 
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, ImageMissing, Power, PowerChange
 from aetherscale_protocol.commands import MIB_PER_GIB, CreateVm
@@ -53,6 +61,39 @@ class Delays:
     shutdown: float = 0
 
 
+@dataclass(frozen=True)
+class FakeVmFile:
+    """What a fake host's folder says of one VM: there is a disk, and a QEMU if `power` is on."""
+
+    disk: int  #: GiB
+    image: Image
+    power: Power = Power.OFF
+    rest: Power = Power.OFF  #: how it came to rest last
+    boots: int = 0
+
+
+def read_fake_vms(folder: Path) -> dict[str, FakeVmFile]:
+    """The VMs of a fake host, whether or not an agent runs on it."""
+    vms = {}
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(FileNotFoundError):  # removed since
+            vms[path.stem] = msgspec.json.decode(path.read_bytes(), type=FakeVmFile)
+    return vms
+
+
+def write_fake_vm(folder: Path, vm_id: str, vm: FakeVmFile) -> None:
+    """Write it so that it is there whole, or as it was before."""
+    draft = folder / f"{vm_id}.new"
+    draft.write_bytes(msgspec.json.encode(asdict(vm)))
+    draft.replace(folder / f"{vm_id}.json")
+
+
+def lose_power(folder: Path) -> None:
+    """A fake host on which no agent runs any more loses power: all its VMs are off."""
+    for vm_id, vm in read_fake_vms(folder).items():
+        write_fake_vm(folder, vm_id, FakeVmFile(vm.disk, vm.image, boots=vm.boots))
+
+
 @dataclass
 class _Vm:
     disk: int  #: GiB
@@ -74,6 +115,7 @@ class FakeHypervisor:
         images: FakeImages | None = None,
         delays: Delays | None = None,
         accelerator: str = "kvm",
+        folder: Path | None = None,
     ) -> None:
         self.total = total or HostResources(cpus=16, memory=32 * MIB_PER_GIB, disk=500)
         self.delays = delays or Delays()
@@ -90,6 +132,12 @@ class FakeHypervisor:
         self._listeners: list[asyncio.Queue[PowerChange]] = []
         self._accelerator = accelerator
         self._probed = False
+        self._folder = folder
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for vm_id, vm in read_fake_vms(folder).items():
+                self._vms[vm_id] = _Vm(vm.disk, vm.image, vm.power, vm.rest)
+                self.boots[vm_id], self.builds[vm_id] = vm.boots, 1
 
     # -- what the agent sees: the Hypervisor protocol
 
@@ -110,7 +158,9 @@ class FakeHypervisor:
         if self._images is not None and image.name not in self._images.list():
             raise ImageMissing(f'the file of image "{image.name}" is gone')
         if vm_id not in self._vms:
-            self._vms[vm_id] = _Vm(max(spec.disk, -(-image.virtual_size // GIB)), image)
+            vm = _Vm(max(spec.disk, -(-image.virtual_size // GIB)), image)
+            self._save(vm_id, vm, vm.power)
+            self._vms[vm_id] = vm
             self.builds[vm_id] += 1
 
     async def start(self, vm_id: str, spec: CreateVm) -> None:  # noqa: ARG002
@@ -121,6 +171,7 @@ class FakeHypervisor:
         vm = self._vms.get(vm_id)
         if vm is None:
             raise HypervisorError(f"VM {vm_id} has no disk")
+        self._save(vm_id, vm, Power.ON, boots=1)
         vm.power = Power.ON
         vm.at_rest.clear()
         self.boots[vm_id] += 1
@@ -136,8 +187,10 @@ class FakeHypervisor:
         await self._pass("kill", 0)
         self._check("kill", vm_id)
         self._rest(vm_id, Power.OFF, "its plug was pulled")
-        if vm_id in self._vms:
-            self._vms[vm_id].power = Power.OFF
+        vm = self._vms.get(vm_id)
+        if vm is not None and vm.power is not Power.OFF:
+            self._save(vm_id, vm, Power.OFF)
+            vm.power = Power.OFF
 
     async def wait_off(self, vm_id: str) -> Power:
         vm = self._vms.get(vm_id)
@@ -156,6 +209,8 @@ class FakeHypervisor:
         self._check("remove", vm_id)
         if self._is_on(vm_id):
             raise HypervisorError(f"VM {vm_id} is running")
+        if self._folder is not None:
+            (self._folder / f"{vm_id}.json").unlink(missing_ok=True)
         self._vms.pop(vm_id, None)
 
     async def list_remains(self) -> set[str]:
@@ -182,8 +237,8 @@ class FakeHypervisor:
 
     def lose_power(self) -> None:
         """The host loses power: every VM is off when it comes back, and nobody saw them go."""
-        for vm in self._vms.values():
-            self._unplug(vm, Power.OFF)
+        for vm_id, vm in self._vms.items():
+            self._unplug(vm_id, vm, Power.OFF)
 
     def print_on_console(self, vm_id: str, *lines: str) -> None:
         """The guest prints."""
@@ -231,16 +286,23 @@ class FakeHypervisor:
     def _rest(self, vm_id: str, power: Power, reason: str) -> None:
         if not self._is_on(vm_id):
             return
-        self._unplug(self._vms[vm_id], power)
+        self._unplug(vm_id, self._vms[vm_id], power)
         for queue in self._listeners:
             queue.put_nowait(PowerChange(vm_id, power, reason))
 
-    def _unplug(self, vm: _Vm, power: Power) -> None:
+    def _unplug(self, vm_id: str, vm: _Vm, power: Power) -> None:
+        self._save(vm_id, vm, power, rest=power)
         vm.power = vm.rest = power
         vm.at_rest.set()
         if vm.button is not None:
             vm.button.cancel()
             vm.button = None
+
+    def _save(self, vm_id: str, vm: _Vm, power: Power, *, rest: Power | None = None, boots: int = 0) -> None:
+        """Write what is about to change; then it may: an agent that is killed in between finds it done."""
+        if self._folder is not None:
+            file = FakeVmFile(vm.disk, vm.image, power, rest or vm.rest, self.boots[vm_id] + boots)
+            write_fake_vm(self._folder, vm_id, file)
 
     async def _listen(self, queue: asyncio.Queue[PowerChange]) -> AsyncIterator[PowerChange]:
         try:

@@ -1,21 +1,24 @@
-"""The fake hypervisor is held to the contract that the real one keeps."""
+"""The fake hypervisor is held to the contract that the real one keeps: in memory, and in a folder."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
-from aetherscale_agent.ports import Image
-from aetherscale_testing.fakes import FakeHypervisor, FakeImages
-from aetherscale_testing.hypervisor_contract import HypervisorContract, OpenWorld
+from aetherscale_agent.ports import Image, Power
+from aetherscale_testing.fakes import FakeHypervisor, FakeImages, lose_power, read_fake_vms
+from aetherscale_testing.hypervisor_contract import ONE, OTHER, SPEC, HypervisorContract, OpenWorld
 
 
 class FakeWorld:
     """The fake, and its own ways of being unkind to a VM."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.images = FakeImages("tiny", "deaf", "lost")
-        self.hypervisor = FakeHypervisor(images=self.images)
+        self.folder = folder
+        self.hypervisor = FakeHypervisor(images=self.images, folder=folder)
         self.image = self.images.list()["tiny"]
         self.deaf_image = self.images.list()["deaf"]
         self.lost_image: Image = self.images.list()["lost"]
@@ -36,6 +39,8 @@ class FakeWorld:
         self.hypervisor.broken["start"][vm_id] = "QEMU did not come up"
 
     async def restart_agent(self) -> FakeHypervisor:
+        if self.folder is not None:
+            self.hypervisor = FakeHypervisor(images=self.images, folder=self.folder)
         return self.hypervisor
 
     async def count_boots(self, vm_id: str) -> int:
@@ -51,3 +56,31 @@ class TestFakeHypervisor(HypervisorContract):
     @pytest.fixture
     def open_world(self) -> OpenWorld:
         return open_fake
+
+
+class TestFakeHypervisorInAFolder(HypervisorContract):
+    @pytest.fixture
+    def open_world(self, tmp_path: Path) -> OpenWorld:
+        @asynccontextmanager
+        async def open_folder() -> AsyncIterator[FakeWorld]:
+            yield FakeWorld(tmp_path / "vms")
+
+        return open_folder
+
+
+def test_a_host_that_loses_power_has_its_disks_but_no_vm_that_runs(tmp_path: Path) -> None:
+    world = FakeWorld(tmp_path)
+
+    async def boot() -> None:
+        for vm_id in (ONE, OTHER):
+            await world.hypervisor.build(vm_id, SPEC, world.image)
+        await world.hypervisor.start(ONE, SPEC)
+
+    asyncio.run(boot())
+    assert {vm_id: vm.power for vm_id, vm in read_fake_vms(tmp_path).items()} == {ONE: Power.ON, OTHER: Power.OFF}
+    lose_power(tmp_path)
+    again = FakeHypervisor(images=world.images, folder=tmp_path)
+    assert asyncio.run(again.list_remains()) == {ONE, OTHER}
+    assert again.power_of(ONE) is Power.OFF
+    assert again.disk_of(ONE) == SPEC.disk
+    assert again.boots[ONE] == 1

@@ -524,3 +524,27 @@ def test_neither_a_claim_nor_a_tombstone_is_a_vm(world: World, phase: Phase | No
         assert (host.details(), host.free().memory) == ([], 8192)
 
     asyncio.run(scenario())
+
+
+def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the VM would be started again when the host boots next, although its caller was told that it is off."""
+    monkeypatch.setattr(host_module, "WRITE_AGAIN_S", 0.0)
+
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        with monkeypatch.context() as patch:
+            forget_to_sync(patch)
+            await host.kill(vm)
+            known = world.on_disk()
+            assert known is not None
+            assert known.wanted == "on"
+        async with asyncio.timeout(5):
+            await asyncio.wait(set(host._later))
+        known = world.on_disk()
+        assert known is not None
+        assert known.wanted == "off"
+
+    asyncio.run(scenario())

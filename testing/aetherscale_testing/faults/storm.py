@@ -30,6 +30,10 @@ from aetherscale_testing.faults.storm_wire import CliLine, Line, WireLine, find_
 
 LAB = "chaos"
 
+RECORD = REPOSITORY / "docs/results/chaos.json"
+LONG_CREATES, LONG_FAULTS = 1000, 100
+"""From how many on a storm is long enough to be recorded."""
+
 LOST = (Kind.LOST, Kind.DISK_MISSING, Kind.BINDING_MISSING)
 DOUBLED = (Kind.DOUBLE, Kind.DONE_TWICE, Kind.BINDING_DOUBLE, Kind.PROCESSES_MANY)
 TOLD_WRONG = (Kind.TOLD_BOTH, Kind.REFUSED_EXISTS, Kind.RESURRECTED, Kind.SHOULD_RUN, Kind.SHOULD_REST)
@@ -85,7 +89,7 @@ def blow(stage: Stage, force: Force, folder: Path, say: Say) -> dict[str, Any]:
         found = reckon(stage, book, old_claims, say)
         figures = finalize_figures(stage, force, book, fallen, found, raged)
         (folder / "ledger.json").write_text(book.ledger().to_json())
-        (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        write_figures(folder / "figures.json", figures)
         if figures["violations"]:
             keep_journals(stage, folder)
         return figures
@@ -169,10 +173,15 @@ def summarise(figures: dict[str, Any]) -> str:
 
 
 def report(name: str, figures: dict[str, Any]) -> None:
-    """Add the figures to the file that AETHERSCALE_RESULTS names, for docs/reliability.md: a line of JSON."""
-    if path := os.environ.get("AETHERSCALE_RESULTS"):
-        with Path(path).open("a") as file:
-            file.write(json.dumps({name: figures}) + "\n")
+    """Write the figures down for docs/reliability.md, if AETHERSCALE_RESULTS names a folder."""
+    if folder := os.environ.get("AETHERSCALE_RESULTS"):
+        write_figures(Path(folder) / f"{name}.json", figures)
+
+
+def write_figures(path: Path, figures: dict[str, Any]) -> None:
+    """Write the figures to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def main() -> int:
@@ -192,8 +201,8 @@ def main() -> int:
         print(f"error: {error}\nhint: {error.hint or ''}", file=sys.stderr)
         return 1
     report("chaos", figures)
-    if options.record:
-        Path(options.record).write_text(json.dumps(figures, indent=2) + "\n")
+    if figures["creates"] >= LONG_CREATES and figures["faults"] >= LONG_FAULTS:
+        write_figures(RECORD, figures)
     print(summarise(figures) + f"  log, ledger and journals: {folder}")
     return int(bool(figures["violations"]))
 
@@ -205,7 +214,6 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=6, help="(default: %(default)s)")
     parser.add_argument("--gap", type=float, default=8.0, help="mean seconds between faults (default: %(default)s)")
     parser.add_argument("--folder", default="build/chaos", help="for logs (default: %(default)s)")
-    parser.add_argument("--record", metavar="FILE", help="also write the figures there")
     return parser.parse_args(arguments)
 
 

@@ -1,0 +1,126 @@
+"""The matrix as data: which scenario comes to a step, which faults there are, and which cells make no sense. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from aetherscale_agent.steps import STEPS, When
+
+Scenario = Literal[
+    "create", "hand-on", "refuse", "start", "stop", "kill", "delete", "restart", "restart-bare", "undo", "bury"
+]
+
+SCENARIOS: Mapping[Scenario, str] = {
+    "create": "a create that its host takes",
+    "hand-on": "a create that the preferred host can't take, because it lacks the image",
+    "refuse": "a create for which no host has room",
+    "start": "a start of a VM that is off",
+    "stop": "a shutdown of a VM that runs",
+    "kill": "the same by pulling its plug",
+    "delete": "a deletion of a VM that runs",
+    "restart": "an agent is killed while it builds, and started again, with VMs in several states",
+    "restart-bare": "the same, and its queue was deleted meanwhile",
+    "undo": "an agent is killed when it has claimed an id and no more, and started again",
+    "bury": "the deadline of a deleted VM's create passes",
+}
+
+BROKER_FAULTS: Mapping[str, str] = {
+    "broker-killed": "the broker is killed, and started again",
+    "broker-wiped": "the broker is killed, and an empty one is started in its place",
+}
+"""They hit all cells of a batch at once."""
+
+FAULTS: Mapping[str, str] = {
+    "agent-killed": "the agent is killed, and started again",
+    "agent-frozen": "the agent is frozen until the broker has given it up, and woken",
+    "power-lost": "the host loses power, with all its VMs, and boots",
+    "network-cut": "the network falls silent until the broker has given the agent up, and is there again",
+    "twice": "the command is delivered twice",
+    "resend": "the client asks again with the same request id",
+    "client-gone": "the client goes away",
+    "same-id": "another client creates a VM of the same id at that moment",
+    "clock-ahead": "the host's clock is ten minutes ahead",
+    "clock-behind": "the host's clock is ten minutes behind",
+    "disk-full": "the host's disk is full for two seconds",
+    "build-fails": "qemu-img fails",
+    "start-fails": "QEMU does not start",
+    "qemu-dies": "QEMU starts and dies at once",
+    "image-gone": "the base image is gone",
+    **BROKER_FAULTS,
+}
+
+BY_STEP: Mapping[str, Scenario] = {
+    "create.offers": "hand-on",
+    "create.hand-on": "hand-on",
+    "create.refuse": "refuse",
+    "connect.unbind": "undo",
+    "connect.forget": "undo",
+    "connect.verify": "restart-bare",
+    "connect.queue": "restart-bare",
+}
+BY_PREFIX: Mapping[str, Scenario] = {
+    "create": "create",
+    "build": "create",
+    "start": "start",
+    "stop": "stop",
+    "kill": "kill",
+    "delete": "delete",
+    "erase": "delete",
+    "agent": "restart",
+    "connect": "restart",
+    "bury": "bury",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One cell of the matrix."""
+
+    step: str
+    when: When
+    fault: str
+
+    @property
+    def scenario(self) -> Scenario:
+        """What comes to its step."""
+        return scenario_of(self.step)
+
+    def __str__(self) -> str:
+        return f"{self.when} {self.step}: {self.fault}"
+
+
+def scenario_of(step: str) -> Scenario:
+    """The scenario that comes to a step."""
+    return BY_STEP.get(step) or BY_PREFIX[step.partition(".")[0]]
+
+
+def all_cells() -> Iterator[Cell]:
+    """Every cell, those included that make no sense, in the steps' order."""
+    whens: tuple[When, When] = ("before", "after")
+    return (Cell(step, when, fault) for step in STEPS for when in whens for fault in FAULTS)
+
+
+def why_not(cell: Cell) -> str | None:
+    """Why a cell makes no sense; None if it does."""
+    if cell.fault in ("build-fails", "image-gone") and not _comes_to(cell, "build.disk"):
+        return "no disk is made on this host from here on"
+    if cell.fault in ("start-fails", "qemu-dies") and not _comes_to(cell, "build.start", "start.qemu"):
+        return "no QEMU is started on this host from here on"
+    if cell.fault == "client-gone" and cell.scenario == "bury":
+        return "nobody waits for an answer"
+    return None
+
+
+def _comes_to(cell: Cell, *works: str) -> bool:
+    """Whether the meeting host does one of these steps after the fault falls."""
+    order = list(STEPS)
+    if cell.scenario in ("restart", "restart-bare", "undo"):
+        return True  # a create is built, or built again, once it is connected
+    if cell.scenario not in ("create", "start"):
+        return False
+    for work in works:
+        same_course = scenario_of(work) == cell.scenario
+        done = order.index(cell.step) > order.index(work) or (cell.step, cell.when) == (work, "after")
+        if same_course and not done:
+            return True
+    return False

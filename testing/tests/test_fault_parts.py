@@ -1,0 +1,151 @@
+"""The parts of the matrix, each by itself: a machine on which things go wrong, meetings, what is seen from outside."""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aetherscale_agent import connect, recover, session, steps
+from aetherscale_agent.journal import Journal, JournalError, Record
+from aetherscale_agent.ports import HypervisorError, Power
+from aetherscale_protocol.commands import CreateVm
+from aetherscale_testing.fakes import FakeImages
+from aetherscale_testing.faults.fakehosts import look_at
+from aetherscale_testing.faults.listing import read_views
+from aetherscale_testing.faults.machine import CLOCK, FaultyHypervisor, Machine
+from aetherscale_testing.faults.meeting import Hall
+from aetherscale_testing.faults.views import ClaimView, QueueView, RecordView
+
+ID, OTHER = "sgeqxcfi", "abcdefgh"
+SPEC = CreateVm(image="a", vm_id=ID, memory=64, disk=1)
+RECORD = Record(vm_id=ID, request_id="r1", spec=SPEC, deadline=10.0, created=1.0, phase="claimed")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """A machine in this very process; what it changes of the agent is put back."""
+    monkeypatch.setattr(os, "fsync", os.fsync)
+    for module in (recover, session):
+        monkeypatch.setattr(module, "TOMBSTONE_SLACK_S", recover.TOMBSTONE_SLACK_S)
+    monkeypatch.setattr(session, "LOOK_FOR_BURIALS_S", session.LOOK_FOR_BURIALS_S)
+    monkeypatch.setattr(connect, "LONGEST_DELAY_S", connect.LONGEST_DELAY_S)
+    (tmp_path / "cell" / "h1").mkdir(parents=True)
+    yield Machine("h1", tmp_path / "cell" / "h1", FakeImages("a"), tmp_path / "cell")
+    steps.watch(None)
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[Hall]:
+    with contextlib.closing(Hall(tmp_path)) as waiting:
+        yield waiting
+
+
+def hypervisor_of(machine: Machine, folder: Path) -> FaultyHypervisor:
+    return FaultyHypervisor(machine, images=machine.images, folder=folder / "vms")
+
+
+def test_a_full_disk_takes_no_record_and_no_overlay_until_there_is_space(machine: Machine, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal")
+    journal.load(pytest.fail)
+    hypervisor = hypervisor_of(machine, tmp_path)
+    machine.suffer({"disk-full": 60})
+    with pytest.raises(JournalError, match="No space left"):
+        asyncio.run(journal.put(RECORD))
+    with pytest.raises(HypervisorError, match="No space left"):
+        asyncio.run(hypervisor.build(ID, SPEC, machine.images.list()["a"]))
+    asyncio.run(journal.drop(ID))  # a full disk hinders nobody from removing
+    machine.suffer({})
+    asyncio.run(journal.put(RECORD))
+    asyncio.run(hypervisor.build(ID, SPEC, machine.images.list()["a"]))
+
+
+def test_a_clock_is_off_as_long_as_its_file_says_so(machine: Machine) -> None:
+    file = machine._clock_file
+    assert file.name == CLOCK
+    assert abs(machine.clock() - time.time()) < 1
+    file.write_text("-600")
+    assert abs(machine.clock() - time.time() + 600) < 1
+    file.unlink()
+    assert abs(machine.clock() - time.time()) < 1
+
+
+def test_what_fails_fails_so_often_and_no_more(machine: Machine, tmp_path: Path) -> None:
+    async def run() -> None:
+        hypervisor = hypervisor_of(machine, tmp_path)
+        image = machine.images.list()["a"]
+        machine.suffer({"build-fails": 1, "start-fails": 1, "qemu-dies": 1})
+        with pytest.raises(HypervisorError, match="qemu-img"):
+            await hypervisor.build(ID, SPEC, image)
+        await hypervisor.build(ID, SPEC, image)
+        with pytest.raises(HypervisorError, match="did not come up"):
+            await hypervisor.start(ID, SPEC)
+        assert hypervisor.power_of(ID) is Power.OFF
+        changes = hypervisor.changes()
+        await hypervisor.start(ID, SPEC)
+        assert (await anext(changes)).power is Power.FAILED
+        await hypervisor.start(ID, SPEC)
+        assert hypervisor.power_of(ID) is Power.ON
+
+    asyncio.run(run())
+
+
+def test_an_agent_stands_still_at_the_armed_step_once_and_no_other_does(machine: Machine, hall: Hall) -> None:
+    cell = machine._cell
+    assert cell is not None
+    hall.arm(cell, "h1", "before", "create.claim")
+    machine.on_step("after", "create.claim", ID)
+    Machine("h2", cell, FakeImages(), cell).on_step("before", "create.claim", ID)
+    assert hall.wait(cell, 0) is None
+    stands = threading.Thread(target=machine.on_step, args=("before", "create.claim", ID), daemon=True)
+    stands.start()
+    meeting = hall.wait(cell, 5)
+    assert meeting is not None
+    assert (meeting.host, meeting.pid, meeting.vm_id) == ("h1", os.getpid(), ID)
+    assert stands.is_alive()
+    meeting.answer({"image-gone": "a"})
+    stands.join(5)
+    assert machine.images.list() == {}
+    machine.on_step("before", "create.claim", ID)
+    assert hall.wait(cell, 0) is None
+
+
+def test_a_host_is_seen_by_its_files_alone(machine: Machine, tmp_path: Path) -> None:
+    async def run() -> None:
+        journal = Journal(tmp_path / "journal")
+        journal.load(pytest.fail)
+        await journal.put(RECORD)
+        hypervisor = hypervisor_of(machine, tmp_path)
+        for vm_id in (ID, OTHER):
+            await hypervisor.build(vm_id, SPEC, machine.images.list()["a"])
+        await hypervisor.start(ID, SPEC)
+
+    asyncio.run(run())
+    (tmp_path / "journal" / f"{OTHER}.new").touch()
+    view = look_at("h1", tmp_path)
+    assert view.records == {ID: RecordView("claimed", "r1", bound=False, deadline=10.0, wanted="on")}
+    assert view.disks == {ID, OTHER}
+    assert view.running == view.units == {ID}
+    assert view.processes == {ID: 1}
+    assert view.strays == (f"{OTHER}.new",)
+
+
+def test_a_brokers_lines_are_read_vhost_by_vhost() -> None:
+    lines = [
+        ["q", "one", "computing-host.h1", "3", "2", "1", "", ""],
+        ["q", "one", f"claim.{ID}", "0", "0", "0", "h1", "720000"],
+        ["b", "one", "computing", "computing-host.h1", f"vm.{ID}"],
+        ["b", "one", "computing", "computing-host.h1", "host.h1"],
+        ["b", "two", "", "any", "any"],
+    ]
+    views = read_views(lines, 5.0)
+    assert views["one"].queues["computing-host.h1"] == QueueView(3, 2, 1)
+    assert views["one"].claims == {ID: ClaimView("h1", 720000)}
+    assert views["one"].bindings == {ID: frozenset({"h1"})}
+    assert views["one"].other_bindings == {("computing", "computing-host.h1", "host.h1")}
+    assert views["one"].started == 5.0
+    assert views["two"].other_bindings == {("", "any", "any")}

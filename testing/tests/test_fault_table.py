@@ -1,0 +1,57 @@
+"""The matrix as data is complete: every step, both sides of it, every fault; and what is left out says why."""
+
+from collections import Counter
+
+import pytest
+
+from aetherscale_agent.steps import STEPS
+from aetherscale_testing.faults.table import BROKER_FAULTS, FAULTS, SCENARIOS, Cell, all_cells, why_not
+from aetherscale_testing.faults.trouble import FAULTS as PLAYED
+
+LEFT_OUT = {"build-fails", "image-gone", "start-fails", "qemu-dies", "client-gone"}
+
+
+def test_every_step_meets_every_fault_before_and_after_it_once() -> None:
+    cells = Counter(all_cells())
+    assert len(cells) == len(STEPS) * 2 * len(FAULTS)
+    assert set(cells.values()) == {1}
+
+
+def test_every_fault_can_be_played() -> None:
+    assert set(PLAYED) | set(BROKER_FAULTS) == set(FAULTS)
+
+
+def test_every_scenario_comes_to_a_step() -> None:
+    assert {cell.scenario for cell in all_cells()} == set(SCENARIOS)
+
+
+def test_only_faults_of_what_a_step_does_not_do_are_left_out() -> None:
+    assert {cell.fault for cell in all_cells() if why_not(cell)} <= LEFT_OUT
+
+
+def test_no_step_and_no_fault_is_left_out_altogether() -> None:
+    played = [cell for cell in all_cells() if why_not(cell) is None]
+    assert {cell.step for cell in played} == set(STEPS)
+    assert {cell.fault for cell in played} == set(FAULTS)
+
+
+@pytest.mark.parametrize(
+    ("step", "when", "fault", "played"),
+    [
+        ("create.claim", "before", "build-fails", True),
+        ("build.disk", "before", "build-fails", True),
+        ("build.disk", "after", "build-fails", False),
+        ("build.start", "before", "qemu-dies", True),
+        ("build.start", "after", "qemu-dies", False),
+        ("start.qemu", "before", "start-fails", True),
+        ("start.settle", "before", "start-fails", False),
+        ("start.qemu", "before", "image-gone", False),
+        ("delete.look", "before", "start-fails", False),
+        ("connect.bind", "after", "build-fails", True),
+        ("create.hand-on", "before", "build-fails", False),
+        ("bury.unbind", "before", "client-gone", False),
+        ("erase.qemu", "after", "disk-full", True),
+    ],
+)
+def test_a_fault_falls_only_where_something_can_still_fail(step: str, when: str, fault: str, played: bool) -> None:
+    assert (why_not(Cell(step, "before" if when == "before" else "after", fault)) is None) is played
