@@ -58,9 +58,9 @@ class Connector:
 
     async def wait(self, why: str) -> None:
         """Say why, if that is news, and wait."""
-        if why != self._said:
-            log.warning("%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
-            self._said = why
+        level = logging.DEBUG if why == self._said else logging.WARNING
+        log.log(level, "%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
+        self._said = why
         await asyncio.sleep(self._backoff.next())
 
     def worked(self) -> None:
