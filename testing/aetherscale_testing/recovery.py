@@ -6,9 +6,12 @@ read off the broker's own log and a watcher that asks the broker for its consume
 The broker's return is the moment its log says "started TCP listener": before it the kernel refuses connections.
 """
 
+import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -56,10 +59,11 @@ class Recovery:
     peak: int  #: most connections that were accepted within 100 ms
     per_100_ms: list[int]  #: accepted connections
     refused: int  #: tries that failed while the broker was away
-    refused_peak: int  #: most of them within 100 ms, the first second after its death left out
+    refused_peak: int  #: most of them within 100 ms, the first five seconds after its death left out
     late_failures: int  #: tries that failed after its return
     agents_cpu: float  #: of all agents, from the broker's return until all consume
     broker_cpu: float  #: the same of the broker
+    busy_cores: float  #: cores that the whole machine kept busy meanwhile, on average, others' work included
 
     @property
     def consuming(self) -> float:
@@ -117,15 +121,16 @@ class Herd:
         self.broker.log.unlink(missing_ok=True)
         self.broker.launch()
         returned = self._wait_for_return()
-        before = self._cpu()
+        before, looked = self._cpu(), time.time()
         with _Watcher(self.broker) as watcher:
             seen = watcher.follow(len(self.agents), returned)
             answers = self._wait_for_answers() - returned
         spent = [after - begin for after, begin in zip(self._cpu(), before, strict=True)]
+        busy = spent[2] / (time.time() - looked)
         accepted = _stamps(self.broker.log, "accepting AMQP connection")
         tries = [stamp for log in self._logs() for stamp in _agent_stamps(log, "trying on")]
         buckets = _buckets([stamp - returned for stamp in accepted])
-        failed = [stamp for stamp in tries if died + 1 < stamp < returned]
+        failed = [stamp for stamp in tries if died + 5 < stamp < returned]
         return Recovery(
             agents=len(self.agents),
             vms=self.vms,
@@ -144,6 +149,7 @@ class Herd:
             late_failures=sum(stamp >= returned for stamp in tries),
             agents_cpu=round(spent[0], 2),
             broker_cpu=round(spent[1], 2),
+            busy_cores=round(busy, 2),
         )
 
     def _logs(self) -> list[Path]:
@@ -168,10 +174,12 @@ class Herd:
             time.sleep(0.1)
         raise TimeoutError(f"{len(came)} of {len(self.agents)} agents can answer")
 
-    def _cpu(self) -> tuple[float, float]:
-        """What all agents have used, and what the broker has, in seconds."""
+    def _cpu(self) -> tuple[float, float, float]:
+        """What all agents, the broker, and the whole machine have used, in seconds."""
         agents = sum(cpu_seconds(agent.process.pid) for agent in self.agents if agent.process)
-        return agents, cpu_seconds(int(Path(self.broker.environ["RABBITMQ_PID_FILE"]).read_text()))
+        broker = cpu_seconds(int(Path(self.broker.environ["RABBITMQ_PID_FILE"]).read_text()))
+        user, nice, system, _idle, _waiting, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return agents, broker, (user + nice + system + sum(interrupts[:2])) / _TICK
 
 
 class _Watcher:
@@ -293,3 +301,41 @@ def _buckets(times: Sequence[float]) -> list[int]:
     for at in times:
         counts[int(max(at, 0) / BUCKET_S)] += 1
     return counts
+
+
+_COUNT = """
+import json, os
+from aetherscale_agent import broker, connect
+from aetherscale_testing import agent
+calls = {"channels": 0, "methods": 0}
+def counted(of, name, key):
+    was = getattr(of, name)
+    async def call(*args, **more):
+        calls[key] += 1
+        return await was(*args, **more)
+    setattr(of, name, call)
+counted(broker.Connection, "channel", "channels")
+counted(broker.Channel, "_call", "methods")
+async def closed(_session):
+    print(json.dumps(calls), flush=True)
+    os._exit(0)
+connect.Session.closed = closed
+agent.run()
+"""
+
+
+def count_calls(broker: TestBroker, folder: Path, vms: int = 3) -> dict[str, int]:
+    """How many channels an agent opens, and how many other methods it waits for, until it consumes; on both its
+    connections together, its queue and what all agents share being there."""
+    _give_vms(folder / "count", vms)
+    settings = {"host": "count", "state_dir": str(folder / "count"), "images": ["a"], "broker": {"url": broker.url()}}
+    for _ in range(2):  # the first finds a new broker
+        done = subprocess.run(
+            [sys.executable, "-c", _COUNT, json.dumps(settings | {"keep": True})],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    counted: dict[str, int] = json.loads(done.stdout)
+    return counted
