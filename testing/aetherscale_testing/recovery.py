@@ -91,7 +91,7 @@ class Herd:
         """Start them, each with its VMs running, and wait until all consume."""
         for begin in range(0, len(self.agents), ABREAST):
             for agent in self.agents[begin : begin + ABREAST]:
-                _give_vms(agent.folder, self.vms)
+                give_vms(agent.folder, self.vms)
                 agent.start()
             wanted = min(begin + ABREAST, len(self.agents))
             if begin == 0:
@@ -250,7 +250,7 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
-def _give_vms(folder: Path, count: int) -> None:
+def give_vms(folder: Path, count: int) -> None:
     """Write VMs to a host's journal and its fake hypervisor, as if they had been created long ago."""
     shutil.rmtree(folder, ignore_errors=True)
     journal, disks = folder / "journal", folder / "vms"
@@ -327,7 +327,7 @@ agent.run()
 def count_calls(broker: TestBroker, folder: Path, vms: int = 3) -> dict[str, int]:
     """How many channels an agent opens, and how many other methods it waits for, until it consumes; on both its
     connections together, its queue and what all agents share being there."""
-    _give_vms(folder / "count", vms)
+    give_vms(folder / "count", vms)
     settings = {"host": "count", "state_dir": str(folder / "count"), "images": ["a"], "broker": {"url": broker.url()}}
     for _ in range(2):  # the first finds a new broker
         done = subprocess.run(
