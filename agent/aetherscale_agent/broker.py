@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,6 +233,29 @@ class Channel:
     async def bind(self, binding: Binding) -> None:
         """Bind a queue; nothing happens if it is bound so already."""
         await self._call("queue_bind", binding.queue, binding.exchange, routing_key=binding.key)
+
+    async def bind_all(self, bindings: Sequence[Binding]) -> None:
+        """Bind queues. Only the last is waited for: the broker handles what comes on a channel in its order."""
+        for binding in bindings[:-1]:
+            self._start("queue_bind", binding.queue, binding.exchange, routing_key=binding.key)
+        for binding in bindings[-1:]:
+            await self.bind(binding)
+
+    async def check(self, *things: Exchange | Queue) -> None:
+        """Return if all of these are there; one round trip for all. The arguments of queues are not compared.
+
+        :raise Declined: when one is not there; the channel is closed then.
+        """
+        for thing in things[:-1]:
+            if isinstance(thing, Exchange):
+                self._start("exchange_declare", thing.name, thing.type, passive=True)
+            else:
+                self._start("queue_declare", thing.name, passive=True)
+        for thing in things[-1:]:
+            if isinstance(thing, Exchange):
+                await self.declare_exchange(thing, passive=True)
+            else:
+                await self.declare_queue(thing, passive=True)
 
     async def unbind(self, binding: Binding) -> None:
         """Undo a binding; nothing happens if there is none."""

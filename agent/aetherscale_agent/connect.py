@@ -39,7 +39,10 @@ class Backoff:
 
 
 class Connector:
-    """Opens connections to one broker, waiting between tries."""
+    """Opens connections to one broker, waiting between tries.
+
+    What works for one need not be waited for by its `peer`: an agent that can hear should be able to answer.
+    """
 
     def __init__(self, settings: BrokerSettings, *, name: str, heartbeat_s: int) -> None:
         self._settings = settings
@@ -47,6 +50,8 @@ class Connector:
         self.heartbeat_s = heartbeat_s
         self._backoff = Backoff()
         self._said = ""
+        self._pause: asyncio.Future[None] | None = None
+        self.peer: Connector | None = None  #: the agent's other one, to the same broker
 
     async def connect(self) -> Connection:
         """A connection, however long it takes."""
@@ -58,15 +63,25 @@ class Connector:
 
     async def wait(self, why: str) -> None:
         """Say why, if that is news, and wait."""
-        if why != self._said:
-            log.warning("%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
-            self._said = why
-        await asyncio.sleep(self._backoff.next())
+        level = logging.DEBUG if why == self._said else logging.WARNING
+        log.log(level, "%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
+        self._said = why
+        delay = self._backoff.next()
+        pause = asyncio.ensure_future(asyncio.sleep(delay))
+        if delay > FIRST_DELAY_S:  # a short one is kept, or two that work and fail in turn would not wait at all
+            self._pause = pause
+        try:
+            await asyncio.wait({pause})
+        finally:
+            pause.cancel()
+            self._pause = None
 
     def worked(self) -> None:
-        """It works: the next failure is news, and is answered quickly."""
+        """It works: the next failure is news, and is answered quickly; and the peer waits no longer."""
         self._said = ""
         self._backoff.reset()
+        if self.peer is not None and self.peer._pause is not None:
+            self.peer._pause.cancel()
 
 
 async def stay_connected(

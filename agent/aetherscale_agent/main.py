@@ -116,8 +116,10 @@ async def serve_over(
         name = f"aetherscale-agent {config.host} {purpose}"
         return Connector(config.broker, name=name, heartbeat_s=config.heartbeat)
 
+    hears, answers = connector("commands"), connector("answers")
+    hears.peer, answers.peer = answers, hears
     commands = stay_connected(
-        connector("commands"),
+        hears,
         answerer,
         host,
         config.broker.user,
@@ -128,7 +130,7 @@ async def serve_over(
     others = [
         asyncio.create_task(keep_watchdog_fed()),
         asyncio.create_task(host.watch(changes)),
-        asyncio.create_task(answer_forever(answerer, connector("answers"))),
+        asyncio.create_task(answer_forever(answerer, answers)),
     ]
     ended = await _first_end([consuming, *others])
     notify("STOPPING=1")

@@ -7,6 +7,7 @@ because the broker gives its message to somebody else; work that has passed it b
 import asyncio
 import contextlib
 import logging
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import ShowVm, encode_request
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.names import host_key, vm_key
-from aetherscale_protocol.topology import EXCHANGE, Binding, Queue, ReplyTo
+from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, Queue, ReplyTo
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ OFFER_WAIT_S = 1.0
 LOOK_FOR_BURIALS_S = 60.0
 """How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
-MUSTER_S, MUSTER_POLL_S = 15.0, 0.2
+MUSTER_S = 15.0
 """How long agents that find a new broker wait for the fleet before they take creates."""
+MUSTER_POLL_S, MUSTER_POLLS_PER_S = 0.2, 200
+"""How often each asks for the fleet; and how often, at most, all of them together."""
 LOOK_AGAIN_S = 60.0
 
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
@@ -87,15 +90,13 @@ class Session:
         :raise Declined: when the broker refuses something that an agent needs.
         """
         await self._take_name()
-        self._commands = await self._channel()
-        self._creates = await self._channel()
-        self._outbox = await self._channel()
+        self._commands, self._creates, self._outbox = await asyncio.gather(*(self._channel() for _ in range(3)))
         await self._outbox.confirm()
         await self._outbox.consume(ReplyTo, self._on_reply)
         with step("connect.declare"):
             await self._declare_shared()
         queue = topology.host_queue(self.host.name)
-        has_queue = await self._is_there(lambda channel: channel.declare_queue(queue, passive=True))
+        has_queue = await self._is_there(queue)
         if not has_queue:
             self.host.note_new_broker()
         await self._bury(has_queue=has_queue)
@@ -137,45 +138,41 @@ class Session:
         return channel
 
     async def _take_name(self) -> None:
-        channel = await self.connection.channel()
+        self._spare = await self.connection.channel()
         try:
             with step("connect.name"):
-                await channel.declare_queue(Queue(names.lock_queue(self.host.name)), exclusive=True)
+                await self._spare.declare_queue(Queue(names.lock_queue(self.host.name)), exclusive=True)
         except Declined as error:
             if error.code == LOCKED:
                 raise NameTaken(self.host.name) from None
             raise
 
     async def _declare_shared(self) -> None:
+        """Declare what all agents share, needing rights only for what is not there already."""
+        if await self._is_there(*topology.EXCHANGES, *topology.SHARED_QUEUES):
+            return
         for exchange in topology.EXCHANGES:
-            await self._ensure(lambda c, p, e=exchange: c.declare_exchange(e, passive=p))
+            if not await self._is_there(exchange):
+                await self._commands.declare_exchange(exchange)
         for queue in topology.SHARED_QUEUES:
-            if await self._ensure(lambda c, p, q=queue: c.declare_queue(q, passive=p)):
-                for binding in topology.SHARED_BINDINGS:
-                    if binding.queue == queue.name:
-                        await self._commands.bind(binding)
+            if not await self._is_there(queue):
+                await self._commands.declare_queue(queue)
+                await self._commands.bind_all([b for b in topology.SHARED_BINDINGS if b.queue == queue.name])
 
     async def _declare_own_queue(self) -> None:
         await self._commands.declare_queue(topology.host_queue(self.host.name))
-        await asyncio.gather(*(self._commands.bind(b) for b in topology.host_bindings(self.host.name)))
+        await self._commands.bind_all(topology.host_bindings(self.host.name))
 
-    async def _ensure(self, declare: Callable[..., Awaitable[Any]]) -> bool:
-        """Declare what may be there already, needing rights only if it is not; True if it was not there."""
-        if await self._is_there(lambda channel: declare(channel, True)):
-            return False
-        await declare(self._commands, False)
-        return True
-
-    async def _is_there(self, declare_passively: Callable[[Channel], Awaitable[Any]]) -> bool:
-        """Whether the broker has something; on a channel of its own, because a no closes it."""
-        channel = await self.connection.channel()
+    async def _is_there(self, *things: Exchange | Queue) -> bool:
+        """Whether the broker has all of these; on a channel that nothing else needs, because a no closes it."""
+        if self._spare.closed.done():
+            self._spare = await self.connection.channel()
         try:
-            await declare_passively(channel)
+            await self._spare.check(*things)
         except Declined as error:
             if error.code != NOT_FOUND:
                 raise
             return False
-        channel.close()
         return True
 
     # The directory
@@ -223,7 +220,7 @@ class Session:
     async def _rebuild_directory(self) -> int:
         """Bind what is ours and finish creates that were begun; how many VMs the directory names this host for."""
         ours = [vm for vm in self.host.vms.values() if vm.record.bound]
-        await asyncio.gather(*(self.bind(vm.record.vm_id) for vm in ours))
+        await self._commands.bind_all([self._binding(vm.record.vm_id) for vm in ours])
         for vm in ours:
             if vm.record.phase == "bound":
                 self.host.build(vm)
@@ -372,13 +369,18 @@ class Session:
     # Consuming
 
     async def _consume(self) -> None:
+        await asyncio.gather(self._consume_commands(), self._consume_creates())
+        await self._commands.consume(topology.HOSTS, lambda d: d.channel.ack(d))
+
+    async def _consume_commands(self) -> None:
         await self._commands.prefetch(HOST_PREFETCH)
         await self._commands.consume(names.host_queue(self.host.name), self._on_delivery)
         await self._commands.consume(topology.UNDELIVERABLE, self._on_delivery)
+
+    async def _consume_creates(self) -> None:
         await self._creates.prefetch(1)
         if not self.host.new_broker:
             await self.offer_capacity()
-        await self._commands.consume(topology.HOSTS, lambda d: d.channel.ack(d))
 
     async def _take_creates(self) -> None:
         """Take creates, with a new broker only once the fleet is there; then follow the capacity."""
@@ -398,11 +400,12 @@ class Session:
         that has made it is back in the directory.
         """
         limit = asyncio.get_running_loop().time() + MUSTER_S
+        interval = max(MUSTER_POLL_S, self.fleet_size / MUSTER_POLLS_PER_S)
         while (there := await self._count_hosts()) < self.fleet_size:
             if asyncio.get_running_loop().time() > limit:
                 log.warning("new broker: %d of %d hosts are there; taking creates", there, self.fleet_size)
                 return
-            await asyncio.sleep(MUSTER_POLL_S)
+            await asyncio.sleep(random.uniform(interval / 2, interval))
 
     async def settled_in(self) -> None:
         """Wait until creates may be begun here, and those that nobody took refused (see `_muster`)."""

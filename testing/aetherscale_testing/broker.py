@@ -38,20 +38,29 @@ class TestBroker:
         """`host:port`, as RABBITMQ_HOST takes it."""
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def log(self) -> Path:
+        """The node's log: a line with a time in microseconds for each connection that it accepts."""
+        return self.folder / "log" / f"{self.environ['RABBITMQ_NODENAME']}.log"
+
     def url(self, vhost: str = "/", port: int | None = None) -> str:
         """The URL of one of its vhosts, for guest; `port`: of a wire to it."""
         return f"amqp://guest@127.0.0.1:{port or self.port}/{'' if vhost == '/' else vhost}"
 
     def start(self) -> None:
         """Start the node; returns when it accepts connections."""
+        self.launch()
+        pid_file = self.environ["RABBITMQ_PID_FILE"]
+        self.ctl("wait", "--timeout", str(START_TIMEOUT_S), pid_file)
+        self.ctl("await_startup", "--timeout", str(START_TIMEOUT_S))
+
+    def launch(self) -> None:
+        """Start the node, and wait for nothing."""
         self.started_at = time.time()
         log = (self.folder / "out.log").open("ab")
         self.process = subprocess.Popen(
             [SERVER], env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-        pid_file = self.environ["RABBITMQ_PID_FILE"]
-        self.ctl("wait", "--timeout", str(START_TIMEOUT_S), pid_file)
-        self.ctl("await_startup", "--timeout", str(START_TIMEOUT_S))
 
     def stop(self, *, hard: bool = False) -> None:
         """Stop the node (`hard`: as a crash would); its data stays."""

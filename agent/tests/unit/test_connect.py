@@ -92,3 +92,56 @@ def test_after_it_worked_the_same_cause_is_news_again(
     with caplog.at_level(logging.WARNING):
         asyncio.run(scenario())
     assert len(caplog.records) == 2
+
+
+def pair() -> tuple[Connector, Connector]:
+    one, other = (Connector(BrokerSettings(), name=name, heartbeat_s=5) for name in ("one", "other"))
+    one.peer, other.peer = other, one
+    return one, other
+
+
+def wear_out(connector: Connector) -> None:
+    """Let its next delay be a long one."""
+    for _ in range(9):
+        connector._backoff.next()
+
+
+def test_what_works_for_one_connection_is_not_waited_for_by_the_other() -> None:
+    async def scenario() -> None:
+        one, other = pair()
+        wear_out(other)
+        waiting = asyncio.create_task(other.wait("refused"))
+        await asyncio.sleep(0)
+        one.worked()
+        async with asyncio.timeout(LONGEST_DELAY_S / 4):
+            await waiting
+
+    asyncio.run(scenario())
+
+
+def test_two_connections_that_work_and_fail_in_turn_wait_all_the_same() -> None:
+    async def scenario() -> None:
+        one, other = pair()
+        waiting = asyncio.create_task(other.wait("lost"))
+        await asyncio.sleep(0)
+        begin = asyncio.get_running_loop().time()
+        one.worked()
+        await waiting
+        assert asyncio.get_running_loop().time() - begin > FIRST_DELAY_S / 4
+
+    asyncio.run(scenario())
+
+
+def test_a_wait_that_is_cancelled_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        one, other = pair()
+        wear_out(other)
+        waiting = asyncio.create_task(other.wait("refused"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        await asyncio.sleep(0)
+        assert len(asyncio.all_tasks()) == 1
+        one.worked()
+
+    asyncio.run(scenario())

@@ -549,3 +549,18 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
         assert known.wanted == "off"
 
     asyncio.run(scenario())
+
+
+def test_a_create_that_is_asked_again_while_it_is_built_loses_nothing_of_what_was_built(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await bind(host)
+        with world.hypervisor.holding("start") as started:
+            built = host.build(vm)
+            prolonged = asyncio.create_task(host.prolong(ID, DEADLINE + 10))
+            started.set()
+            await asyncio.gather(built, prolonged)
+        assert (vm.record.phase, vm.record.deadline) == ("ready", DEADLINE + 10)
+        assert world.on_disk() == vm.record
+
+    asyncio.run(scenario())

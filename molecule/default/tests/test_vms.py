@@ -10,6 +10,7 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from aetherscale_testing.client import SeedClient
+from aetherscale_testing.memory import read_rollup
 from aetherscale_testing.rollout import Rollout
 
 HOSTS = ("h1", "h2")
@@ -225,6 +226,13 @@ def test_a_full_fleet_refuses_with_every_hosts_reason(fleet: Rollout) -> None:
     assert "error: no host can take this VM" in done.stderr
     for host in HOSTS:
         assert f"  {host}: memory: 921600 MiB wanted" in done.stderr
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_an_agent_that_has_worked_takes_less_than_60_mb(fleet: Rollout, host: str) -> None:
+    pid = fleet.run(host, "systemctl", "show", "-P", "MainPID", "aetherscale-agent.service")
+    rollup = fleet.run(host, "cat", f"/proc/{pid}/smaps_rollup")
+    assert 1 < read_rollup(rollup)["Rss"] < 60e6 / (1 << 20)
 
 
 def test_an_operator_can_do_no_more_than_publish_commands(fleet: Rollout) -> None:
