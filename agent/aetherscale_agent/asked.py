@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from aetherscale_agent.journal import Done, Record
+from aetherscale_agent.refusals import ending_of
+from aetherscale_protocol.errors import Refused
 
 UNTIMED_S = 600.0
 """How long a command without a deadline is remembered."""
@@ -11,29 +13,36 @@ MOST_KEPT = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """Who asks for a change: the request's id, and its deadline in seconds since the epoch, if it has one."""
+    """Who asks for a change: the request's id, and its deadline in seconds since the epoch, if it has one.
+
+    `request_id` is empty for a client that named none. Such a client may mean two equal commands to be two.
+    """
 
     request_id: str = ""
     deadline: float | None = None
 
     def begun(self, record: Record, now: float) -> tuple[Done, ...]:
         """The VM's commands once this one is begun; those whose deadline has passed can't be asked again."""
-        others = [d for d in record.done if d.until > now and d.request_id != self.request_id][-MOST_KEPT:]
+        others = [d for d in record.done if d.until >= now and d.request_id != self.request_id][-MOST_KEPT:]
         if not self.request_id:
             return tuple(others)
         until = self.deadline if self.deadline is not None else now + UNTIMED_S
         return (*others, Done(request_id=self.request_id, until=until))
 
-    def finished(self, record: Record) -> tuple[Done, ...]:
-        """The VM's commands once this one has come to its end."""
-        return tuple(d.but(finished=True) if d.request_id == self.request_id else d for d in record.done)
+    def find(self, record: Record) -> Done | None:
+        """What is remembered of this, if it was asked before."""
+        return next((d for d in record.done if d.request_id == self.request_id), None)
 
     def is_over(self, record: Record) -> bool:
         """Whether this was begun before, and has come to its end or been overtaken by another command."""
-        ids = [d.request_id for d in record.done]
-        if self.request_id not in ids:
-            return False
-        return record.done[ids.index(self.request_id)].finished or ids[-1] != self.request_id
+        done = self.find(record)
+        return done is not None and (done.finished or done is not record.done[-1])
+
+
+def ended(record: Record, error: Refused | None = None) -> tuple[Done, ...]:
+    """The VM's commands once those at work have come to their end. `error`: what they failed with, if they did."""
+    ending = None if error is None else ending_of(error, "")
+    return tuple(d if d.finished else d.but(finished=True, ending=ending) for d in record.done)
 
 
 UNASKED = Asked()

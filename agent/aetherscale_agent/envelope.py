@@ -41,6 +41,7 @@ class Incoming:
     reply_to: str
     correlation_id: str | None
     internal: bool  #: it was sent by an agent
+    named: bool = True  #: the client chose the request id; else it is made of what the message holds
 
     @property
     def create(self) -> CreateVm:
@@ -119,6 +120,7 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
         reply_to=properties.reply_to or "",
         correlation_id=properties.correlation_id,
         internal=internal,
+        named=bool(properties.message_id),
     )
 
 

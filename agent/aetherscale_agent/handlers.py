@@ -7,13 +7,13 @@ import logging
 from collections.abc import Awaitable
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
 
 from aetherscale_agent import courses
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
 from aetherscale_agent.create import CreateFlow
+from aetherscale_agent.decide import recorded_request
 from aetherscale_agent.envelope import (
     DEFAULT_PATIENCE_S,
     Incoming,
@@ -27,6 +27,7 @@ from aetherscale_agent.envelope import (
 from aetherscale_agent.forget import Forgetter
 from aetherscale_agent.host import MOST_WAITING, Host
 from aetherscale_agent.lifecycle import Act, act_on
+from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
@@ -52,7 +53,6 @@ class Handlers:
         self._answerer = answerer
         self.fleet = fleet
         self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
-        self._creates: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def on_message(self, session: Session, delivery: Delivery) -> None:
         """Handle one message of any queue, whatever it holds."""
@@ -63,14 +63,14 @@ class Handlers:
                 incoming = read_envelope(delivery.body, properties, own_user=session.user)
                 await self._dispatch(session, delivery, incoming)
             except Refused as error:
+                await session.acknowledge(delivery)  # first: what was said no to must not come again, and be done
                 self._refuse(properties, delivery.key, error)
-                delivery.channel.ack(delivery)
         except (BrokerLost, Declined, asyncio.CancelledError):
             raise  # the session ends with this: the broker gives the message to somebody else
         except Exception:
             log.exception("a %.80r from %.80r failed", delivery.key, properties.user_id or "an unsigned client")
+            await session.acknowledge(delivery)
             self._refuse(properties, delivery.key, self._internal_error())
-            delivery.channel.ack(delivery)
 
     def _refuse(self, properties: Any, key: str, error: Refused) -> None:
         who = properties.user_id or "an unsigned client"
@@ -101,11 +101,12 @@ class Handlers:
             return
         if queue:
             raise _undeliverable(queue, incoming, self._host.name)
+        if incoming.request.vm_id is not None and incoming.request.command.changes:
+            await self._change(session, delivery, incoming)
+            return
         check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         if isinstance(incoming.request.options, ForgetHost):
             await self._forget(session, delivery, incoming)
-        elif incoming.request.command.changes:
-            await self._change(session, delivery, incoming)
         else:
             self._answer(incoming, await self._read(incoming))
             delivery.channel.ack(delivery)
@@ -164,6 +165,8 @@ class Handlers:
             self._answer(incoming, self._success(VmStatus(status="deleted", vm_id=vm_id)))
             delivery.channel.ack(delivery)
             return
+        if known is None or _asked(incoming).find(known.record) is None:
+            check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         vm = self._host.get(vm_id)
         if vm.waiting >= MOST_WAITING:
             raise Refused("wrong-state", f"{vm.waiting} commands wait for this VM already", "repeat it later")
@@ -181,18 +184,31 @@ class Handlers:
 
     async def _take_over(self, session: Session, delivery: Delivery, incoming: Incoming, vm: Vm) -> Act:
         """Take the part of a command's course that is tied to the connection; what is to be done after it."""
-        if not vm.exists:
+        deleted = _deleted_by(vm, incoming)  # by a copy of it, for which this one waited
+        if not vm.exists and not deleted:
             raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
-        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
-        verb, act = _verb(incoming), Act.NOTHING
-        for name in courses.tied(courses.CHANGES[verb]):
+        act = Act.NOTHING
+        for name in courses.tied(courses.CHANGES[_verb(incoming)]):
             with step(name, vm.record.vm_id):
                 if name.endswith(".acknowledge"):
                     await session.acknowledge(delivery)
-                else:
+                elif not deleted:
                     await self._host.look(vm)
-                    act = Act.NOTHING if _asked(incoming).is_over(vm.record) else act_on(verb, vm.state)
+                    act = await self._choose(vm, incoming)
         return act
+
+    async def _choose(self, vm: Vm, incoming: Incoming) -> Act:
+        """What a command does to its VM; nothing, if it was done before, or was begun and it is too late by now."""
+        asked, now = _asked(incoming), self._host.clock()
+        if asked.find(vm.record) is None:
+            check_deadline(incoming.deadline, now, self._host.name)
+        elif asked.is_over(vm.record) or (incoming.deadline is not None and now > incoming.deadline):
+            return Act.NOTHING
+        try:
+            return act_on(_verb(incoming), vm.state)
+        except Refused as error:
+            await self._host.note(vm, asked, error)
+            raise
 
     async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus:
         """Do acknowledged work in the VM's line; waiting for its guest is done outside of that."""
@@ -249,13 +265,25 @@ class Handlers:
                 await host.kill(vm, asked)
                 return VmStatus(status="stopped", vm_id=vm_id)
             case Act.REMOVE:
-                await host.delete(vm, incoming.request_id)
+                await host.delete(vm, incoming.request_id, incoming.deadline)
                 return VmStatus(status="deleted", vm_id=vm_id)
             case Act.NOTHING:
-                if asked.is_over(vm.record):
-                    return VmStatus(status=_DONE[_verb(incoming)], vm_id=vm_id)
-                state = "stopped" if vm.state == "failed" else vm.state
-                return VmStatus(status=state, vm_id=vm_id)
+                return await self._status(vm, incoming)
+
+    async def _status(self, vm: Vm, incoming: Incoming) -> VmStatus:
+        """What a command that does nothing is answered: its outcome, if it was done before; else how things are.
+
+        :raise Refused: what it was refused with before.
+        """
+        asked, vm_id = _asked(incoming), vm.record.vm_id
+        done = asked.find(vm.record)
+        if done is not None and done.ending is not None:
+            raise ending_refusal(done.ending)
+        if _deleted_by(vm, incoming) or (done is not None and done.finished):
+            return VmStatus(status=_DONE[_verb(incoming)], vm_id=vm_id)
+        if done is None:
+            await self._host.note(vm, asked)
+        return VmStatus(status="stopped" if vm.state == "failed" else vm.state, vm_id=vm_id)
 
     async def _wait_off(self, vm: Vm, incoming: Incoming) -> VmStatus:
         if incoming.deadline is None:
@@ -272,7 +300,10 @@ class Handlers:
         incoming = _completed(incoming, self._host.clock())
         vm_id = incoming.create.vm_id
         assert vm_id is not None
-        async with self._creates.setdefault(vm_id, asyncio.Lock()):  # lives while somebody holds it, or waits for it
+        async with self._host.turn(vm_id):
+            known = self._host.vms.get(vm_id)
+            if recorded_request(known.record if known else None) is None:
+                await session.settled_in()
             try:
                 await CreateFlow(self, self._host, session, delivery, incoming).run()
             finally:
@@ -327,7 +358,7 @@ _DONE = {"start-vm": "starting", "stop-vm": "stopped", "stop-vm --kill": "stoppe
 
 
 def _asked(incoming: Incoming) -> Asked:
-    return Asked(incoming.request_id, incoming.deadline)
+    return Asked(incoming.request_id if incoming.named else "", incoming.deadline)
 
 
 def _deleted_by(vm: Vm, incoming: Incoming) -> bool:

@@ -8,13 +8,15 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from weakref import WeakValueDictionary
 
 from aetherscale_agent import capacity, courses, reports
-from aetherscale_agent.asked import UNASKED, Asked
+from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
-from aetherscale_agent.refusals import ending_of, ending_refusal, failed, unwritten
+from aetherscale_agent.records import Records
+from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
 from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
@@ -54,9 +56,10 @@ class Host:
         self.buried = asyncio.Event()  #: some VM became a tombstone
         self.journal = journal
         self.boot_id = boot_id
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._later: set[asyncio.Task[None]] = set()
+        self._records = Records(journal, self.vms)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -75,6 +78,10 @@ class Host:
         if vm is None:
             raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
         return vm
+
+    def turn(self, vm_id: str) -> asyncio.Lock:
+        """Held by whoever settles whether an id is known here: one copy of a create, or a tombstone's burial."""
+        return self._turns.setdefault(vm_id, asyncio.Lock())  # lives while somebody holds it, or waits for it
 
     def free(self) -> capacity.Free:
         """What is left for new VMs; what creates in hand have reserved is counted."""
@@ -127,30 +134,20 @@ class Host:
 
     # Journal
 
-    async def _write(self, vm: Vm, **changes: object) -> None:
-        async with vm.pen:
-            record = vm.record.but(**changes)
-            await self.journal.put(record)
-            vm.record = record
-
-    async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
-        """Enter a state and journal it; what the journal does not take now it is given again until it does."""
+    async def settle(self, vm: Vm, state: VmState, error: Refused | None = None, **changes: object) -> None:
+        """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        async with vm.pen:
-            record = vm.record.but(since=self.clock(), **changes)
-            try:
-                await self.journal.put(record)
-            except JournalError as error:
-                log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
-                self._write_later(record.vm_id)
-            vm.record = record
+        await self._records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
 
-    def _write_later(self, vm_id: str) -> None:
-        later = self.journal.put_later(vm_id, lambda: self.vms[vm_id].record if vm_id in self.vms else None)
-        task = asyncio.create_task(later)
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+    async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
+        """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
+
+        The journal learns of it with the VM's next change; until then there is nothing that it could undo.
+        """
+        async with vm.pen:
+            vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
+            vm.record = vm.record.but(done=ended(vm.record, error))
 
     # Create
 
@@ -176,7 +173,7 @@ class Host:
         """
         vm = self.vms[vm_id]
         try:
-            await self._write(vm, phase="bound", bound=True, since=self.clock())
+            await self._records.write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
             refusal = unwritten(error)
             vm.record = vm.record.but(phase="gone", bound=True, ending=ending_of(refusal, vm.record.request_id))
@@ -230,7 +227,7 @@ class Host:
             case "build.start":
                 await self.hypervisor.start(record.vm_id, record.spec)
             case "build.journal":
-                await self._write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
+                await self._records.write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
                 vm.state = "running"
             case _:
                 raise AssertionError(f"no way to take {name}")
@@ -260,14 +257,9 @@ class Host:
         self.buried.set()
 
     async def prolong(self, vm_id: str, deadline: float) -> None:
-        """Journal that a create was asked again with a later deadline: it, and its tombstone, last until then.
-
-        :raise Refused: `outcome-unknown`, when the journal can't be written: what it came to before stands.
-        """
-        try:
-            await self._write(self.vms[vm_id], deadline=deadline)
-        except JournalError as error:
-            raise Refused("outcome-unknown", f"{error}; what this create came to before stands", "repeat it") from None
+        """Journal, now or later, that a create was asked again: it, and its tombstone, last until that deadline."""
+        vm = self.vms[vm_id]
+        await self._records.change(vm, lambda r: r.but(deadline=max(deadline, r.deadline)))
 
     # Start, stop, delete: called by who holds the VM's line
 
@@ -290,26 +282,35 @@ class Host:
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Start a VM that is off.
 
-        :raise Refused: `failed`, when QEMU does not come up, or the journal can't be written.
+        :raise Refused: `failed`, when QEMU does not come up, or the journal can't be written; `deadline-passed`, when
+            the deadline passed while the intent was written, or before an agent came back to a start that was cut off.
         """
         vm_id = vm.record.vm_id
+        start_by = asked.deadline or vm.record.start_by
         try:
+            self.check_deadline(start_by or None)
             with step("start.journal", vm_id):
                 # without a boot id: an agent that is killed in between starts it again when it comes back in time
-                done, start_by = asked.begun(vm.record, self.clock()), asked.deadline or vm.record.start_by
-                await self._write(
+                done = asked.begun(vm.record, self.clock())
+                await self._records.write(
                     vm, wanted="on", boot_id="", start_by=start_by, since=self.clock(), reason="", done=done
                 )
+            self.check_deadline(start_by or None)  # again: it may have been frozen meanwhile
             vm.state = "starting"
             with step("start.qemu", vm_id):
                 await self.hypervisor.start(vm_id, vm.record.spec)
+        except Refused as late:
+            await self.settle(vm, "stopped", late, wanted="off", start_by=0.0, reason=late.reason)
+            raise
         except Exception as error:
             if not isinstance(error, HypervisorError | JournalError):
                 log.exception("VM %s: start failed", vm_id)
-            await self.settle(vm, "failed", wanted="off", start_by=0.0, reason=str(error))
-            raise failed("start-vm", error) from None
+            refusal = failed("start-vm", error)
+            await self.note(vm, asked, refusal)  # its intent, too, may be what could not be written
+            await self.settle(vm, "failed", refusal, wanted="off", start_by=0.0, reason=str(error))
+            raise refusal from None
         with step("start.settle", vm_id):
-            await self.settle(vm, "running", boot_id=self.boot_id, start_by=0.0, done=asked.finished(vm.record))
+            await self.settle(vm, "running", boot_id=self.boot_id, start_by=0.0)
 
     async def press(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Begin to shut a VM down by its power button; `settled` tells how it went on.
@@ -317,22 +318,26 @@ class Host:
         :raise Refused: `failed`, when the journal can't be written; nothing was changed.
         """
         if vm.shutdown is not None and not vm.shutdown.done():
+            async with vm.pen:  # it ends with the shutdown that it joins, and is journalled with its outcome
+                vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
             return
         try:
             with step("stop.journal", vm.record.vm_id):
                 done = asked.begun(vm.record, self.clock())
-                await self._write(vm, wanted="off", since=self.clock(), reason="", done=done)
+                await self._records.write(vm, wanted="off", since=self.clock(), reason="", done=done)
         except JournalError as error:
-            raise failed("stop-vm", error) from None
-        self.begin_shutdown(vm, asked)
+            refusal = failed("stop-vm", error)
+            await self.note(vm, asked, refusal)
+            raise refusal from None
+        self.begin_shutdown(vm)
 
-    def begin_shutdown(self, vm: Vm, asked: Asked = UNASKED) -> None:
+    def begin_shutdown(self, vm: Vm) -> None:
         """Press the power button until the guest is off, or has ignored it for long."""
         log.info("VM %s: %s -> stopping", vm.record.vm_id, vm.state)
         vm.state = "stopping"
-        vm.shutdown = self.spawn(self._shut_down(vm, asked))
+        vm.shutdown = self.spawn(self._shut_down(vm))
 
-    async def _shut_down(self, vm: Vm, asked: Asked) -> None:
+    async def _shut_down(self, vm: Vm) -> None:
         vm_id = vm.record.vm_id
         off = asyncio.create_task(self.hypervisor.wait_off(vm_id))
         limit = time.monotonic() + SHUTDOWN_LIMIT_S
@@ -347,14 +352,16 @@ class Host:
                     await asyncio.wait({off}, timeout=min(PRESS_EVERY_S, max(0.0, limit - time.monotonic())))
             if off.done():
                 with step("stop.settle", vm_id):
-                    await self._came_to_rest(vm, off.result(), "", done=asked.finished(vm.record))
+                    await self._came_to_rest(vm, off.result(), "")
             else:
-                why = f"the guest ignored the power button for {SHUTDOWN_LIMIT_S:.0f} s"
-                await self.settle(vm, "running", wanted="on", reason=why)
+                await self._go_on_running(vm, f"the guest ignored the power button for {SHUTDOWN_LIMIT_S:.0f} s")
         except HypervisorError as error:
-            await self.settle(vm, "running", wanted="on", reason=f"whether it is off can't be told: {error}")
+            await self._go_on_running(vm, f"whether it is off can't be told: {error}")
         finally:
             off.cancel()
+
+    async def _go_on_running(self, vm: Vm, why: str) -> None:
+        await self.settle(vm, "running", ignored(why), wanted="on", reason=why)
 
     async def settled(self, vm: Vm, patience_s: float) -> VmState:
         """The state of a VM that is being shut down, when that is over, or after so many seconds.
@@ -368,8 +375,7 @@ class Host:
                 async with vm.line:
                     return vm.state if vm.exists else "stopped"
         if vm.state == "running":
-            hint = "stop-vm --kill pulls the plug"
-            raise Refused("guest-ignored", vm.record.reason or "the guest runs again", hint)
+            raise ignored(vm.record.reason or "the guest runs again")
         return vm.state
 
     async def kill(self, vm: Vm, asked: Asked = UNASKED) -> None:
@@ -379,39 +385,43 @@ class Host:
         """
         await self._cancel_shutdown(vm)
         vm_id = vm.record.vm_id
-        try:
-            with step("kill.journal", vm_id):
-                await self._write(
-                    vm, wanted="off", since=self.clock(), reason="", done=asked.begun(vm.record, self.clock())
-                )
-        except JournalError as error:
-            log.warning("VM %s: its plug is pulled without a record of the intent: %s", vm_id, error)
+        now = self.clock()
+        with step("kill.journal", vm_id):  # a full disk does not stop this
+            await self._records.change(
+                vm, lambda r: r.but(wanted="off", since=now, reason="", done=asked.begun(r, now))
+            )
         try:
             with step("kill.qemu", vm_id):
                 await self.hypervisor.kill(vm_id)
         except HypervisorError as error:
             vm.state = "running"  # as far as anybody knows; the next command finds out
-            raise failed("stop-vm --kill", error) from None
+            refusal = failed("stop-vm --kill", error)
+            await self.note(vm, asked, refusal)
+            raise refusal from None
         with step("kill.settle", vm_id):
-            await self.settle(vm, "stopped", wanted="off", done=asked.finished(vm.record))
+            await self.settle(vm, "stopped", wanted="off")
 
-    async def delete(self, vm: Vm, request_id: str) -> None:
-        """Remove a VM and its disk, whatever state it is in; a tombstone stays until its create's deadline.
+    async def delete(self, vm: Vm, request_id: str, deadline: float | None = None) -> None:
+        """Remove a VM and its disk, whatever state it is in.
+
+        A tombstone stays until its create's deadline, and until this one: whoever asks again is told that it was done.
 
         :raise Refused: `failed`, when something could not be removed; it is tried again when the agent starts.
         """
         await self._cancel_shutdown(vm)
         vm.state = "deleting"
         ending = Ending(code="vm-unknown", reason="VM was deleted", request_id=request_id)
-        if not await self.erase(vm, ending):
+        if not await self.erase(vm, ending, until=deadline or 0.0):
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 
-    async def erase(self, vm: Vm, ending: Ending) -> bool:
-        """Remove a VM, leaving a tombstone; False if something of it is left.
+    async def erase(self, vm: Vm, ending: Ending, *, until: float = 0.0) -> bool:
+        """Remove a VM, leaving a tombstone (at least `until` then); False if something of it is left.
 
         A full disk does not stop this: it is what frees space. The record is written again when that is done.
         """
         vm_id = vm.record.vm_id
+        async with vm.pen:
+            vm.record = vm.record.but(deadline=max(until, vm.record.deadline))
         try:
             for name in courses.ERASE:
                 with step(name, vm_id):
@@ -429,7 +439,7 @@ class Host:
         match name:
             case "erase.journal":
                 try:
-                    await self._write(vm, phase="deleting", ending=ending, wanted="off")
+                    await self._records.write(vm, phase="deleting", ending=ending, wanted="off")
                 except JournalError as error:
                     log.warning("VM %s: removed without a record of the intent: %s", vm.record.vm_id, error)
             case "erase.qemu":
@@ -454,12 +464,9 @@ class Host:
             vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
-        """Journal whether the directory may name this host for a VM; one that can't be written is logged."""
-        try:
-            await self._write(vm, bound=bound)
-        except JournalError as error:
-            log.error("VM %s: %s", vm.record.vm_id, error)
-            vm.record = vm.record.but(bound=bound)
+        """Journal, now or later, whether the directory may name this host for a VM."""
+        if self.vms.get(vm.record.vm_id) is vm:  # it may have been buried while the broker was asked
+            await self._records.change(vm, lambda r: r.but(bound=bound))
 
     def give_up(self, vm: Vm) -> None:
         """Undo a create that is not built, because another host turned out to hold its id."""
@@ -469,6 +476,8 @@ class Host:
 
     async def _give_up(self, vm: Vm, error: Refused) -> None:
         async with vm.line:
+            if vm.record.ending is not None:
+                raise ending_refusal(vm.record.ending)  # it was deleted while this waited
             raise await self._undo(vm, error)
 
     @property
@@ -486,12 +495,16 @@ class Host:
 
     async def forget(self, vm_id: str) -> None:
         """Drop the record of a claim or a tombstone, after its binding is gone."""
-        try:
-            await self.journal.drop(vm_id)
-        except JournalError as error:
-            log.error("VM %s: %s", vm_id, error)
+        vm = self.vms.get(vm_id)
+        if vm is None:
             return
-        self.vms.pop(vm_id, None)
+        async with vm.pen:
+            try:
+                await self.journal.drop(vm_id)
+            except JournalError as error:
+                log.error("VM %s: %s", vm_id, error)
+                return
+            del self.vms[vm_id]
 
     async def _cancel_shutdown(self, vm: Vm) -> None:
         if vm.shutdown is not None:
@@ -511,7 +524,8 @@ class Host:
         if vm is None:
             return
         if change.power is Power.ON:
-            vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
+            async with vm.pen:
+                vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
             return
         async with vm.line:  # a command at work may have started it just now: it ended after that
             if not vm.exists or vm.state != "running":
@@ -520,9 +534,9 @@ class Host:
                 return  # old news: it was started again since
             await self._came_to_rest(vm, change.power, change.reason)
 
-    async def _came_to_rest(self, vm: Vm, power: Power, reason: str, **changes: object) -> None:
+    async def _came_to_rest(self, vm: Vm, power: Power, reason: str) -> None:
         state: VmState = "failed" if power is Power.FAILED and vm.state != "stopping" else "stopped"
-        await self.settle(vm, state, wanted="off", reason=reason, **changes)
+        await self.settle(vm, state, wanted="off", reason=reason)
 
     # Work that goes on
 

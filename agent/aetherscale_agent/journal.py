@@ -18,9 +18,6 @@ from msgspec import Struct
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.names import is_vm_id
 
-WRITE_AGAIN_S = 1.0
-"""After how long what the journal did not take is given to it again."""
-
 Phase = Literal[
     "claimed",  # the id is claimed; its binding may or may not exist: undone at restart
     "bound",  # the directory names this host; the VM is being built, or must be
@@ -46,6 +43,7 @@ class Done(Struct, frozen=True, kw_only=True, omit_defaults=True):
     request_id: str
     until: float
     finished: bool = False
+    ending: Ending | None = None  #: what it was refused with, if it failed
 
     def but(self, **changes: object) -> "Done":
         """The same with some fields changed."""
@@ -87,8 +85,8 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
         self._marks: dict[str, bool] = {}
+        #: a write whose waiter was cancelled goes on in its thread, beside the VM's next one
         self._locks = [threading.Lock() for _ in range(16)]
 
     def load(self, warn: Warn) -> dict[str, Record]:
@@ -141,21 +139,6 @@ class Journal:
                     draft.unlink(missing_ok=True)
                 raise JournalError(f"can't write {path}: {error.strerror}") from error
 
-    async def put_later(self, vm_id: str, current: Callable[[], Record | None]) -> None:
-        """Write what the journal did not take, as soon as it does: or a restart would bring back what was long undone.
-
-        `current`: the VM's record by then; None if it is forgotten.
-        """
-        written: Record | None = None
-        while (record := current()) is not None and record is not written:
-            await asyncio.sleep(WRITE_AGAIN_S)
-            if (record := current()) is not None:
-                with contextlib.suppress(JournalError):
-                    await self.put(record)
-                    written = record
-        if written is not None and current() is None:
-            await self.drop(vm_id)  # it was forgotten while this wrote
-
     async def drop(self, vm_id: str) -> None:
         """Forget a VM.
 
@@ -181,10 +164,11 @@ class Journal:
         return self._marks[name]
 
     def mark(self, name: str) -> None:
-        """Note something; where that can't be written, it holds for this agent's life."""
+        """Note something, so that it survives a power loss; where that can't be written, for this agent's life."""
         self._marks[name] = True
         with contextlib.suppress(OSError):
             (self._folder / name).touch()
+            self._sync_folder()
 
     def unmark(self, name: str) -> None:
         """It holds no more."""

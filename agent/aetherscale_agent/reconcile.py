@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from aetherscale_agent.decide import too_late
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Ending
 from aetherscale_agent.ports import HypervisorError, Power
@@ -67,7 +68,8 @@ def _find(host: Host, vm: Vm, power: Power) -> Finding:
         case Finding.TOO_LATE:
             vm.state = "stopped"
             why = "its start was cut off, and could not be finished before its deadline"
-            host.spawn(host.settle(vm, "stopped", wanted="off", start_by=0.0, reason=why))
+            late = too_late(host.name, vm.record.start_by, host.clock())
+            host.spawn(host.settle(vm, "stopped", late, wanted="off", start_by=0.0, reason=why))
         case Finding.HOST_WENT_DOWN:
             vm.state = "starting"
     return finding

@@ -12,6 +12,11 @@ def failed(command: str, error: Exception) -> Refused:
     return Refused("failed", f"{command}: {error}", hint)
 
 
+def ignored(reason: str) -> Refused:
+    """The refusal of a shutdown that the guest did not react to; it still runs."""
+    return Refused("guest-ignored", reason, "stop-vm --kill pulls the plug")
+
+
 def unwritten(error: JournalError) -> Refused:
     """The refusal of a create that could not be journalled."""
     return Refused("failed", str(error), _DISK_HINT)

@@ -79,6 +79,7 @@ class Session:
         self._competing_tag = ""
         self._placement_lock = asyncio.Lock()
         self._asked: dict[str, asyncio.Queue[Answer]] = {}
+        self._settled_in = asyncio.Event()
         self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
 
     async def open(self) -> str:
@@ -226,7 +227,11 @@ class Session:
         return sum(vm.exists for vm in ours)
 
     async def _may_bind(self, vm_id: str) -> bool:
-        claim = await self.claim(vm_id)
+        try:
+            claim = await self.claim(vm_id)
+        except Refused as error:
+            log.error("VM %s: %s; it is kept, but not in the directory", vm_id, error.reason)
+            return False
         holder = await self._find_holder(vm_id) if claim.won else claim.owner
         if holder is None:
             return True
@@ -234,7 +239,7 @@ class Session:
         return False
 
     async def _find_holder(self, vm_id: str) -> str | None:
-        """The host which the directory names for a VM, or None; `a silent host` if that host does not answer."""
+        """The other host that the directory names for a VM, or None; `a silent host` if that one does not answer."""
         body = encode_request("show-vm", ShowVm(vm_id=vm_id, console_lines=0))
         try:
             answers = await self._ask(vm_key(vm_id), body, expected=1)
@@ -242,13 +247,15 @@ class Session:
             return None
         if not answers:
             return "a silent host"
-        return answers[0].host if answers[0].ok else None
+        return answers[0].host if answers[0].ok and answers[0].host != self.host.name else None
 
     async def _bury(self, *, has_queue: bool) -> None:
         """Unbind and forget each tombstone whose create's deadline has passed."""
         for vm in list(self.host.vms.values()):
-            course = burial(vm.record, self.host.clock(), has_queue=has_queue)
-            await self._follow(course, vm.record.vm_id)
+            if burial(vm.record, self.host.clock()):
+                async with self.host.turn(vm.record.vm_id):  # a copy in hand may make it last longer
+                    course = burial(vm.record, self.host.clock(), has_queue=has_queue)
+                    await self._follow(course, vm.record.vm_id)
 
     async def _bury_tombstones(self) -> None:
         while True:
@@ -280,6 +287,12 @@ class Session:
                 if error.code != PRECONDITION_FAILED:
                     raise Refused("failed", f"the id {vm_id} can't be claimed: {error}") from None
                 return Claim(won=False, owner=claim_owner(error.text))
+
+    async def let_go(self, vm_id: str) -> None:
+        """Take back the claim of a VM id that this host has just made, or made again."""
+        async with self._claim_lock:
+            assert self._claims is not None
+            await self._claims.delete_queue(names.claim_queue(vm_id))
 
     async def pass_to(self, key: str, incoming: Incoming) -> bool:
         """Publish a create to a key; False if the directory knows no such key.
@@ -380,6 +393,7 @@ class Session:
         if self.host.new_broker:
             await self._muster()
             self.host.settle_in()
+        self._settled_in.set()
         while True:
             await self.offer_capacity()
             await self.host.capacity_changed.wait()
@@ -398,6 +412,10 @@ class Session:
                 log.warning("new broker: %d of %d hosts are there; taking creates", there, self.fleet_size)
                 return
             await asyncio.sleep(random.uniform(interval / 2, interval))
+
+    async def settled_in(self) -> None:
+        """Wait until creates may be begun here, and those that nobody took refused (see `_muster`)."""
+        await self._settled_in.wait()
 
     async def _count_hosts(self) -> int:
         return await self._outbox.declare_queue(Queue(topology.HOSTS), passive=True)

@@ -9,12 +9,16 @@ from aetherscale_protocol.answers import VmState
 
 @dataclass
 class Vm:
-    """One VM at run time. `line` is held by the command that works on it."""
+    """One VM at run time. `line` is held by the command that works on it, `pen` while its record is changed.
+
+    The pen is no command's: a connection that is made anew, or a create that is asked again, changes records of VMs
+    that are just being built, stopped or removed, and neither may undo what the other wrote.
+    """
 
     record: Record
     state: VmState
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
-    pen: asyncio.Lock = field(default_factory=asyncio.Lock)  #: held while its record is changed: none is lost
+    pen: asyncio.Lock = field(default_factory=asyncio.Lock)
     built: asyncio.Task[None] | None = None
     shutdown: asyncio.Task[None] | None = None
     waiting: int = 0  #: commands in its line, the one at work included

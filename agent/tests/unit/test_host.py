@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aetherscale_agent import host as host_module
-from aetherscale_agent import journal as journal_module
+from aetherscale_agent import records
 from aetherscale_agent.journal import Ending, Phase
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import Power
@@ -531,7 +531,7 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the VM would be started again when the host boots next, although its caller was told that it is off."""
-    monkeypatch.setattr(journal_module, "WRITE_AGAIN_S", 0.0)
+    monkeypatch.setattr(records, "WRITE_AGAIN_S", 0.0)
 
     async def scenario() -> None:
         host = await world.started()
@@ -543,7 +543,7 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
             assert known is not None
             assert known.wanted == "on"
         async with asyncio.timeout(5):
-            await asyncio.wait(set(host._later))
+            await asyncio.wait(set(host._records._later))
         known = world.on_disk()
         assert known is not None
         assert known.wanted == "off"
