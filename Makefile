@@ -14,7 +14,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix molecule wheelhouse lock clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability record molecule wheelhouse lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -53,6 +53,15 @@ protocol-tests: $(VENV)/dev ## tests of agent and CLI over a real RabbitMQ of th
 matrix: $(VENV)/dev ## the whole fault matrix: every step × every fault, over a fake hypervisor (20 minutes)
 	@tools/install-packages rabbitmq-server
 	@PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults matrix --out docs/results/matrix.json
+
+reliability: $(VENV)/dev ## docs/reliability.md, from what the tests wrote down in docs/results
+	@PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report
+
+record: export AETHERSCALE_RESULTS := $(CURDIR)/docs/results
+record: ## write the results of the model and of the lab's fault tests down anew, and the page made from them (as root)
+	@rm -f docs/results/*.jsonl
+	@$(MAKE) model molecule
+	@$(MAKE) reliability
 
 molecule: $(VENV)/dev wheelhouse ## site.yml on real systemd hosts, in namespaces of their own (as root)
 	@tools/install-packages $(LAB_PACKAGES)

@@ -47,6 +47,15 @@ class Unroutable(Exception):
 
 
 @dataclass(frozen=True)
+class Got:
+    """A message that was asked for, and must be acknowledged or rejected."""
+
+    tag: int
+    properties: Any  # pika.BasicProperties; pika is untyped
+    body: bytes
+
+
+@dataclass(frozen=True)
 class Delivery:
     """A message from the broker, and the channel on which it must be acknowledged."""
 
@@ -277,6 +286,32 @@ class Channel:
     def ack(self, delivery: Delivery) -> None:
         """Acknowledge; to know that the broker has it, follow with `barrier`."""
         self._start("basic_ack", delivery.tag)
+
+    async def get(self, queue: str) -> Got | None:
+        """One message of a queue, not acknowledged; None if it has none."""
+        answered: asyncio.Future[Got | None] = asyncio.get_running_loop().create_future()
+
+        def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
+            if not answered.done():
+                answered.set_result(Got(method.delivery_tag, properties, body))
+
+        self._waiting.add(answered)
+        try:
+            self._start(
+                "add_callback", lambda _: None if answered.done() else answered.set_result(None), [spec.Basic.GetEmpty]
+            )
+            self._start("basic_get", queue, on_message)
+            return await answered
+        finally:
+            self._waiting.discard(answered)
+
+    def reject(self, message: Got) -> None:
+        """Put a message back to where it was."""
+        self._start("basic_reject", message.tag, requeue=True)
+
+    async def delete_queue(self, queue: str, *, if_unused: bool = False, if_empty: bool = False) -> None:
+        """Delete a queue; nothing happens if there is none. What it must not be is declined with 406."""
+        await self._call("queue_delete", queue, if_unused=if_unused, if_empty=if_empty)
 
     async def barrier(self, queue: str) -> None:
         """Return when the broker has handled all that was sent on this channel before."""

@@ -47,7 +47,7 @@ class Connector:
     def __init__(self, settings: BrokerSettings, *, name: str, heartbeat_s: int) -> None:
         self._settings = settings
         self._name = name
-        self._heartbeat_s = heartbeat_s
+        self.heartbeat_s = heartbeat_s
         self._backoff = Backoff()
         self._said = ""
         self._pause: asyncio.Future[None] | None = None
@@ -57,7 +57,7 @@ class Connector:
         """A connection, however long it takes."""
         while True:
             try:
-                return await Connection.open(self._settings, name=self._name, heartbeat_s=self._heartbeat_s)
+                return await Connection.open(self._settings, name=self._name, heartbeat_s=self.heartbeat_s)
             except BrokerLost as error:
                 await self.wait(str(error))
 
@@ -90,7 +90,10 @@ async def stay_connected(
     """Run one session after the other, until cancelled; the first when answers can be sent."""
     await answerer.connected.wait()
     while True:
-        session = Session(await connector.connect(), host, user, handler, fleet_size=fleet_size)
+        heartbeat_s = connector.heartbeat_s
+        session = Session(
+            await connector.connect(), host, user, handler, fleet_size=fleet_size, heartbeat_s=heartbeat_s
+        )
         try:
             await _open(session, connector)
             reason = await session.closed()

@@ -24,14 +24,15 @@ from aetherscale_agent.envelope import (
     queue_host,
     read_envelope,
 )
+from aetherscale_agent.forget import Forgetter
 from aetherscale_agent.host import MOST_WAITING, Host
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
-from aetherscale_protocol.answers import Answer, Fleet, Offer, VmStatus, failure, fleet_digest, success
-from aetherscale_protocol.commands import ShowVm, StopVm
+from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
+from aetherscale_protocol.commands import ForgetHost, ShowVm, StopVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, is_vm_id
 
@@ -101,7 +102,9 @@ class Handlers:
         if queue:
             raise _undeliverable(queue, incoming, self._host.name)
         check_deadline(incoming.deadline, self._host.clock(), self._host.name)
-        if incoming.request.command.changes:
+        if isinstance(incoming.request.options, ForgetHost):
+            await self._forget(session, delivery, incoming)
+        elif incoming.request.command.changes:
             await self._change(session, delivery, incoming)
         else:
             self._answer(incoming, await self._read(incoming))
@@ -132,8 +135,24 @@ class Handlers:
                 if misfit is not None:
                     raise misfit
                 return self._success(Offer(score=host.score()))
+            case "ping":
+                return self._success(Pong(host=host.name, agent_version=__version__, clock=host.clock()))
             case name:
                 raise AssertionError(f"no handler for {name}")
+
+    # The command about a host that is gone
+
+    async def _forget(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
+        forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
+        await session.acknowledge(delivery)
+        try:
+            self._answer(incoming, self._success(await forgetter.forget(incoming.request.options)))
+        except Refused as error:
+            log.info("forget-host for %.80r refused: %s", incoming.operator or "an unsigned client", error.reason)
+            self._answer(incoming, failure(error, self._host.name, fleet=self._fleet))
+        except Exception:
+            log.exception("forget-host failed")
+            self._answer(incoming, failure(self._internal_error(), self._host.name, fleet=self._fleet))
 
     # Commands that change a VM that is there
 
@@ -283,13 +302,16 @@ def _completed(incoming: Incoming, now: float) -> Incoming:
 
 
 def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
-    host = queue_host(queue) or "that it was sent to"
+    host = queue_host(queue)
+    if not host:
+        return Refused("host-down", "no agent took this command in time; it was not begun", "repeat it")
     holds = f", which holds VM {incoming.request.vm_id}," if incoming.request.vm_id else ""
     trouble = "was too busy to take the command" if host == own_host else "is not running"
     return Refused(
         "host-down",
         f"host {host}{holds} {trouble}; the command was not begun",
         "repeat it when the host is back; list-hosts shows who is up",
+        down=host,
     )
 
 

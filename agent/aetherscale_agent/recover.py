@@ -63,10 +63,17 @@ def right_to(record: Record, *, has_queue: bool) -> Right:
 
 
 def undo_course(*, has_queue: bool) -> Course:
-    """How a claim is undone; there is nothing to unbind where there is no queue."""
-    return UNDO_CLAIM if has_queue else tuple(name for name in UNDO_CLAIM if name != "connect.unbind")
+    """How a claim is undone."""
+    return _where_bound(UNDO_CLAIM, has_queue=has_queue)
 
 
-def burial(record: Record, now: float) -> Course:
+def burial(record: Record, now: float, *, has_queue: bool = True) -> Course:
     """How a tombstone is buried, if it is one and its time has come; else nothing."""
-    return BURY if record.phase == "gone" and now > record.deadline + TOMBSTONE_SLACK_S else ()
+    if record.phase != "gone" or now <= record.deadline + TOMBSTONE_SLACK_S:
+        return ()
+    return _where_bound(BURY, has_queue=has_queue)
+
+
+def _where_bound(course: Course, *, has_queue: bool) -> Course:
+    """There is nothing to unbind where there is no queue."""
+    return tuple(name for name in course if has_queue or not name.endswith(".unbind"))

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import random
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,9 +17,11 @@ import pika
 
 from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
 from aetherscale_agent.courses import Course
+from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
+from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_protocol import names, topology
@@ -54,7 +57,16 @@ class NameTaken(Exception):
 class Session:
     """The agent's dealings with the broker while one connection lasts."""
 
-    def __init__(self, connection: Connection, host: Host, user: str, handler: Handler, *, fleet_size: int = 0) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        host: Host,
+        user: str,
+        handler: Handler,
+        *,
+        fleet_size: int = 0,
+        heartbeat_s: float = 5,
+    ) -> None:
         self.connection = connection
         self.host = host
         self.fleet_size = fleet_size  #: how many hosts the inventory names; 0 if it is not known
@@ -67,6 +79,7 @@ class Session:
         self._competing_tag = ""
         self._placement_lock = asyncio.Lock()
         self._asked: dict[str, asyncio.Queue[Answer]] = {}
+        self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -85,7 +98,7 @@ class Session:
         has_queue = await self._is_there(queue)
         if not has_queue:
             self.host.note_new_broker()
-        await self._bury()
+        await self._bury(has_queue=has_queue)
         await self._undo_claims(has_queue=has_queue)
         with step("connect.verify"):
             await self._verify(has_queue=has_queue)
@@ -98,6 +111,8 @@ class Session:
         self._spawn(self._take_creates())
         self._spawn(self._bury_tombstones())
         self._spawn(self._look_again())
+        self._spawn(keep_known(self.connection, self.host, self.user))
+        self._spawn(listen(self._hearing, self))
         return f"connected as {self.host.name}; the directory names this host for {held} VMs"
 
     async def closed(self) -> str:
@@ -229,15 +244,16 @@ class Session:
             return "a silent host"
         return answers[0].host if answers[0].ok else None
 
-    async def _bury(self) -> None:
+    async def _bury(self, *, has_queue: bool) -> None:
         """Unbind and forget each tombstone whose create's deadline has passed."""
         for vm in list(self.host.vms.values()):
-            await self._follow(burial(vm.record, self.host.clock()), vm.record.vm_id)
+            course = burial(vm.record, self.host.clock(), has_queue=has_queue)
+            await self._follow(course, vm.record.vm_id)
 
     async def _bury_tombstones(self) -> None:
         while True:
             self.host.buried.clear()
-            await self._bury()
+            await self._bury(has_queue=True)
             ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
             soon = min((end - self.host.clock() for end in ends), default=LOOK_FOR_BURIALS_S)
             await _wait(self.host.buried, max(0.1, min(soon, LOOK_FOR_BURIALS_S)))
@@ -387,7 +403,22 @@ class Session:
         return await self._outbox.declare_queue(Queue(topology.HOSTS), passive=True)
 
     def _on_delivery(self, delivery: Delivery) -> None:
-        self._spawn(self._handler(self, delivery))
+        own = delivery.queue == names.host_queue(self.host.name)
+        self._hearing.heard(time.monotonic(), own=own)
+        if is_self_ping(delivery.properties):
+            delivery.channel.ack(delivery)
+            return
+        work = self._handler(self, delivery)
+        self._spawn(self._hearing.hold(work) if own else work)
+
+    async def ping_itself(self) -> None:
+        """Publish a ping to the host's own queue (see `deaf`).
+
+        :raise Unroutable: when that is not bound to its key.
+        :raise NotTaken: when it is full.
+        """
+        properties = pika.BasicProperties(type=SELF_PING, user_id=self.user)
+        await self._outbox.publish(host_key(self.host.name), b"", properties, exchange=EXCHANGE, mandatory=True)
 
     async def offer_capacity(self) -> None:
         """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it."""

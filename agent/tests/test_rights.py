@@ -1,8 +1,11 @@
 """Agents and operators as site.yml makes them: users of their own with the protocol's rights, on a real broker."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from signal import SIGKILL
+from typing import Any
 
 import pika
 import pytest
@@ -63,20 +66,70 @@ def test_the_whole_life_of_a_vm_with_least_rights(locked_down: Fleet, broker: Te
         assert "host h1" in down["execution-info"]["reason"]
 
 
-@pytest.mark.usefixtures("locked_down")
-@pytest.mark.parametrize("what", ["computing-host.h2", "computing-host.h1x", "agent.h2"])
-def test_an_agent_cannot_touch_another_hosts_queue(broker: TestBroker, what: str) -> None:
+Attempt = Callable[[Any, str], object]
+
+DECLARE: Attempt = lambda c, queue: c.queue_declare(queue, durable=True)  # noqa: E731
+CONSUME: Attempt = lambda c, queue: c.basic_consume(queue, print)  # noqa: E731
+GET: Attempt = lambda c, queue: c.basic_get(queue)  # noqa: E731
+PURGE: Attempt = lambda c, queue: c.queue_purge(queue)  # noqa: E731
+BIND: Attempt = lambda c, queue: c.queue_bind(queue, "computing", "vm.abcdefgh")  # noqa: E731
+DELETE: Attempt = lambda c, queue: c.queue_delete(queue)  # noqa: E731
+
+REFUSED = {
+    "computing-host.h2": (CONSUME, GET, PURGE, BIND),
+    "computing-host.h1x": (CONSUME, GET, PURGE, BIND),
+    "computing-known.h2": (BIND,),
+    "agent.h2": (DECLARE, CONSUME, GET, PURGE, BIND, DELETE),
+    "computing-competing": (DECLARE, DELETE, BIND),
+}
+"""What the agent of h1 may not do. It may delete what h2 has (docs/decisions/004-forget-host.md), and no more."""
+
+
+@pytest.fixture
+def as_h1(locked_down: Fleet, broker: TestBroker) -> Iterator[pika.BlockingConnection]:  # noqa: ARG001
     host, _, port = broker.address.partition(":")
     credentials = pika.PlainCredentials("agent-h1", PASSWORD)
     connection = pika.BlockingConnection(pika.ConnectionParameters(host, int(port), VHOST, credentials))
-    attempts = (
-        lambda c: c.queue_declare(what, durable=True),
-        lambda c: c.basic_consume(what, print),
-        lambda c: c.queue_bind(what, "computing", "vm.abcdefgh"),
-        lambda c: c.queue_delete(what),
-    )
-    for attempt in attempts:
-        with pytest.raises(ChannelClosedByBroker, match="403"):
-            attempt(connection.channel())
-    connection.channel().queue_bind("computing-host.h1", "computing", "vm.abcdefgh")  # the control: its own
+    yield connection
     connection.close()
+
+
+@pytest.mark.parametrize("queue", REFUSED)
+def test_an_agent_cannot_touch_another_hosts_queue(as_h1: pika.BlockingConnection, queue: str) -> None:
+    for attempt in REFUSED[queue]:
+        with pytest.raises(ChannelClosedByBroker, match="403"):
+            attempt(as_h1.channel(), queue)
+    as_h1.channel().queue_bind("computing-host.h1", "computing", "vm.abcdefgh")  # the control: its own
+
+
+def test_a_queue_that_another_agent_deletes_is_made_again_with_all_that_it_held(
+    locked_down: Fleet, as_h1: pika.BlockingConnection, broker: TestBroker
+) -> None:
+    """What a rogue agent gains by what it takes to forget a host: its victim connects once more."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        victim = client.ask("create-vm", 1, image="a")[0]["host"]
+        (vm,) = next(a for a in client.ask("list-vms", 2) if a["host"] == victim)["response"]
+        as_h1.channel().queue_delete(f"computing-host.{victim}")
+        agent = locked_down.agents[victim]
+        limit = time.monotonic() + 15
+        while agent.log.count(f"connected as {victim}") < 2:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        (answer,) = client.send(f"vm.{vm.removeprefix('vm-')}", "show-vm", vm_id=vm.removeprefix("vm-"))
+        assert answer["host"] == victim
+
+
+def test_a_host_that_is_gone_is_forgotten_with_least_rights(locked_down: Fleet, broker: TestBroker) -> None:
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        made = client.ask("create-vm", 1, image="a")[0]
+        vm_id = made["response"]["vm-id"]
+        assert made["host"] == "h1"
+        limit = time.monotonic() + 10
+        while "this host has 1 VMs" not in locked_down.agents["h1"].log:
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        locked_down.agents["h1"].stop(SIGKILL)
+        (forgotten,) = client.ask("forget-host", 1, host="h1")
+        assert forgotten["host"] == "h2"
+        assert forgotten["response"]["claims"] == [vm_id]
+        assert client.is_returned(f"vm.{vm_id}")

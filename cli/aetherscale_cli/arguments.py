@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from aetherscale_cli.text import safe
 from aetherscale_protocol import commands, names, topology
-from aetherscale_protocol.commands import CreateVm, NoOptions, Options, ShowVm, StopVm, VmRef
+from aetherscale_protocol.commands import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
 
 PROGRAM = "aetherscale-cli"
 
@@ -23,6 +23,8 @@ TIMEOUTS = {
     "start-vm": 30,
     "stop-vm": 60,
     "delete-vm": 30,
+    "forget-host": 30,
+    "doctor": 5,
 }
 """How long to wait for hosts that do not answer, in seconds, unless `--timeout` says otherwise."""
 
@@ -38,18 +40,23 @@ exit codes:
   1    refused, or failed
   2    usage or configuration error
   3    the broker can't be reached or refused the login, or no agent is connected to it
-  4    partial: a host is down or did not answer; ask again when it is back
+  4    partial: a host is down or did not answer; ask again when it is back (--wait-for-host does)
   5    outcome unknown: it may have been done; the hint says how to find out
   130  interrupted (Ctrl-C)
 """
 
 
 class Invocation(Struct, frozen=True):
-    """What was asked for. `options` holds the command's options, one per VM; `timeout` is in seconds."""
+    """What was asked for. `options` holds the command's options, one per VM; `timeout` and `wait` (for hosts that are
+    down) are in seconds; `own_ids`: whether VM id or request id were given.
+    """
 
     command: str
     options: tuple[Options, ...] = ()
     timeout: float = 0
+    wait: float = 0
+    own_ids: bool = False
+    yes: bool = False
     output: str | None = None
     context: str | None = None
     request_id: str | None = None
@@ -88,12 +95,22 @@ def parse(argv: Sequence[str]) -> Invocation:
     space = parser.parse_args(argv)
     common = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
+    wait = getattr(space, "wait_for_host", None) or 0.0
+    own_ids = bool(getattr(space, "vm_id", None) or common["request_id"])
     try:
         options = _finalize_options(space)
     except ValueError as error:
         space.parser.error(str(error))
     return Invocation(
-        space.command, options, timeout, name=getattr(space, "name", ""), debug=getattr(space, "debug", False), **common
+        space.command,
+        options,
+        timeout,
+        wait,
+        own_ids,
+        yes=getattr(space, "yes", False),
+        name=getattr(space, "name", ""),
+        debug=getattr(space, "debug", False),
+        **common,
     )
 
 
@@ -123,8 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _summaries() -> dict[str, str]:
-    ours = {"list-contexts": "list the brokers you can speak to", "use-context": "choose the broker to speak to"}
-    return {c.name: c.summary for c in commands.COMMANDS.values() if not c.internal} | ours
+    ours = {
+        "doctor": "ping every host through the broker; name who does not answer, and why",
+        "list-contexts": "list the brokers you can speak to",
+        "use-context": "choose the broker to speak to",
+    }
+    return {c.name: c.summary for c in commands.COMMANDS.values() if c.name in _ADD} | ours
 
 
 def _common_options(patience: str) -> _Parser:
@@ -165,11 +186,13 @@ def _add_create(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--vm-id", metavar="ID", help="8 lower-case letters of your own choice (default: random)")
     _add_request_id(sub)
+    _add_wait(sub)
 
 
 def _add_vms(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("ids", nargs="*", metavar="ID", help="which VM; several are asked at once")
     sub.add_argument("--vm-id", action="append", default=[], metavar="ID", help="the same, as an option")
+    _add_wait(sub)
 
 
 def _add_changing(sub: argparse.ArgumentParser) -> None:
@@ -199,6 +222,20 @@ def _add_request_id(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_wait(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--wait-for-host",
+        type=_duration,
+        metavar="TIME",
+        help="if the host is down, ask again until it is back, for so long at most: 60s, 2m, or seconds",
+    )
+
+
+def _add_host(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("host", metavar="HOST", help="the host that is gone for good")
+    sub.add_argument("--yes", action="store_true", help="don't ask")
+
+
 def _add_nothing(_: argparse.ArgumentParser) -> None:
     pass
 
@@ -215,6 +252,8 @@ _ADD = {
     "delete-vm": _add_changing,
     "show-vm": _add_show,
     "list-hosts": _add_nothing,
+    "forget-host": _add_host,
+    "doctor": _add_nothing,
     "list-contexts": _add_nothing,
     "use-context": _add_name,
 }
@@ -230,7 +269,9 @@ def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
         return (CreateVm(image=space.image, vm_id=vm_id, cpus=space.cpus, memory=space.memory, disk=space.disk),)
     if space.command in ("list-vms", "list-hosts"):
         return (NoOptions(),)
-    if space.command in ("list-contexts", "use-context"):
+    if space.command == "forget-host":
+        return (ForgetHost(host=space.host),)
+    if space.command in ("list-contexts", "use-context", "doctor"):
         return ()
     ids = list(dict.fromkeys([*space.ids, *space.vm_id]))
     if not ids:
@@ -256,6 +297,16 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not 0 < seconds <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {most}")
+    return seconds
+
+
+def _duration(text: str) -> float:
+    """A time such as `60s`, `2m` or `90`, in seconds."""
+    most = topology.MAX_PATIENCE_S
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m)?", text)
+    seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else math.nan
+    if not 0 < seconds <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 60s or 2m, above 0 and up to {most}s")
     return seconds
 
 

@@ -13,13 +13,17 @@ from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import HostReport
-from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, encode_request
+from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, Reach, ShowVm, encode_request
 
 GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""
 
 _INQUIRY_S = 2.0
 """How long finding out who is missing may take."""
+
+
+_HOLDER_S = topology.HOST_TTL_MS / 1000 + 0.5
+"""How long finding out who holds a VM may take: a host that is down is said to be once the question died with it."""
 
 
 class Everyone(Struct, frozen=True):
@@ -31,7 +35,8 @@ class Everyone(Struct, frozen=True):
     unreadable: int
 
 
-def _message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
+def make_message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
+    """A command to be published with `key`, whose deadline lies `timeout` seconds ahead."""
     return Message(
         key=key,
         body=encode_request(command, options),
@@ -45,8 +50,8 @@ def _message(command: str, options: Options, key: str, timeout: float, request_i
 def make_call(command: Command, options: Options, timeout: float, request_id: str | None) -> Call:
     """One command for one VM, ready to be sent."""
     vm_id: str = getattr(options, "vm_id", "")
-    key = topology.CREATE_KEY if command.name == "create-vm" else names.vm_key(vm_id)
-    return Call(command, options, vm_id, _message(command.name, options, key, timeout, request_id))
+    key = command.name if command.reach is Reach.ONE else names.vm_key(vm_id)
+    return Call(command, options, vm_id, make_message(command.name, options, key, timeout, request_id))
 
 
 def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
@@ -55,7 +60,7 @@ def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
     :raise CliError: when no agent is running, or the broker fails.
     """
     deadline = time.monotonic() + timeout
-    message = _message(command, NoOptions(), command, timeout)
+    message = make_message(command, NoOptions(), command, timeout)
     session.publish(message)
     session.count_consumers(topology.HOSTS)
     gathering = Gathering()
@@ -93,7 +98,7 @@ def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:
 
 def _fetch_fleet(session: Session, host: str, deadline: float) -> list[str]:
     """The fleet's names, as this host was told them; none if it does not say."""
-    message = _message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
+    message = make_message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
     session.publish(message)
     while (event := session.next_event(deadline)) is not None:
         match event:
@@ -151,6 +156,33 @@ def _send_and_wait(session: Session, settling: Settling, timeout: float) -> None
     while not settling.complete:
         event = session.next_event(deadline)
         if event is None:
-            return settling.time_out(timeout)
+            return settling.time_out(timeout, _find_holders(session, settling))
         settling.take(event)
     return None
+
+
+def _find_holders(session: Session, settling: Settling) -> dict[str, str]:
+    """The hosts, by VM id, that hold the VMs of commands which nobody answered, as far as they or others say so."""
+    silent = [c for c in settling.calls if c.pending and c.command.changes and c.command.reach is Reach.HOLDER]
+    questions = {}
+    for call in silent:
+        question = make_message("show-vm", ShowVm(vm_id=call.vm_id, console_lines=0), call.message.key, _HOLDER_S)
+        questions[question.correlation_id] = call.vm_id
+        session.publish(question)
+    holders: dict[str, str] = {}
+    deadline = time.monotonic() + _HOLDER_S
+    while len(holders) < len(questions) and (event := session.next_event(deadline)) is not None:
+        if isinstance(event, Delivered) and event.correlation_id in questions:
+            holders[questions[event.correlation_id]] = _holder_in(decode_reply(event.body))
+        else:
+            settling.take(event)  # the answer itself, a little late
+    return holders
+
+
+def _holder_in(reply: Reply | None) -> str:
+    if reply is None:
+        return ""
+    if reply.answer.ok:
+        return f"host {reply.answer.host} holds it, and answers"
+    down = reply.answer.execution_info.down
+    return f"host {down}, which holds it, is not running" if down else ""

@@ -20,6 +20,8 @@ from aetherscale_cli.report import Outcome
 from aetherscale_protocol.commands import COMMANDS, Reach
 
 if TYPE_CHECKING:
+    from aetherscale_cli.insist import Connect
+    from aetherscale_cli.settle import Call
     from aetherscale_cli.wire import Session
 
 
@@ -84,8 +86,41 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
         broker.log_to_stderr()
     else:
         broker.keep_quiet()
-    with broker.open_session(target, f"{PROGRAM} {invocation.command}") as session:
+
+    def connect() -> "contextlib.AbstractContextManager[Session]":
+        return broker.open_session(target, f"{PROGRAM} {invocation.command}")
+
+    if invocation.command == "doctor":
+        from aetherscale_cli import doctor, examine
+
+        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json))
+    if invocation.wait:
+        return _show(_insist(connect, invocation, as_json=as_json))
+    if invocation.command == "forget-host":
+        from aetherscale_cli import forget
+
+        forget.check_somebody_can_be_asked(invocation)
+        with connect() as session:
+            return _show(forget.forget_host(session, invocation, _show, as_json=as_json))
+    with connect() as session:
         return _show(_ask(session, invocation, as_json=as_json))
+
+
+def _insist(connect: "Connect", invocation: Invocation, *, as_json: bool) -> Outcome:
+    """Ask until hosts that are down are back."""
+    from aetherscale_cli import insist
+    from aetherscale_cli.waiting import Patience, Waiting
+
+    patience = Patience(time.monotonic(), invocation.wait, invocation.timeout)
+    command = COMMANDS[invocation.command]
+    calls = insist.make_calls(command, invocation.options, patience, invocation.request_id)
+    waiting = Waiting(calls, patience, insist.renew, own_ids=invocation.own_ids, grace=ask.GRACE_S)
+    interrupted = False
+    try:
+        insist.ask_until_back(connect, waiting)
+    except KeyboardInterrupt:
+        interrupted = True
+    return _report_each(calls, as_json=as_json, interrupted=interrupted)
 
 
 def _ask(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
@@ -114,6 +149,10 @@ def _ask_each(session: "Session", invocation: Invocation, *, as_json: bool) -> O
         if any(call.pending for call in calls):  # nothing was sent
             raise
         interrupted = True
+    return _report_each(calls, as_json=as_json, interrupted=interrupted)
+
+
+def _report_each(calls: "Sequence[Call]", *, as_json: bool, interrupted: bool) -> Outcome:
     outcome = report.report_each(calls, time.time(), as_json=as_json)
     if interrupted:
         outcome.exit_code = Exit.INTERRUPTED

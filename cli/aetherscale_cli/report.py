@@ -144,6 +144,8 @@ def _each_text(done: Sequence[Call], now: float) -> str:
         return ""
     command = done[0].command.name
     replies = [call.reply for call in done if call.reply is not None]
+    if command == "forget-host":
+        return "".join(views.forgotten_page(reply) for reply in replies)
     if command == "show-vm":
         return "\n".join(views.vm_page(reply, now) for reply in replies)
     return text.table(views.STATUS_COLUMNS, [views.status_row(command, reply) for reply in replies])
@@ -159,8 +161,8 @@ def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     info, host = call.reply.answer.execution_info, call.reply.answer.host
     if call.reply.answer.ok:
         return False
-    where = f"VM {call.vm_id}: " if several or host is None else ""
-    where += f"{host}: " if host else ""
+    where = f"{call.subject}: " if several or host is None else ""
+    where += f"{host}: " if host and call.vm_id else ""
     outcome.refuse(where, info)
     return True
 

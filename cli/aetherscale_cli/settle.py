@@ -1,6 +1,6 @@
 """Commands that get one answer each: what became of every one of them. Pure: events in, decisions out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -22,6 +22,12 @@ class Call(Struct):
     message: Message
     reply: Reply | None = None
     trouble: CliError | None = None
+
+    @property
+    def subject(self) -> str:
+        """What it speaks of, in words."""
+        host = getattr(self.options, "host", None)
+        return f"host {host}" if host else f"VM {self.vm_id}"
 
     @property
     def pending(self) -> bool:
@@ -49,7 +55,7 @@ class Settling:
             return
         call = self._by_correlation.get(event.correlation_id)
         if call is not None and call.pending:
-            _settle(call, event)
+            settle(call, event)
 
     def give_up(self, trouble: CliError) -> None:
         """None of the pending was done, and none will be."""
@@ -61,18 +67,25 @@ class Settling:
         """No answer will come any more to what was sent: what changes something may have been done."""
         for call in self.calls:
             if call.pending:
-                call.trouble = _unknown(call, why) if call.command.changes else why
+                call.trouble = unknown_outcome(call, why) if call.command.changes else why
 
-    def time_out(self, timeout: float) -> None:
-        """The time for answers is over."""
-        hint = f"its host may hang: {PROGRAM} list-hosts shows which do"
+    def time_out(self, timeout: float, holders: Mapping[str, str] | None = None) -> None:
+        """The time for answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
         for call in self.calls:
             if call.pending:
-                silence = CliError(f"VM {call.vm_id}: no answer within {timeout:g} s", hint, Exit.PARTIAL)
-                call.trouble = _unknown(call, silence) if call.command.changes else silence
+                why = silence(call, timeout, (holders or {}).get(call.vm_id, ""))
+                call.trouble = unknown_outcome(call, why) if call.command.changes else why
 
 
-def _settle(call: Call, event: Delivered | Returned | Nacked) -> None:
+def silence(call: Call, timeout: float, holder: str = "") -> CliError:
+    """No answer came in time, in seconds. `holder`: what is known of the VM's host."""
+    known = f"; {holder}" if holder else ""
+    hint = f"its host may hang: {PROGRAM} doctor shows which do"
+    return CliError(f"{call.subject}: no answer within {timeout:g} s{known}", hint, Exit.PARTIAL)
+
+
+def settle(call: Call, event: Delivered | Returned | Nacked) -> None:
+    """What this event, which is about this call, makes of it."""
     match event:
         case Returned():
             if call.command.reach is Reach.HOLDER:
@@ -80,13 +93,13 @@ def _settle(call: Call, event: Delivered | Returned | Nacked) -> None:
             else:
                 call.trouble = NoAgent()
         case Nacked():
-            message = f"VM {call.vm_id}: the broker did not take the command: a queue is full"
+            message = f"{call.subject}: the broker did not take the command: a queue is full"
             call.trouble = CliError(message, "nothing was changed; try again later")
         case Delivered():
             call.reply = decode_reply(event.body)
             if call.reply is None:
-                garbled = CliError(f"VM {call.vm_id}: the answer can't be read", "are agent and CLI of one version?")
-                call.trouble = _unknown(call, garbled) if call.command.changes else garbled
+                garbled = CliError(f"{call.subject}: the answer can't be read", "are agent and CLI of one version?")
+                call.trouble = unknown_outcome(call, garbled) if call.command.changes else garbled
 
 
 def _vm_unknown() -> Reply:
@@ -95,13 +108,14 @@ def _vm_unknown() -> Reply:
     return Reply(encode_answer(answer), answer)
 
 
-def _unknown(call: Call, why: CliError) -> CliError:
+def unknown_outcome(call: Call, why: CliError) -> CliError:
     """The outcome is unknown: say why, how to find out, and how to ask again without doing it twice."""
+    reason = str(why).removeprefix(f"{call.subject}: ")
+    message = f"{call.subject}: it is not known whether {call.command.name} was done: {reason}"
+    if not call.vm_id:
+        return CliError(message, "ask again: it goes on where it was, and changes nothing if it was done", Exit.UNKNOWN)
     again = f"{call.command.name} --vm-id {call.vm_id} --request-id {call.message.request_id}"
     if call.command.reach is Reach.ONE:
         again += " and the same options"
     hint = f"find out with: {PROGRAM} show-vm {call.vm_id}; or ask again, which is safe: {PROGRAM} {again}"
-    reason = str(why).removeprefix(f"VM {call.vm_id}: ")
-    return CliError(
-        f"VM {call.vm_id}: it is not known whether {call.command.name} was done: {reason}", hint, Exit.UNKNOWN
-    )
+    return CliError(message, hint, Exit.UNKNOWN)

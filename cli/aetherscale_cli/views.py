@@ -11,10 +11,11 @@ import msgspec
 from aetherscale_cli import text
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.wire import Reply
-from aetherscale_protocol.answers import RESPONSES, HostReport, VmDetails, VmReport, VmStatus
+from aetherscale_protocol.answers import RESPONSES, ForgetReport, HostReport, VmDetails, VmReport, VmStatus
 
 VM_COLUMNS = ("VM ID", "STATE", "HOST", "IMAGE", "CPUS", "MEMORY", "DISK", "SINCE")
 HOST_COLUMNS = ("HOST", "STATE", "CPUS", "MEMORY", "DISK", "VMS", "IMAGES", "ACCEL", "AGENT")
+FORGET_COLUMNS = ("VM ID", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK")
 STATUS_COLUMNS = ("VM ID", "STATUS", "HOST")
 
 
@@ -94,3 +95,30 @@ def vm_page(reply: Reply, now: float) -> str:
     if not vm.console:
         return page
     return page + "Console:\n" + "".join(f"  {text.safe(line)}\n" for line in vm.console)
+
+
+def forget_page(reply: Reply, now: float) -> str:
+    """What is known of a host that is to be forgotten."""
+    known: ForgetReport = _response("forget-host", reply)
+    host = text.safe(known.host)
+    if not known.told:
+        return f"Host {host} is not running, and nothing is known of its VMs.\n"
+    told = f"Host {host} is not running. {text.age(known.told, now)} ago it told of"
+    if not known.vms:
+        return f"{told} no VMs.\n"
+    rows = [
+        (vm.vm_id, vm.state, vm.image, str(vm.cpus), text.mebibytes(vm.memory), text.gibibytes(vm.disk))
+        for vm in known.vms
+    ]
+    what = "this VM" if len(rows) == 1 else f"these {len(rows)} VMs"
+    return (
+        f"{told} {what}:\n{text.table(FORGET_COLUMNS, rows)}"
+        f"Once it is forgotten nobody can command {'it' if len(rows) == 1 else 'them'}; what runs, runs on, "
+        "and disks stay where they are.\n"
+    )
+
+
+def forgotten_page(reply: Reply) -> str:
+    """That a host was forgotten."""
+    done: ForgetReport = _response("forget-host", reply)
+    return f"Host {text.safe(done.host)} is forgotten.\n"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aetherscale_cli.arguments import TIMEOUTS, parse
 from aetherscale_cli.main import main
-from aetherscale_protocol.commands import COMMANDS, CreateVm, NoOptions, ShowVm, StopVm, VmRef
+from aetherscale_protocol.commands import COMMANDS, CreateVm, ForgetHost, NoOptions, ShowVm, StopVm, VmRef
 from aetherscale_protocol.names import is_vm_id
 
 
@@ -29,6 +29,7 @@ from aetherscale_protocol.names import is_vm_id
         (["stop-vm", "--vm-id=abcdefgh", "--kill"], StopVm(vm_id="abcdefgh", kill=True)),
         (["delete-vm", "abcdefgh"], VmRef(vm_id="abcdefgh")),
         (["show-vm", "abcdefgh", "--console-lines", "0"], ShowVm(vm_id="abcdefgh", console_lines=0)),
+        (["forget-host", "h3"], ForgetHost(host="h3")),
     ],
 )
 def test_each_command_becomes_the_options_that_the_protocol_knows(argv: list[str], options: Any) -> None:
@@ -38,7 +39,9 @@ def test_each_command_becomes_the_options_that_the_protocol_knows(argv: list[str
 
 
 def test_every_public_command_of_the_protocol_can_be_typed() -> None:
-    assert set(TIMEOUTS) == {command.name for command in COMMANDS.values() if not command.internal}
+    asked_by_doctor = {"ping"}
+    typed = {command.name for command in COMMANDS.values() if not command.internal} - asked_by_doctor
+    assert set(TIMEOUTS) == typed | {"doctor"}
 
 
 def test_a_vm_gets_an_id_here_so_that_asking_again_is_safe() -> None:
@@ -93,6 +96,19 @@ def test_disk_sizes(text: str, gibibytes: int) -> None:
         (["list-vms", "-o", "yaml"], "invalid choice"),
         (["show-vm", "aaaaaaaa", "--console-lines", "1001"], "from 0 to 1000"),
         (["offer-vm"], "invalid choice"),
+        (["ping"], "invalid choice"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "0"], "60s or 2m, above 0 and up to 600s"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "-1"], "wait-for-host"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "11m"], "60s or 2m, above 0 and up to 600s"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "601"], "60s or 2m, above 0 and up to 600s"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "1h"], "60s or 2m"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "nan"], "60s or 2m"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "6_0"], "60s or 2m"),
+        (["stop-vm", "aaaaaaaa", "--wait-for-host", "\u0666s"], "60s or 2m"),
+        (["list-vms", "--wait-for-host", "60s"], "unrecognized arguments"),
+        (["forget-host"], "HOST"),
+        (["forget-host", "H3"], "a host name is"),
+        (["forget-host", "h3", "h4"], "unrecognized arguments"),
     ],
 )
 def test_a_usage_error_is_one_error_and_one_hint(argv: list[str], said: str, cli: Any) -> None:
@@ -109,6 +125,21 @@ def test_a_usage_error_is_one_error_and_one_hint(argv: list[str], said: str, cli
 def test_what_was_typed_does_not_reach_the_terminal_raw(cli: Any) -> None:
     assert "\x1b" not in cli("\x1b[2J").err
     assert "\x1b" not in cli("start-vm", "\x1b[2J").err
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("60s", 60), ("2m", 120), ("90", 90), ("0.5s", 0.5), ("10m", 600)])
+@pytest.mark.parametrize("command", ["start-vm", "stop-vm", "delete-vm", "show-vm"])
+def test_how_long_to_wait_for_a_host(command: str, text: str, seconds: float) -> None:
+    assert parse([command, "aaaaaaaa", "--wait-for-host", text]).wait == seconds
+    assert parse(["create-vm", "--image", "u", "--wait-for-host", text]).wait == seconds
+    assert parse([command, "aaaaaaaa"]).wait == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "own"), [([], False), (["--vm-id", "aaaaaaaa"], True), (["--request-id", "0" * 32], True)]
+)
+def test_whether_the_operator_chose_ids_is_known(more: list[str], own: bool) -> None:
+    assert parse(["create-vm", "--image", "u", *more]).own_ids is own
 
 
 def test_help_states_exit_codes_and_time_outs(cli: Any) -> None:

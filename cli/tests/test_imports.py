@@ -37,7 +37,16 @@ def test_pika_is_behind_one_door() -> None:
 
 def test_what_decides_does_not_act() -> None:
     acting = {"os", "socket", "subprocess", "time", "pika", "aetherscale_cli.broker"}
-    for name in ("gather.py", "settle.py", "report.py", "views.py", "text.py", "arguments.py"):
+    for name in (
+        "gather.py",
+        "settle.py",
+        "report.py",
+        "views.py",
+        "text.py",
+        "arguments.py",
+        "waiting.py",
+        "doctor.py",
+    ):
         source = next(path for path in SOURCES if path.name == name)
         assert not imported(source) & acting, name
 

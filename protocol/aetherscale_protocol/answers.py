@@ -20,13 +20,16 @@ class _Wire(Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=Tru
 
 
 class ExecutionInfo(_Wire, frozen=True):
-    """How it went. The rest only with errors; `reasons` holds each host's own, where several refused."""
+    """How it went. The rest only with errors; `reasons` holds each host's own, where several refused; `down` is
+    the host that does not run, where another one answers for it.
+    """
 
     status: Literal["success", "error"]
     reason: str | None = None
     code: str | None = None
     hint: str | None = None
     reasons: dict[str, str] = {}
+    down: str | None = None
 
 
 class Fleet(_Wire, frozen=True):
@@ -109,6 +112,35 @@ class Offer(_Wire, frozen=True):
     score: int
 
 
+class Pong(_Wire, frozen=True):
+    """Response of ping. `clock`: what the host takes the time to be, in seconds since the epoch."""
+
+    host: str
+    agent_version: str
+    clock: float
+
+
+class KnownVms(_Wire, frozen=True):
+    """What a host last said of its VMs; kept in the broker, so that it outlives the host. `time`: when it said so,
+    in seconds since the epoch by its own clock.
+    """
+
+    host: str
+    time: float
+    vms: list[VmDetails]
+
+
+class ForgetReport(_Wire, frozen=True):
+    """Response of forget-host. `told`: when the host last spoke of its VMs (0: nothing is known of them)."""
+
+    status: Literal["would-forget", "forgotten"]
+    host: str
+    vms: list[VmDetails] = []
+    told: float = 0
+    claims: list[str] = []  #: the VM ids whose claims this host held
+    in_fleet: bool = False  #: whether the inventory still names it, as far as the answering host was told
+
+
 RESPONSES: dict[str, Any] = {
     "create-vm": VmStatus,
     "start-vm": VmStatus,
@@ -118,6 +150,8 @@ RESPONSES: dict[str, Any] = {
     "show-vm": VmReport,
     "list-hosts": HostReport,
     "offer-vm": Offer,
+    "ping": Pong,
+    "forget-host": ForgetReport,
 }
 
 
@@ -139,7 +173,14 @@ def success(response: Any, host: str, *, details: Any = None, fleet: Fleet | Non
 
 def failure(error: Refused, host: str | None = None, *, fleet: Fleet | None = None) -> Answer:
     """The answer to a command that was not done."""
-    info = ExecutionInfo(status="error", reason=error.reason, code=error.code, hint=error.hint, reasons=error.reasons)
+    info = ExecutionInfo(
+        status="error",
+        reason=error.reason,
+        code=error.code,
+        hint=error.hint,
+        reasons=error.reasons,
+        down=error.down,
+    )
     return Answer(execution_info=info, host=host, fleet=fleet)
 
 

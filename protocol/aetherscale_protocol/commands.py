@@ -37,6 +37,9 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, ren
         image = getattr(self, "image", None)
         if image is not None and not names.is_image_name(image):
             raise ValueError(f"image {image!r}: {names.IMAGE_RULE}")
+        host = getattr(self, "host", None)
+        if host is not None and not names.is_host_name(host):
+            raise ValueError(f"host {host!r}: {names.HOST_RULE}")
 
 
 class NoOptions(Options, frozen=True):
@@ -69,6 +72,13 @@ class ShowVm(VmRef, frozen=True):
     """Which VM to show, and how many of its console's last lines with it."""
 
     console_lines: Annotated[int, Meta(ge=0, le=1000)] = 10
+
+
+class ForgetHost(Options, frozen=True):
+    """A host that is gone for good; `dry_run`: only say what is known of it."""
+
+    host: str
+    dry_run: bool = False
 
 
 class Reach(enum.Enum):
@@ -106,6 +116,8 @@ COMMANDS: Mapping[str, Command] = _table(
     Command("show-vm", ShowVm, Reach.HOLDER, False, False, "show one VM: spec, state, host, console"),
     Command("list-hosts", NoOptions, Reach.ALL, False, False, "list the hosts, what they have and what is free"),
     Command("offer-vm", CreateVm, Reach.ALL, False, True, "ask every host how well it could take a VM"),
+    Command("ping", NoOptions, Reach.ALL, False, False, "ask hosts whether they listen, and what time they have"),
+    Command("forget-host", ForgetHost, Reach.ONE, True, False, "forget a host that is gone for good"),
 )
 
 BROADCAST_KEYS: tuple[str, ...] = tuple(c.name for c in COMMANDS.values() if c.reach is not Reach.ONE)

@@ -10,6 +10,7 @@ Code = Literal[
     "vm-unknown",
     "vm-id-taken",
     "image-unknown",
+    "host-unknown",
     "no-capacity",
     "no-host",  # no host can take this VM; the reason holds every host's own
     "wrong-state",  # not in this state; nothing was changed
@@ -35,16 +36,24 @@ class Refused(Exception):
     """A command that was not done. `code` is for programs, `reason` and `hint` for people.
 
     :param reasons: each host's own reason, by its name, where several hosts refused.
+    :param down: the host that this is about, where it is another than the one which says so.
     """
 
     def __init__(
-        self, code: Code, reason: str, hint: str | None = None, reasons: Mapping[str, str] | None = None
+        self,
+        code: Code,
+        reason: str,
+        hint: str | None = None,
+        reasons: Mapping[str, str] | None = None,
+        *,
+        down: str | None = None,
     ) -> None:
         super().__init__(reason)
         self.code: Code = code
         self.reason = reason
         self.hint = hint
         self.reasons = dict(reasons or {})
+        self.down = down
 
     @property
     def changed(self) -> bool:

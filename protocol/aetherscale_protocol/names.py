@@ -89,6 +89,11 @@ def lock_queue(host: str) -> str:
     return f"agent.{host}"
 
 
+def known_queue(host: str) -> str:
+    """The queue that holds the last word of this host about its VMs."""
+    return f"computing-known.{host}"
+
+
 def claim_queue(vm_id: str) -> str:
     """The queue whose declaration claims a VM id."""
     return f"claim.{vm_id}"

@@ -17,6 +17,7 @@ HOSTS = "computing-hosts"
 UNDELIVERABLE = "computing-undeliverable"
 
 CREATE_KEY = "create-vm"
+FORGET_KEY = "forget-host"
 
 HOST_TTL_MS = 2_000
 """How long a command waits for a host's agent before it counts as undeliverable."""
@@ -75,6 +76,7 @@ SHARED_QUEUES = (
 
 SHARED_BINDINGS = (
     Binding(EXCHANGE, COMPETING, CREATE_KEY),
+    Binding(EXCHANGE, COMPETING, FORGET_KEY),
     Binding(UNDELIVERABLE, UNDELIVERABLE, ""),
 )
 
@@ -89,6 +91,11 @@ def host_queue(host: str) -> Queue:
         "x-overflow": "reject-publish",
     }
     return Queue(names.host_queue(host), arguments)
+
+
+def known(host: str) -> Queue:
+    """The queue that holds one host's last word about its VMs: one message, each new one in place of the last."""
+    return Queue(names.known_queue(host), {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "drop-head"})
 
 
 def host_bindings(host: str) -> tuple[Binding, ...]:
@@ -121,13 +128,20 @@ OPERATOR_PERMISSIONS = Permissions(configure="^$", write=f"^{EXCHANGE}(-hosts)?$
 
 
 def agent_permissions(host: str) -> Permissions:
-    """What the agent of `host` may touch: its own queues, claims, and the shared queues to consume."""
-    own = rf"computing-host\.{re.escape(host)}|agent\.{re.escape(host)}|claim\.{names.VM_ID_PATTERN}"
+    """What the agent of `host` may touch: its own queues, claims, and the shared queues to consume.
+
+    And what it takes to forget a host that is gone (docs/decisions/004-forget-host.md): to delete any host's
+    queues, and to read any host's last word about its VMs.
+    """
+    claims = rf"claim\.{names.VM_ID_PATTERN}"
+    own = rf"computing-host\.{re.escape(host)}|agent\.{re.escape(host)}|{claims}"
     shared = f"{EXCHANGE}|{COMPETING}|{HOSTS}|{UNDELIVERABLE}"
+    known = rf"computing-known\.{names.HOST_PATTERN}"
+    hosts = rf"computing-host\.{names.HOST_PATTERN}"
     return Permissions(
-        configure=f"^({own})$",
+        configure=rf"^({hosts}|{known}|agent\.{re.escape(host)}|{claims})$",
         write=rf"^({EXCHANGE}|{HOSTS}|{UNDELIVERABLE}|amq\.default|{own})$",
-        read=f"^({shared}|{own})$",
+        read=f"^({shared}|{own}|{known})$",
     )
 
 

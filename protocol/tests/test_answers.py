@@ -15,8 +15,11 @@ from aetherscale_protocol.answers import (
     Answer,
     ExecutionInfo,
     Fleet,
+    ForgetReport,
     HostReport,
+    KnownVms,
     Offer,
+    Pong,
     VmDetails,
     VmReport,
     VmState,
@@ -134,6 +137,16 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     VmStatus: st.builds(VmStatus, status=texts, vm_id=texts),
     list[str]: st.lists(texts, max_size=4),
     Offer: st.builds(Offer, score=counts),
+    Pong: st.builds(Pong, host=texts, agent_version=texts, clock=times),
+    ForgetReport: st.builds(
+        ForgetReport,
+        status=st.sampled_from(["would-forget", "forgotten"]),
+        host=texts,
+        vms=st.lists(st.builds(VmDetails, **DETAILS), max_size=3),
+        told=times,
+        claims=st.lists(texts, max_size=3),
+        in_fleet=st.booleans(),
+    ),
     VmReport: st.builds(
         VmReport, **DETAILS, host=texts, created=times, accelerator=texts, reason=texts, console=st.lists(texts)
     ),
@@ -165,14 +178,29 @@ def test_a_response_survives_the_wire(command: str, data: st.DataObject) -> None
 
 
 @MANY
-@given(st.sampled_from(CODES), texts, st.none() | texts, st.dictionaries(texts, texts, max_size=3))
-def test_a_refusal_survives_the_wire(code: Any, reason: str, hint: str | None, reasons: dict[str, str]) -> None:
-    info = decode_answer(encode_answer(failure(Refused(code, reason, hint, reasons), "h1"))).execution_info
-    assert info == ExecutionInfo(status="error", reason=reason, code=code, hint=hint, reasons=reasons)
+@given(st.sampled_from(CODES), texts, st.none() | texts, st.dictionaries(texts, texts, max_size=3), st.none() | texts)
+def test_a_refusal_survives_the_wire(
+    code: Any, reason: str, hint: str | None, reasons: dict[str, str], down: str | None
+) -> None:
+    refused = Refused(code, reason, hint, reasons, down=down)
+    info = decode_answer(encode_answer(failure(refused, "h1"))).execution_info
+    assert info == ExecutionInfo(status="error", reason=reason, code=code, hint=hint, reasons=reasons, down=down)
 
 
 def test_keys_are_kebab_case() -> None:
-    for kind in (Answer, ExecutionInfo, Fleet, VmStatus, VmDetails, VmReport, HostReport, Offer):
+    for kind in (
+        Answer,
+        ExecutionInfo,
+        Fleet,
+        VmStatus,
+        VmDetails,
+        VmReport,
+        HostReport,
+        Offer,
+        Pong,
+        KnownVms,
+        ForgetReport,
+    ):
         assert kind.__struct_encode_fields__ == tuple(name.replace("_", "-") for name in kind.__struct_fields__)
 
 

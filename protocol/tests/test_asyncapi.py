@@ -148,12 +148,14 @@ values = st.one_of(
     st.booleans(),
     st.integers(-5, 5),
     st.sampled_from([63, 64, 256, 257, 1000, 1001, 65536, 65537, 4194304, 4194305]),
-    st.sampled_from(["sgeqxcfi", "SGEQXCFI", "tiny", "", "a/b", "x" * 64, "x" * 65]),
+    st.sampled_from(["sgeqxcfi", "SGEQXCFI", "tiny", "", "a/b", "x" * 63, "x" * 64, "x" * 65, "h1.lan", "h1."]),
     st.text(st.characters(blacklist_characters="\n", codec="utf-8"), max_size=9),
     st.just([]),
     st.just({}),
 )
-keys = st.sampled_from(["image", "vm-id", "vm_id", "cpus", "memory", "disk", "kill", "console-lines", "colour"])
+keys = st.sampled_from(
+    ["image", "vm-id", "vm_id", "cpus", "memory", "disk", "kill", "console-lines", "host", "dry-run", "colour"]
+)
 
 
 @MANY
@@ -231,7 +233,7 @@ HOST, VM_ID = "<host>", "<vm-id>"
 def test_the_topology_is_the_codes() -> None:
     documented = DOCUMENT["x-topology"]
     assert documented["exchanges"] == {e.name: e.type for e in topology.EXCHANGES}
-    queues = (*topology.SHARED_QUEUES, topology.host_queue(HOST), topology.claim(VM_ID, HOST))
+    queues = (*topology.SHARED_QUEUES, topology.host_queue(HOST), topology.known(HOST), topology.claim(VM_ID, HOST))
     assert documented["queues"] == {queue.name: queue.arguments for queue in queues}
     bindings: dict[str, dict[str, list[str]]] = {}
     for binding in (*topology.SHARED_BINDINGS, *topology.host_bindings(HOST)):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aetherscale_protocol import commands
+from aetherscale_protocol import commands, names
 from aetherscale_protocol.answers import RESPONSES, decode_answer, encode_answer, failure
 from aetherscale_protocol.commands import (
     BROADCAST_KEYS,
@@ -16,6 +16,7 @@ from aetherscale_protocol.commands import (
     MAX_BODY,
     Command,
     CreateVm,
+    ForgetHost,
     NoOptions,
     Options,
     Reach,
@@ -47,6 +48,7 @@ OPTIONS: dict[type[Options], st.SearchStrategy[Options]] = {
     ),
     VmRef: st.builds(VmRef, vm_id=vm_ids),
     StopVm: st.builds(StopVm, vm_id=vm_ids, kill=st.booleans()),
+    ForgetHost: st.builds(ForgetHost, host=st.from_regex(names.HOST_PATTERN, fullmatch=True), dry_run=st.booleans()),
     ShowVm: st.builds(ShowVm, vm_id=vm_ids, console_lines=st.integers(0, 1000)),
 }
 
@@ -72,7 +74,8 @@ def refusal(data: bytes) -> Refused:
 
 def test_the_table_is_closed() -> None:
     assert list(COMMANDS) == [
-        *("create-vm", "list-vms", "start-vm", "stop-vm", "delete-vm", "show-vm", "list-hosts", "offer-vm")
+        *("create-vm", "list-vms", "start-vm", "stop-vm", "delete-vm", "show-vm", "list-hosts", "offer-vm"),
+        *("ping", "forget-host"),
     ]
 
 
@@ -93,7 +96,8 @@ def test_no_response_type_without_a_command() -> None:
 
 def test_only_the_offer_is_internal_and_only_it_and_the_reading_ones_change_nothing() -> None:
     assert [c.name for c in COMMANDS.values() if c.internal] == ["offer-vm"]
-    assert [c.name for c in COMMANDS.values() if not c.changes] == ["list-vms", "show-vm", "list-hosts", "offer-vm"]
+    reading = ["list-vms", "show-vm", "list-hosts", "offer-vm", "ping"]
+    assert [c.name for c in COMMANDS.values() if not c.changes] == reading
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda c: c.name)
@@ -159,7 +163,11 @@ BOUNDS = [
 
 
 def with_option(command: str, option: str, value: Any) -> bytes:
-    required: dict[type[Options], dict[str, str]] = {CreateVm: {"image": "a"}, NoOptions: {}}
+    required: dict[type[Options], dict[str, str]] = {
+        CreateVm: {"image": "a"},
+        ForgetHost: {"host": "h1"},
+        NoOptions: {},
+    }
     base = required.get(COMMANDS[command].options, {"vm-id": VM_ID})
     return body(command, {**base, option: value})
 
@@ -245,6 +253,13 @@ def test_the_largest_body_is_read_and_a_larger_one_is_not() -> None:
     error = refusal(base + b" " * (MAX_BODY - len(base) + 1))
     assert error.code == "bad-request"
     assert str(MAX_BODY + 1) in error.reason
+
+
+@pytest.mark.parametrize("host", ["", "H1", "-h1", "h1.", "h 1", "h1\n", "h" * 64, "*", "../h1"])
+def test_a_bad_host_name_is_refused_with_the_rule(host: str) -> None:
+    error = refusal(body("forget-host", {"host": host}))
+    assert error.code == "bad-request"
+    assert "a host name is" in error.reason
 
 
 BAD_IDS = ["", "a", "abcdefg", "abcdefghi", "ABCDEFGH", "abcdefg1", "abcdefgh\n", "\nabcdefgh", "../../..", "äbcdefgh"]

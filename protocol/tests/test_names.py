@@ -124,5 +124,6 @@ def test_names_of_the_brokers_pieces() -> None:
     assert names.host_key("h1") == "host.h1"
     assert names.host_queue("h1") == "computing-host.h1"
     assert names.lock_queue("h1") == "agent.h1"
+    assert names.known_queue("h1") == "computing-known.h1"
     assert names.claim_queue("sgeqxcfi") == "claim.sgeqxcfi"
     assert names.agent_user("h1") == "agent-h1"

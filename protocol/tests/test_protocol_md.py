@@ -30,7 +30,12 @@ def command_table() -> str:
 
 def queue_table() -> str:
     rows = ["| queue | arguments |", "|---|---|"]
-    queues = (*topology.SHARED_QUEUES, topology.host_queue("<host>"), topology.claim("<vm-id>", "<host>"))
+    queues = (
+        *topology.SHARED_QUEUES,
+        topology.host_queue("<host>"),
+        topology.known("<host>"),
+        topology.claim("<vm-id>", "<host>"),
+    )
     for queue in queues:
         arguments = ", ".join(f"`{key.removeprefix('x-')}: {value!r}`" for key, value in queue.arguments.items())
         rows.append(f"| `{queue.name}` | {arguments} |")

@@ -11,6 +11,7 @@ from aetherscale_protocol.topology import Permissions
 # Who may touch what. RabbitMQ matches a name with `re:run`, i.e. anywhere in it unless anchored.
 
 SHARED = ["computing", "computing-competing", "computing-hosts", "computing-undeliverable"]
+SHARED_TO_WRITE = ["computing", "computing-hosts", "computing-undeliverable", "amq.default"]
 OTHERS = [
     "",
     "amq.default",
@@ -41,6 +42,12 @@ OTHERS = [
     "agent.h1x",
     "agentxh1",
     "agent.",
+    "computing-known.h1",
+    "computing-known.h2",
+    "computing-known.",
+    "computing-knownxh1",
+    "xcomputing-known.h1",
+    "computing-known.H1",
     "claim.abcdefgh",
     "claim.abcdefg",
     "claim.abcdefghi",
@@ -54,6 +61,11 @@ OTHERS = [
 CORPUS = [*SHARED, *OTHERS]
 
 OWN = {host: [f"computing-host.{host}", f"agent.{host}", "claim.abcdefgh"] for host in ("h1", "h2")}
+
+
+# What it takes to forget a host that is gone: docs/decisions/004-forget-host.md
+KNOWN = ["computing-known.h1", "computing-known.h2"]
+HOSTS_QUEUES = [f"computing-host.{host}" for host in ("h1", "h2", "h1x", "xh1", "h1.h2")]
 
 
 def allowed(permissions: Permissions, kind: str) -> list[str]:
@@ -76,16 +88,16 @@ def test_what_an_operator_may_touch(kind: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("kind", "shared"),
     [
-        ("configure", []),
-        ("write", ["computing", "computing-hosts", "computing-undeliverable", "amq.default"]),
-        ("read", SHARED),
+        ("configure", [*HOSTS_QUEUES, *KNOWN]),
+        ("write", SHARED_TO_WRITE),
+        ("read", [*SHARED, *KNOWN]),
     ],
 )
 def test_what_an_agent_may_touch(host: str, kind: str, shared: list[str]) -> None:
-    assert allowed(topology.agent_permissions(host), kind) == sort([*shared, *OWN[host]])
+    assert allowed(topology.agent_permissions(host), kind) == sort([*{*shared, *OWN[host]}])
 
 
-@pytest.mark.parametrize("kind", ["configure", "write", "read"])
+@pytest.mark.parametrize("kind", ["write", "read"])
 def test_dots_of_a_hosts_name_are_dots_only(kind: str) -> None:
     pattern = getattr(topology.agent_permissions("h1.example.org"), kind)
     assert re.search(pattern, "computing-host.h1.example.org")
@@ -122,9 +134,10 @@ def test_host_names_can_not_break_out_of_a_pattern() -> None:
     for letter in map(chr, range(33, 127)):
         host = f"a{letter}b"
         if names.is_host_name(host):
-            pattern = topology.agent_permissions(host).configure
-            assert [n for n in CORPUS if re.search(pattern, n)] == ["claim.abcdefgh"]
+            pattern = topology.agent_permissions(host).write
+            assert [n for n in CORPUS if re.search(pattern, n)] == [*SHARED_TO_WRITE, "claim.abcdefgh"]
             assert re.search(pattern, f"computing-host.{host}")
+            assert re.search(topology.agent_permissions(host).configure, f"agent.{host}")
 
 
 # Queues, to the letter: a queue that exists with other arguments can't be declared
@@ -155,6 +168,12 @@ def test_arguments_of_a_hosts_queue() -> None:
         "x-overflow": "reject-publish",
     }
     assert "x-expires" not in queue.arguments, "its bindings are the directory: it must outlive its agent"
+
+
+def test_arguments_of_the_queue_of_what_is_known() -> None:
+    queue = topology.known("h1")
+    assert queue.name == "computing-known.h1"
+    assert queue.arguments == {"x-queue-type": "classic", "x-max-length": 1, "x-overflow": "drop-head"}
 
 
 def test_claims_of_one_id_differ_in_their_owner_only() -> None:
@@ -193,11 +212,12 @@ def test_a_hosts_queue_gets_every_broadcast_and_what_is_sent_to_it() -> None:
     assert "create-vm" not in broadcast
 
 
-def test_a_create_goes_to_one_agent() -> None:
+def test_what_goes_to_one_agent_goes_through_the_shared_queue() -> None:
     ones = [c.name for c in COMMANDS.values() if c.reach is Reach.ONE]
-    assert ones == [topology.CREATE_KEY]
+    assert ones == [topology.CREATE_KEY, topology.FORGET_KEY]
     assert [(b.queue, b.key) for b in topology.SHARED_BINDINGS if b.exchange == topology.EXCHANGE] == [
-        ("computing-competing", "create-vm")
+        ("computing-competing", "create-vm"),
+        ("computing-competing", "forget-host"),
     ]
 
 
@@ -231,6 +251,7 @@ def test_definitions_hold_the_shared_topology() -> None:
         }
         for source, queue, key in (
             ("computing", "computing-competing", "create-vm"),
+            ("computing", "computing-competing", "forget-host"),
             ("computing-undeliverable", "computing-undeliverable", ""),
         )
     ]

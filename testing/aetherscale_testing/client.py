@@ -108,7 +108,13 @@ class SeedClient:
         channel.close()
         return count
 
+    def unbind(self, queue: str, key: str) -> None:
+        """Take a binding away, as an administrator might."""
+        channel = self._connection.channel()
+        channel.queue_unbind(queue, "computing", key)
+        channel.close()
+
     def purge(self, hosts: Iterable[str]) -> None:
         """Delete the queues that agents left, for the next test."""
-        for queue in (*QUEUES, *(f"computing-host.{host}" for host in hosts)):
+        for queue in (*QUEUES, *(f"computing-{kind}.{host}" for host in hosts for kind in ("host", "known"))):
             self._connection.channel().queue_delete(queue)

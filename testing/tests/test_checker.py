@@ -359,6 +359,16 @@ def the_lock_of_a_host_that_is_gone(world: World) -> None:
     world.queue(names.lock_queue("h9"))
 
 
+@planted(Kind.QUEUE_UNKNOWN)
+def the_last_word_of_a_host_that_is_gone(world: World) -> None:
+    world.queue(names.known_queue("h9"))
+
+
+@planted(Kind.MESSAGES_LEFT)
+def a_host_with_two_last_words(world: World) -> None:
+    world.queue(names.known_queue("h1"), ready=2)
+
+
 @planted(Kind.QUEUE_MISSING)
 def a_missing_queue(world: World) -> None:
     world.broker = replace(world.broker, queues=less(world.broker.queues, topology.UNDELIVERABLE))

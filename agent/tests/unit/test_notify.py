@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,22 @@ def test_the_watchdog_is_fed_three_times_as_often_as_it_must_be(
         asyncio.run(keep_watchdog_fed())
     assert slept == [pytest.approx(interval)] * 3
     assert [systemd.recv(99) for _ in slept] == [b"WATCHDOG=1"] * 3
+
+
+def test_a_loop_that_hangs_is_not_fed(systemd: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fed from the loop itself, and from nowhere else: no thread, no timer of the kernel's."""
+    monkeypatch.setenv("WATCHDOG_USEC", "90000")  # 0.03 s from one to the next
+
+    async def run() -> None:
+        feeding = asyncio.create_task(keep_watchdog_fed())
+        systemd.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            assert await loop.sock_recv(systemd, 99) == b"WATCHDOG=1"  # the control: it is fed while the loop turns
+        time.sleep(0.3)  # noqa: ASYNC251 (this is the hang)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(99)
+        assert await loop.sock_recv(systemd, 99) == b"WATCHDOG=1"  # and again when it goes on
+        feeding.cancel()
+
+    asyncio.run(run())

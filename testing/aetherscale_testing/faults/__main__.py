@@ -1,4 +1,6 @@
-"""`python -m aetherscale_testing.faults matrix`: every step of an agent × every fault, over a fake hypervisor."""
+"""`python -m aetherscale_testing.faults matrix`: every step of an agent × every fault, over a fake hypervisor.
+`… report`: docs/reliability.md, from the results.
+"""
 
 import argparse
 import json
@@ -9,12 +11,29 @@ from pathlib import Path
 from aetherscale_agent.steps import STEPS
 from aetherscale_testing.faults.matrix import SIDE_BY_SIDE, Progress, matrix
 from aetherscale_testing.faults.play import Row
+from aetherscale_testing.faults.report import make_page
 from aetherscale_testing.faults.table import FAULTS, Cell, all_cells
 
 
 def run() -> int:
-    """Play the cells that the arguments name; 1 if one failed."""
+    """Do what the arguments ask for; 1 if a cell failed, or the page is not what the results say."""
     options = _parse()
+    return _report(options) if options.verb == "report" else _play(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    page = make_page(options.results)
+    if not options.check:
+        options.page.write_text(page)
+        return 0
+    if options.page.read_text() == page:
+        return 0
+    print(f"error: {options.page} is not what {options.results} says\nhint: make reliability", file=sys.stderr)
+    return 1
+
+
+def _play(options: argparse.Namespace) -> int:
+    """Play the cells that the arguments name."""
     cells = [cell for cell in all_cells() if _is_wanted(cell, options)]
     progress = Progress(len(cells), lambda line: print(line, flush=True))
     with matrix(progress, min(options.batch, len(cells))) as stage:
@@ -30,7 +49,11 @@ def run() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m aetherscale_testing.faults")
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="verb")
+    page = commands.add_parser("report", help="make docs/reliability.md from what the tests wrote down")
+    page.add_argument("--results", type=Path, default=Path("docs/results"))
+    page.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
+    page.add_argument("--check", action="store_true", help="only say whether it is up to date")
     verb = commands.add_parser("matrix", help="every step × every fault, over a fake hypervisor")
     verb.add_argument("--step", action="append", choices=tuple(STEPS), help="only this step; may be repeated")
     verb.add_argument("--fault", action="append", choices=tuple(FAULTS), help="only this fault; may be repeated")
