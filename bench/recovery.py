@@ -52,11 +52,11 @@ def main() -> None:
             for down, wiped in kinds * options.runs:
                 runs.append(herd.recover(down, wiped=wiped))
                 print(line(runs[-1]), flush=True)
+                if options.out:
+                    write(options.out, options.label, calls, runs)
         finally:
             herd.stop()
     print("\n".join(f"median of {len(some)}: {summary(some)}" for some in grouped(runs)))
-    if options.out:
-        write(options.out, options.label, calls, runs)
 
 
 def line(run: Recovery) -> str:
