@@ -21,7 +21,7 @@ from aetherscale_testing.broker import private_broker  # noqa: E402
 from aetherscale_testing.forkserver import ForkServer  # noqa: E402
 from aetherscale_testing.recovery import Herd, Recovery, count_calls  # noqa: E402
 
-FIGURES = ("boot", "half", "hosts", "creates", "answers", "consuming", "peak", "refused", "refused_peak")
+FIGURES = ("boot", "half", "hosts", "creates", "answers", "consuming", "peak", "planned_peak", "refused")
 CPU = ("agents_cpu", "broker_cpu", "busy_cores")
 
 
