@@ -3,6 +3,8 @@ SHELL := /bin/sh
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 5
+SEED ?= 1
 LAB := PYTHONPATH=lab $(BIN)/python -m aetherscale_lab
 SOURCES := protocol agent cli lab testing ansible molecule bench
 
@@ -14,7 +16,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability record molecule wheelhouse lock clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability record molecule chaos wheelhouse lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -67,6 +69,12 @@ molecule: $(VENV)/dev wheelhouse ## site.yml on real systemd hosts, in namespace
 	@tools/install-packages $(LAB_PACKAGES)
 	@$(LAB) prepare
 	@$(LAB) isolated -- $(CURDIR)/$(BIN)/python molecule/run
+
+chaos: $(VENV)/dev wheelhouse ## clients and random faults on a lab: make chaos MINUTES=5 SEED=1 (as root; docs/reliability.md)
+	@tools/install-packages $(LAB_PACKAGES)
+	@$(LAB) prepare
+	@PYTHONPATH=lab:testing $(BIN)/python -m aetherscale_lab isolated -- $(CURDIR)/$(BIN)/python \
+		-m aetherscale_testing.faults.storm --minutes $(MINUTES) --seed $(SEED) $(CHAOS)
 
 wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
 	@$(BIN)/python ansible/wheelhouse.py build

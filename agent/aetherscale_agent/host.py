@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 SHUTDOWN_LIMIT_S = 50.0
 """How long a guest may take to shut down before it is said to ignore the power button."""
-WRITE_AGAIN_S = 1.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 NEW_BROKER = "new-broker"
@@ -129,36 +128,29 @@ class Host:
     # Journal
 
     async def _write(self, vm: Vm, **changes: object) -> None:
-        record = vm.record.but(**changes)
-        await self.journal.put(record)
-        vm.record = record
+        async with vm.pen:
+            record = vm.record.but(**changes)
+            await self.journal.put(record)
+            vm.record = record
 
     async def settle(self, vm: Vm, state: VmState, **changes: object) -> None:
         """Enter a state and journal it; what the journal does not take now it is given again until it does."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        record = vm.record.but(since=self.clock(), **changes)
-        try:
-            await self.journal.put(record)
-        except JournalError as error:
-            log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
-            task = asyncio.create_task(self._write_later(vm))
-            self._later.add(task)
-            task.add_done_callback(self._later.discard)
-        vm.record = record
+        async with vm.pen:
+            record = vm.record.but(since=self.clock(), **changes)
+            try:
+                await self.journal.put(record)
+            except JournalError as error:
+                log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, state, error)
+                self._write_later(record.vm_id)
+            vm.record = record
 
-    async def _write_later(self, vm: Vm) -> None:
-        """Write a VM's record as soon as that can be: a host that restarts would else do what was long undone."""
-        vm_id, written = vm.record.vm_id, None
-        while self.vms.get(vm_id) is vm and vm.record is not written:
-            await asyncio.sleep(WRITE_AGAIN_S)
-            record = vm.record
-            if self.vms.get(vm_id) is vm:
-                with contextlib.suppress(JournalError):
-                    await self.journal.put(record)
-                    written = record
-        if vm_id not in self.vms and written is not None:
-            await self.journal.drop(vm_id)  # it was forgotten while this wrote
+    def _write_later(self, vm_id: str) -> None:
+        later = self.journal.put_later(vm_id, lambda: self.vms[vm_id].record if vm_id in self.vms else None)
+        task = asyncio.create_task(later)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
 
     # Create
 
@@ -270,12 +262,12 @@ class Host:
     async def prolong(self, vm_id: str, deadline: float) -> None:
         """Journal that a create was asked again with a later deadline: it, and its tombstone, last until then.
 
-        :raise Refused: `failed`, when the journal can't be written.
+        :raise Refused: `outcome-unknown`, when the journal can't be written: what it came to before stands.
         """
         try:
             await self._write(self.vms[vm_id], deadline=deadline)
         except JournalError as error:
-            raise unwritten(error) from None
+            raise Refused("outcome-unknown", f"{error}; what this create came to before stands", "repeat it") from None
 
     # Start, stop, delete: called by who holds the VM's line
 
@@ -451,14 +443,15 @@ class Host:
 
     async def _entomb(self, vm: Vm, ending: Ending) -> None:
         """Journal that a VM is gone; if that can't be written, at least nothing may say that it is not."""
-        tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
-        try:
-            await self.journal.put(tomb)
-        except JournalError as error:
-            log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
-            with contextlib.suppress(JournalError):
-                await self.journal.drop(tomb.vm_id)
-        vm.record = tomb
+        async with vm.pen:
+            tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
+            try:
+                await self.journal.put(tomb)
+            except JournalError as error:
+                log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
+                with contextlib.suppress(JournalError):
+                    await self.journal.drop(tomb.vm_id)
+            vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
         """Journal whether the directory may name this host for a VM; one that can't be written is logged."""

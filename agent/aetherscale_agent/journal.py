@@ -18,6 +18,9 @@ from msgspec import Struct
 from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.names import is_vm_id
 
+WRITE_AGAIN_S = 1.0
+"""After how long what the journal did not take is given to it again."""
+
 Phase = Literal[
     "claimed",  # the id is claimed; its binding may or may not exist: undone at restart
     "bound",  # the directory names this host; the VM is being built, or must be
@@ -137,6 +140,21 @@ class Journal:
                 with contextlib.suppress(OSError):
                     draft.unlink(missing_ok=True)
                 raise JournalError(f"can't write {path}: {error.strerror}") from error
+
+    async def put_later(self, vm_id: str, current: Callable[[], Record | None]) -> None:
+        """Write what the journal did not take, as soon as it does: or a restart would bring back what was long undone.
+
+        `current`: the VM's record by then; None if it is forgotten.
+        """
+        written: Record | None = None
+        while (record := current()) is not None and record is not written:
+            await asyncio.sleep(WRITE_AGAIN_S)
+            if (record := current()) is not None:
+                with contextlib.suppress(JournalError):
+                    await self.put(record)
+                    written = record
+        if written is not None and current() is None:
+            await self.drop(vm_id)  # it was forgotten while this wrote
 
     async def drop(self, vm_id: str) -> None:
         """Forget a VM.

@@ -14,6 +14,7 @@ class Vm:
     record: Record
     state: VmState
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
+    pen: asyncio.Lock = field(default_factory=asyncio.Lock)  #: held while its record is changed: none is lost
     built: asyncio.Task[None] | None = None
     shutdown: asyncio.Task[None] | None = None
     waiting: int = 0  #: commands in its line, the one at work included

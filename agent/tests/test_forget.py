@@ -23,9 +23,9 @@ Answer = dict[str, Any]
 
 @pytest.fixture
 def three(agents: Fleet) -> Fleet:
-    """h3 is the emptiest: it is given the VMs, and keeps them when its agent ends. It is frozen for long."""
-    agents.add("h1", "a", memory=4096, fleet=["h1", "h2", "h3"], heartbeat=30)
-    agents.add("h2", "a", memory=4096, fleet=["h1", "h2", "h3"], heartbeat=30)
+    """h3 alone has the image `a`: it is given the VMs, and keeps them when its agent ends. Frozen hosts stay alive."""
+    agents.add("h1", "b", fleet=["h1", "h2", "h3"], heartbeat=30)
+    agents.add("h2", fleet=["h1", "h2", "h3"], heartbeat=30)
     agents.add("h3", "a", fleet=["h1", "h2", "h3"], keep=True, heartbeat=30)
     agents.wait_ready()
     return agents
@@ -158,7 +158,7 @@ def test_a_host_that_comes_back_is_simply_there_again(three: Fleet, broker: Test
     three.agents["h3"].start()
     three.wait_ready(3)
     (answer,) = client.send(f"vm.{vm_id}", "show-vm", vm_id=vm_id)
-    assert answer["host"] == "h3"
+    assert (answer["host"], answer["response"]["state"]) == ("h3", "running")
     eventually(lambda: [*kept(broker)] == [vm_id])
 
 
@@ -169,7 +169,7 @@ def test_a_vm_whose_id_was_made_anew_elsewhere_is_not_bound_twice(
     eventually(lambda: [*kept(broker)] == [vm_id])
     three.agents["h3"].stop(SIGKILL)
     assert code(forget(client, "h3")) == "success"
-    (made,) = client.ask("create-vm", 1, image="a", vm_id=vm_id)
+    (made,) = client.ask("create-vm", 1, image="b", vm_id=vm_id)
     assert made["execution-info"]["status"] == "success"
     three.agents["h3"].start()
     three.wait_ready(3)

@@ -32,7 +32,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     monkeypatch.setattr(os, "fsync", os.fsync)
     for module in (recover, session):
         monkeypatch.setattr(module, "TOMBSTONE_SLACK_S", recover.TOMBSTONE_SLACK_S)
-    monkeypatch.setattr(session, "LOOK_FOR_BURIALS_S", session.LOOK_FOR_BURIALS_S)
+    for name in ("LOOK_AGAIN_S", "LOOK_FOR_BURIALS_S"):
+        monkeypatch.setattr(session, name, vars(session)[name])
     monkeypatch.setattr(connect, "LONGEST_DELAY_S", connect.LONGEST_DELAY_S)
     (tmp_path / "cell" / "h1").mkdir(parents=True)
     yield Machine("h1", tmp_path / "cell" / "h1", FakeImages("a"), tmp_path / "cell")

@@ -25,7 +25,7 @@ ONE_OF_EACH = {
     "build-fails": ("build.disk", "before"),
     "start-fails": ("start.qemu", "before"),
     "qemu-dies": ("build.start", "before"),
-    "image-gone": ("connect.bind", "before"),
+    "image-gone": ("create.acknowledge", "after"),
     "broker-killed": ("create.probe", "after"),
     "broker-wiped": ("build.journal", "before"),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aetherscale_agent import host as host_module
+from aetherscale_agent import journal as journal_module
 from aetherscale_agent.journal import Ending, Phase
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import Power
@@ -530,7 +531,7 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the VM would be started again when the host boots next, although its caller was told that it is off."""
-    monkeypatch.setattr(host_module, "WRITE_AGAIN_S", 0.0)
+    monkeypatch.setattr(journal_module, "WRITE_AGAIN_S", 0.0)
 
     async def scenario() -> None:
         host = await world.started()
@@ -546,5 +547,20 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
         known = world.on_disk()
         assert known is not None
         assert known.wanted == "off"
+
+    asyncio.run(scenario())
+
+
+def test_a_create_that_is_asked_again_while_it_is_built_loses_nothing_of_what_was_built(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await bind(host)
+        with world.hypervisor.holding("start") as started:
+            built = host.build(vm)
+            prolonged = asyncio.create_task(host.prolong(ID, DEADLINE + 10))
+            started.set()
+            await asyncio.gather(built, prolonged)
+        assert (vm.record.phase, vm.record.deadline) == ("ready", DEADLINE + 10)
+        assert world.on_disk() == vm.record
 
     asyncio.run(scenario())

@@ -69,3 +69,4 @@ def hold(world: LabWorld, cells: tuple[Cell, ...], fault: str) -> None:
         for cell in cells:
             world.forget_orders(cell.host)
             world.record(cell.step, cell.when, fault, verdict, seconds)
+        world.delete_all()

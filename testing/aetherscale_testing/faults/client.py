@@ -110,6 +110,12 @@ class Client:
         )
         self._channel.basic_publish("computing", request.key, request.body, properties, mandatory=True)
 
+    def is_answered(self, request: Request) -> bool:
+        """Whether an answer is there."""
+        with contextlib.suppress(AMQPError):
+            self._connection.process_data_events(0)
+        return request.correlation_id in self._answers
+
     def learn(self, request: Request) -> Told:
         """Wait for the answer, as long as an operator would; what it tells goes into the ledger."""
         answer = self._wait(request.correlation_id, request.deadline + GRACE_S)

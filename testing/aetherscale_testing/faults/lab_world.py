@@ -195,10 +195,10 @@ class LabWorld:
         return time.monotonic() - began
 
     def delete_all(self) -> None:
-        """Delete the VMs that were made and not deleted."""
+        """Delete all VMs that were made, or may have been."""
         entries = self.ledger.entries
         deleted = {entry.vm_id for entry in entries if entry.verb == "delete" and entry.told.outcome == "done"}
-        made = {entry.vm_id for entry in entries if entry.verb == "create" and entry.told.outcome == "done"}
+        made = {entry.vm_id for entry in entries if entry.verb == "create" and entry.may_have_worked}
         for vm_id in sorted(made - deleted):
             told = self.client.insist(Command("delete", vm_id))
             assert told.outcome == "done" or told.what == "vm-unknown", f"delete of {vm_id}: {told}"

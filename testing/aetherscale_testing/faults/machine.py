@@ -117,7 +117,7 @@ def _be_quick() -> None:
     """Shorter times, the same order of things."""
     for module in (recover, session):
         vars(module)["TOMBSTONE_SLACK_S"] = TOMBSTONE_SLACK_S
-    session.LOOK_FOR_BURIALS_S = TOMBSTONE_SLACK_S
+    session.LOOK_FOR_BURIALS_S = session.LOOK_AGAIN_S = TOMBSTONE_SLACK_S
     connect.LONGEST_DELAY_S = LONGEST_DELAY_S
 
 

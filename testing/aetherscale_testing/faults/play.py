@@ -16,7 +16,7 @@ from aetherscale_testing.faults.table import BROKER_FAULTS, Cell, why_not
 from aetherscale_testing.faults.trouble import FAULTS, Rendezvous, healed, meet_broker
 from aetherscale_testing.faults.views import BrokerView, HostView
 
-PATIENCE_S, BROKER_PATIENCE_S = 5.0, 20.0
+PATIENCE_S, BROKER_PATIENCE_S = 5.0, 15.0
 """How long a client's commands are good for; longer where the broker has to start meanwhile."""
 AGAIN_PATIENCE_S = 3.0
 HEARTBEAT_S, BROKER_HEARTBEAT_S = 1, 30

@@ -24,8 +24,8 @@ from aetherscale_testing.forkserver import ForkServer
 from aetherscale_testing.proxy import Wire, Wires
 
 READY_S, MEETING_S = 20.0, 12.0
-ELSEWHERE_S = 1.5
-"""Within which a create that comes to h1 is at its step."""
+POLL_S = 0.05
+MUSTER_S = 5.0
 IMAGE = "a"
 MEMORY = {"h1": 32768, "h2": 16384}
 TOO_MUCH_MIB = 65536
@@ -57,6 +57,7 @@ class Scene:
         self.patience = patience
         self.ledger = Ledger()
         self.vm_id = names.new_vm_id()
+        self.sound_at = 0.0  #: on time.monotonic()'s clock: from then on nothing of h1 is broken any more
         self.pending: list[Request] = []  #: what a client still waits for
         self.told_before: list[Request] = []  #: what was asked of its VM and done before the fault
         self.wires: dict[str, Wire] = {}
@@ -68,6 +69,8 @@ class Scene:
                 "broker": {"url": stage.broker.url(vhost, self.wires[host].port)},
                 "faults": str(folder),
                 "keep": True,
+                "fleet": list(MEMORY),
+                "muster": MUSTER_S,
                 "memory": memory,
                 "shutdown": 0.1,
                 "heartbeat": heartbeat,
@@ -223,7 +226,9 @@ def _crash(scene: Scene, when: str, step: str) -> None:
     scene.arm(when, step)
     while True:
         request = scene.create()
-        meeting = scene.stage.hall.wait(scene.folder, ELSEWHERE_S)
+        meeting = None
+        while meeting is None and not scene.client.is_answered(request) and time.time() < request.deadline:
+            meeting = scene.stage.hall.wait(scene.folder, POLL_S)
         if meeting is not None:
             break
         scene.done(request)
@@ -253,6 +258,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": _nothing,
     "hand-on": _nothing,
     "refuse": _nothing,
+    "again": _with_vm,
     "start": _with_vm_off,
     "stop": _with_vm,
     "kill": _with_vm,
@@ -267,6 +273,7 @@ _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": lambda scene: scene.ask(scene.create()),
     "hand-on": lambda scene: scene.ask(scene.create()),
     "refuse": lambda scene: scene.ask(scene.create(memory=TOO_MUCH_MIB)),
+    "again": lambda scene: scene.ask(scene.client.again(scene.told_before[0], patience=scene.patience)),
     "start": _act("start"),
     "stop": _act("stop"),
     "kill": _act("kill"),

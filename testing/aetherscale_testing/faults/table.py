@@ -7,13 +7,14 @@ from typing import Literal
 from aetherscale_agent.steps import STEPS, When
 
 Scenario = Literal[
-    "create", "hand-on", "refuse", "start", "stop", "kill", "delete", "restart", "restart-bare", "undo", "bury"
+    "create", "hand-on", "refuse", "again", "start", "stop", "kill", "delete", "restart", "restart-bare", "undo", "bury"
 ]
 
 SCENARIOS: Mapping[Scenario, str] = {
     "create": "a create that its host takes",
     "hand-on": "a create that the preferred host can't take, because it lacks the image",
     "refuse": "a create for which no host has room",
+    "again": "a create that was done is asked again, with a later deadline",
     "start": "a start of a VM that is off",
     "stop": "a shutdown of a VM that runs",
     "kill": "the same by pulling its plug",
@@ -53,6 +54,7 @@ BY_STEP: Mapping[str, Scenario] = {
     "create.offers": "hand-on",
     "create.hand-on": "hand-on",
     "create.refuse": "refuse",
+    "create.prolong": "again",
     "connect.unbind": "undo",
     "connect.forget": "undo",
     "connect.verify": "restart-bare",

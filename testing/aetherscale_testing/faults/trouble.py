@@ -108,6 +108,7 @@ def befall(faults: Mapping[str, Any]) -> Fault:
     def fall(scene: Scene, meeting: Meeting) -> None:
         if "qemu-dies" in faults:
             scene.ledger.crash(scene.vm_id, time.time())
+        scene.sound_at = time.monotonic() + faults.get("disk-full", 0)
         meeting.answer(faults)
 
     return fall
@@ -143,8 +144,9 @@ def meet_broker(scene: Scene, meeting: Meeting, together: Rendezvous) -> None:
 
 @contextlib.contextmanager
 def healed(scene: Scene) -> Iterator[None]:
-    """What lasts is put right when the block ends."""
+    """What lasts is put right, or waited for, when the block ends."""
     try:
         yield
     finally:
+        time.sleep(max(0.0, scene.sound_at - time.monotonic()))
         (scene.h1.folder / CLOCK).unlink(missing_ok=True)
