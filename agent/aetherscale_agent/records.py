@@ -15,6 +15,7 @@ from aetherscale_agent.vm import Vm
 log = logging.getLogger(__name__)
 
 WRITE_AGAIN_S = 1.0
+"""After how long what the journal did not take is given to it again."""
 
 
 class Records:

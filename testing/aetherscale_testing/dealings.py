@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import pika
@@ -24,7 +24,7 @@ from aetherscale_agent.handlers import Handlers
 from aetherscale_agent.host import Host
 from aetherscale_agent.session import Session
 from aetherscale_protocol.answers import Answer
-from aetherscale_protocol.topology import UNDELIVERABLE
+from aetherscale_protocol.topology import UNDELIVERABLE, Binding
 
 REPLY_TO = "amq.rabbitmq.reply-to.g1h2AA5yZXBseUA2ODc4MTMzNAAAcEoAAAAAaS8eQg==.uh3PT7/gnq8t5CwSy0Ejvg=="
 
@@ -50,6 +50,16 @@ class _Acknowledged:
         self.tags.append(delivery.tag)
 
 
+class _Bindings:
+    """A channel that only binds VMs."""
+
+    def __init__(self, vms: set[str]) -> None:
+        self._vms = vms
+
+    async def bind_all(self, bindings: Sequence[Binding]) -> None:
+        self._vms |= {binding.key.removeprefix("vm.") for binding in bindings}
+
+
 class Dealings(Session):
     """A session whose broker does what it is asked: no other host holds anything."""
 
@@ -58,6 +68,7 @@ class Dealings(Session):
         self.handlers = Handlers(host, self.letters, [])
         super().__init__(cast(Connection, None), host, "guest", lambda _s, _d: self._nothing())
         self.bound: set[str] = set()
+        self._commands = cast(Channel, _Bindings(self.bound))
         self.is_new = False  #: its fleet is not there yet
         #: Steps on which the connection is lost.
         self.lost: set[str] = set()

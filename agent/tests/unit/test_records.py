@@ -182,6 +182,7 @@ def test_a_create_that_is_being_built_is_not_given_up(world: World) -> None:
         built = host.build(vm)
         host.give_up(vm)
         await built
+        await quiet(host)
         assert await world.power() is Power.ON
 
     asyncio.run(scenario())
