@@ -21,7 +21,7 @@ from aetherscale_testing.broker import private_broker  # noqa: E402
 from aetherscale_testing.forkserver import ForkServer  # noqa: E402
 from aetherscale_testing.recovery import Herd, Recovery, count_calls  # noqa: E402
 
-FIGURES = ("boot", "half", "hosts", "creates", "answers", "consuming", "peak", "refused", "refused_peak")
+FIGURES = ("boot", "half", "hosts", "creates", "answers", "consuming", "peak", "planned_peak", "refused")
 CPU = ("agents_cpu", "broker_cpu", "busy_cores")
 
 
@@ -52,11 +52,11 @@ def main() -> None:
             for down, wiped in kinds * options.runs:
                 runs.append(herd.recover(down, wiped=wiped))
                 print(line(runs[-1]), flush=True)
+                if options.out:
+                    write(options.out, options.label, calls, runs)
         finally:
             herd.stop()
     print("\n".join(f"median of {len(some)}: {summary(some)}" for some in grouped(runs)))
-    if options.out:
-        write(options.out, options.label, calls, runs)
 
 
 def line(run: Recovery) -> str:

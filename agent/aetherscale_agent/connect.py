@@ -67,6 +67,7 @@ class Connector:
         log.log(level, "%s at %s:%s: %s; trying on", self._name, self._settings.host, self._settings.port, why)
         self._said = why
         delay = self._backoff.next()
+        log.debug("%s: next try in %.3f s", self._name, delay)
         pause = asyncio.ensure_future(asyncio.sleep(delay))
         if delay > FIRST_DELAY_S:  # a short one is kept, or two that work and fail in turn would not wait at all
             self._pause = pause

@@ -5,7 +5,7 @@ the command came on, and is cancelled with it, because the broker gives the comm
 stands after it belongs to the host, and goes on whatever happens.
 """
 
-from aetherscale_agent.decide import AskOffers, Begin, HandOn, Leave, MakeClaim, Probe, Refuse, Rejoin, Step
+from aetherscale_agent.decide import AskOffers, Begin, HandOn, Leave, LetGo, MakeClaim, Probe, Refuse, Rejoin, Step
 
 Course = tuple[str, ...]
 
@@ -62,6 +62,8 @@ def course_of(step: Step) -> Course:
             return ("create.claim",)
         case Probe():
             return ("create.probe",)
+        case LetGo():
+            return ("create.let-go",)
         case AskOffers():
             return ("create.offers",)
         case HandOn():
@@ -84,7 +86,7 @@ def course_of(step: Step) -> Course:
 
 def is_end(step: Step) -> bool:
     """Whether nothing is left to decide about a create once this decision's course is done."""
-    return not isinstance(step, MakeClaim | Probe | AskOffers)
+    return not isinstance(step, MakeClaim | Probe | AskOffers | LetGo)
 
 
 def tied(course: Course) -> Course:

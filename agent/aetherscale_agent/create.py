@@ -109,6 +109,9 @@ class CreateFlow:
                 self._facts.held_elsewhere = await session.probe(self._incoming)
             case "create.offers", _:
                 await self._ask_offers()
+            case "create.let-go", _:
+                await session.let_go(vm_id)
+                self._facts.claim, self._facts.let_go = None, True
             case "create.hand-on", d.HandOn(to_host):
                 return await self._hand_on(to_host)
             case "create.journal", _:

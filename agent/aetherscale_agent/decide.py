@@ -50,6 +50,7 @@ class Facts:
     silent_hosts: int = 0
     claim: Claim | None = None
     held_elsewhere: bool | None = None  #: the probe's answer
+    let_go: bool = False  #: the claim was taken back, if it was this host's
 
 
 _NO_END = Refused(
@@ -89,6 +90,11 @@ class MakeClaim(Step):
 @dataclass(frozen=True)
 class Probe(Step):
     """Ask the directory: publish this create to `vm.<id>`. Routed means that the holder has it now."""
+
+
+@dataclass(frozen=True)
+class LetGo(Step):
+    """Take this host's claim back: it guards nothing, and would send the create back here from wherever it goes."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +163,15 @@ def _place_elsewhere(facts: Facts, misfit: Refused) -> Step:
         return AskOffers()
     best = best_offer(facts.offers, but=facts.host)
     if best is not None and facts.hops < MAX_HOPS:
-        return HandOn(best)
+        return HandOn(best) if facts.hops == 0 or facts.let_go else _let_go(facts)
     return _settle(facts, no_host(facts, misfit))
+
+
+def _let_go(facts: Facts) -> Step:
+    """A create that was handed to this host, which can't take it: perhaps because this host owns its claim."""
+    if facts.claim is None:
+        return MakeClaim()
+    return LetGo() if facts.claim.won else _to_owner(facts, facts.claim.owner)
 
 
 def _settle(facts: Facts, error: Refused) -> Step:

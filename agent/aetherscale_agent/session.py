@@ -288,6 +288,12 @@ class Session:
                     raise Refused("failed", f"the id {vm_id} can't be claimed: {error}") from None
                 return Claim(won=False, owner=claim_owner(error.text))
 
+    async def let_go(self, vm_id: str) -> None:
+        """Take back the claim of a VM id that this host has just made, or made again."""
+        async with self._claim_lock:
+            assert self._claims is not None
+            await self._claims.delete_queue(names.claim_queue(vm_id))
+
     async def pass_to(self, key: str, incoming: Incoming) -> bool:
         """Publish a create to a key; False if the directory knows no such key.
 

@@ -17,6 +17,7 @@ STEPS: Mapping[str, str] = {
     "create.claim": "claim the id in the broker",
     "create.probe": "ask the directory whether a host holds the id",
     "create.offers": "ask all hosts how well they could take the VM",
+    "create.let-go": "take back a claim that guards nothing",
     "create.hand-on": "give the create to another host",
     "create.journal": "journal the claimed id",
     "create.bind": "bind vm.<id> to this host's queue",

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -101,11 +102,17 @@ class TestBroker:
         return rows
 
 
+PORTS = range(20_000, 32_000)
+"""Below the kernel's ephemeral ports: of those one may be somebody's own end of a connection when the node comes back,
+or even that of a client which tries to connect to it."""
+
+
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _definitions(vhosts: Iterable[str]) -> dict[str, Any]:
@@ -150,6 +157,7 @@ def private_broker(extra_configuration: str = "", vhosts: Iterable[str] = ()) ->
         "RABBITMQ_DIST_PORT": str(dist_port),
         "ERL_EPMD_PORT": str(epmd_port),
         "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+        "ERL_CRASH_DUMP": str(folder / "erl_crash.dump"),
         "RABBITMQ_LOG_BASE": str(folder / "log"),
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),

@@ -60,6 +60,8 @@ def learn(known: Facts, step: d.Step) -> list[Facts]:
             return [replace(known, held_elsewhere=held) for held in (False, True)]
         case d.AskOffers():
             return [replace(known, offers=copy(o), silent_hosts=s) for o, s in product(OFFERS, (0, 2))]
+        case d.LetGo():
+            return [replace(known, claim=None, let_go=True)]
         case d.HandOn(host):
             if known.claim is not None and not known.claim.won:
                 return [replace(known, hops=d.MAX_HOPS)]
@@ -102,13 +104,24 @@ def test_the_walk_is_not_empty() -> None:
 def test_every_create_comes_to_an_end_soon() -> None:
     for path in paths():
         assert isinstance(path[-1][1], LAST)
-    assert max(map(len, paths())) <= 6
+    assert max(map(len, paths())) <= 9
 
 
-def test_nothing_is_asked_twice() -> None:
+def test_nothing_is_asked_twice_but_a_claim_that_was_let_go_of() -> None:
     for path in paths():
-        for question in (d.MakeClaim, d.Probe, d.AskOffers):
-            assert sum(isinstance(step, question) for _, step in path) <= 1, path
+        let_go = sum(isinstance(step, d.LetGo) for _, step in path)
+        assert let_go <= 1
+        for question, most in ((d.MakeClaim, 1 + let_go), (d.Probe, 1), (d.AskOffers, 1)):
+            assert sum(isinstance(step, question) for _, step in path) <= most, path
+
+
+def test_only_a_claim_of_its_own_that_guards_nothing_is_let_go_of() -> None:
+    for known, step in moments():
+        if isinstance(step, d.LetGo):
+            assert known.claim == Claim(won=True)
+            assert known.recorded_request is None
+            assert known.misfit is not None
+            assert not known.dead_lettered
 
 
 def test_no_begin_without_a_claim_that_was_won_and_a_probe_that_found_nobody() -> None:
@@ -237,6 +250,10 @@ def test_the_deadline_itself_is_not_late() -> None:
         ({"misfit": NO_MEMORY, "offers": OFFERS[1], "claim": Claim(False, PEER)}, d.HandOn(PEER)),
         ({"misfit": NO_MEMORY, "offers": OFFERS[1], "claim": Claim(True)}, d.Probe()),
         ({"misfit": NO_MEMORY, "offers": OFFERS[3], "hops": d.MAX_HOPS}, d.MakeClaim()),
+        ({"misfit": NO_MEMORY, "offers": OFFERS[3], "hops": 2}, d.MakeClaim()),
+        ({"misfit": NO_MEMORY, "offers": OFFERS[3], "hops": 2, "claim": Claim(True)}, d.LetGo()),
+        ({"misfit": NO_MEMORY, "offers": OFFERS[3], "hops": 2, "claim": Claim(False, PEER)}, d.HandOn(PEER)),
+        ({"misfit": NO_MEMORY, "offers": OFFERS[3], "hops": 2, "let_go": True}, d.HandOn(PEER)),
         ({"dead_lettered": True}, d.MakeClaim()),
         ({"dead_lettered": True, "claim": Claim(True)}, d.Probe()),
         ({"dead_lettered": True, "claim": Claim(True), "held_elsewhere": True}, d.Leave()),

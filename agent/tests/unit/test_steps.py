@@ -25,6 +25,7 @@ ALL_COURSES = (
             decide.MakeClaim(),
             decide.Probe(),
             decide.AskOffers(),
+            decide.LetGo(),
             decide.HandOn("h2"),
             decide.Leave(),
             decide.Rejoin(),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 
-from aetherscale_protocol import names
+from aetherscale_protocol import names, topology
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.faults.client import Client, Request
 from aetherscale_testing.faults.fakehosts import look_at
@@ -75,7 +75,7 @@ class Scene:
                 "shutdown": 0.1,
                 "heartbeat": heartbeat,
             }
-            images = ("other",) if cell.scenario == "hand-on" and host == "h1" else (IMAGE,)
+            images = ("other",) if cell.scenario in ("hand-on", "owner") and host == "h1" else (IMAGE,)
             self.agents[host] = AgentProcess(host, folder / host, stage.broker, images, options, stage.server)
         self.client = self.new_client()
 
@@ -193,6 +193,11 @@ def _nothing(_scene: Scene) -> None:
     pass
 
 
+def _with_claim(scene: Scene) -> None:
+    claim = topology.claim(scene.vm_id, "h1")
+    scene.client._channel.queue_declare(claim.name, durable=True, arguments=claim.arguments)
+
+
 def _with_vm(scene: Scene) -> None:
     scene.done(scene.create())
 
@@ -257,6 +262,7 @@ def _start_again(scene: Scene) -> None:
 _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": _nothing,
     "hand-on": _nothing,
+    "owner": _with_claim,
     "refuse": _nothing,
     "again": _with_vm,
     "start": _with_vm_off,
@@ -272,6 +278,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
 _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": lambda scene: scene.ask(scene.create()),
     "hand-on": lambda scene: scene.ask(scene.create()),
+    "owner": lambda scene: scene.ask(scene.create()),
     "refuse": lambda scene: scene.ask(scene.create(memory=TOO_MUCH_MIB)),
     "again": lambda scene: scene.ask(scene.client.again(scene.told_before[0], patience=scene.patience)),
     "start": _act("start"),

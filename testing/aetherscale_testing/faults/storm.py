@@ -122,6 +122,7 @@ def finalize_figures(
         "faults_by_kind": fallen,
         "settle_seconds": round(found.settle_seconds, 1),
         "unknown_asked_again": found.unknown,
+        "not_started_again": found.not_started_again,
         "lost": lost,
         "doubled": doubled,
         "left_behind": len(found.violations) - lost - doubled - told,
@@ -157,6 +158,7 @@ seed {seed}, {minutes} minutes, {hosts} hosts, {clients} clients, commit {commit
   {faults} faults: {kinds}
   create to answer: median {median} s, 95 % within {p95} s
   settled without help {settle_seconds} s after the last; {unknown_asked_again} unknown outcomes asked for again
+  {failed} VMs ran and could not be started again after their hosts went down, as show-vm says
   lost {lost}, doubled {doubled}, left behind {left_behind}, told wrong {told_wrong}
 """
 
@@ -166,6 +168,7 @@ def summarise(figures: dict[str, Any]) -> str:
     words = {
         "outcomes": ", ".join(f"{count} {outcome}" for outcome, count in figures["creates_by_outcome"].items()),
         "kinds": ", ".join(f"{count} {kind}" for kind, count in figures["faults_by_kind"].items()),
+        "failed": len(figures["not_started_again"]),
         **figures["create_seconds"],
     }
     lines = SUMMARY.format(**figures, **words)

@@ -18,6 +18,7 @@ class Book:
     def __init__(self, log: Path) -> None:
         self._ledger = Ledger()
         self.suspicions: list[str] = []
+        self.went_down: set[str] = set()  #: hosts that lost power or were rebooted
         self.began = time.time()
         self._latencies: list[float] = []
         self._deaf: dict[str, bool] = {}

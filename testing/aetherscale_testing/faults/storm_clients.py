@@ -61,7 +61,12 @@ class Slot:
         tries = self.tries + 1
         if not same:
             self.fresh()
-        self.tries, self.open, self.due = tries, same, time.monotonic() + AGAIN_AFTER_S
+        self.tries, self.open = tries, same
+        self.later()
+
+    def later(self) -> None:
+        """It could not be tried at all; do so in a moment."""
+        self.due = time.monotonic() + AGAIN_AFTER_S
 
 
 class Client(threading.Thread):
@@ -178,7 +183,7 @@ class Client(threading.Thread):
         if verb == "delete":
             slot.exists = slot.exists and told == NOT_SENT
         if told == NOT_SENT:
-            slot.again(same=slot.open)
+            slot.later()
         elif told.outcome in ("none", "unknown") and verb != "show":
             slot.again(same=True)
         elif verb == "create":

@@ -87,12 +87,14 @@ class Weather:
     # Hosts
 
     def cut_power(self, host: str) -> None:
+        self._book.went_down.add(host)
         self._stage.lab.power_loss(host)
 
     def give_power(self, host: str) -> None:
         self._stage.lab.power_on(host)
 
     def reboot(self, host: str) -> None:
+        self._book.went_down.add(host)
         self._stage.lab.reboot(host)
 
     def cut_network(self, host: str) -> None:

@@ -4,8 +4,9 @@ Three looks at hosts and broker, each held against the ledger: when they have se
 and, strictly, when every VM has been deleted and every tombstone has had its time.
 """
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from aetherscale_protocol import names
@@ -21,6 +22,9 @@ from aetherscale_testing.faults.views import BrokerView, HostView
 SETTLE_S = 90.0
 """How long the system may take to settle once everything is healed."""
 
+WRONG_FOR_S = 40.0
+"""How long something must stay wrong, nothing else changing, to count; longer than the checker's own patience."""
+
 TOMBSTONE_S = 15.0
 """How long after the last deadline a tombstone may be there: the agent's slack of 5 s, and time to be looked at."""
 
@@ -33,9 +37,13 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Found:
-    """What a reckoning found. Seconds until the system had settled; commands whose outcome was unknown until then."""
+    """What a reckoning found. Seconds until the system had settled; commands whose outcome was unknown until then.
+
+    `not_started_again`: VMs that ran, whose host went down, and whose start failed afterwards; by id, show-vm's reason.
+    """
 
     violations: dict[str, Kind]
+    not_started_again: dict[str, str]
     settle_seconds: float
     unknown: int
     vms: int
@@ -52,17 +60,24 @@ def reckon(stage: Stage, book: Book, old_claims: frozenset[str], say: Say) -> Fo
     hosts, seconds = judge.settle()
     vms = sum(len(_live(host)) for host in hosts)
     say(f"settled after {seconds:.0f} s with {vms} VMs; {len(judge.violations)} violations")
-    line = WireLine(find_broker(), f"storm {WHO}")
-    try:
+    with _on_the_line() as line:
         unknown = ask_again(book, line)
-        hosts, _ = judge.settle()
-        say(f"{unknown} unknown outcomes asked for again; {len(judge.violations)} violations")
+    hosts, _ = judge.settle()
+    say(f"{unknown} unknown outcomes asked for again; {len(judge.violations)} violations")
+    with _on_the_line() as line:
         delete_all(book, line, hosts)
-    finally:
-        line.close()
     judge.wait_empty()
     say(f"all VMs deleted; {len(judge.violations)} violations")
-    return Found(judge.violations, seconds, unknown, vms)
+    return Found(judge.violations, judge.not_started_again, seconds, unknown, vms)
+
+
+@contextlib.contextmanager
+def _on_the_line() -> Iterator[WireLine]:
+    line = WireLine(find_broker(), f"storm {WHO}")
+    try:
+        yield line
+    finally:
+        line.close()
 
 
 class Judge:
@@ -70,24 +85,32 @@ class Judge:
 
     def __init__(self, stage: Stage, book: Book, old_claims: frozenset[str]) -> None:
         self.violations: dict[str, Kind] = {}
+        self.not_started_again: dict[str, str] = {}
         self._stage = stage
         self._book = book
         self._old_claims = old_claims
 
     def settle(self) -> tuple[list[HostView], float]:
-        """Look until all is calm and nothing is wrong or changes, or its time is over; the hosts and the seconds."""
+        """Look until all is calm and nothing changes any more; the hosts, and the seconds that took.
+
+        What is wrong then may still go: a tombstone, for one, is looked at on its host before it is in the broker.
+        """
         began = time.monotonic()
-        before: object = None
+        seconds, before = 0.0, None
         while True:
             views = self._look()
             wrong = self._check(views)
-            seconds = time.monotonic() - began
-            now = _essence(views)
-            if seconds > SETTLE_S or (is_calm(views) and now == before and not wrong):
-                self._keep(wrong, strict=False)
-                return views[0], seconds
-            before = now
+            now = (_essence(views), wrong) if is_calm(views) else None
+            elapsed = time.monotonic() - began
+            if now is None or now != before:
+                seconds, before = elapsed, now
+            elif not wrong or elapsed > seconds + WRONG_FOR_S:
+                break
+            if elapsed > SETTLE_S:
+                break
             time.sleep(0.5)
+        self._keep(wrong, strict=False)
+        return views[0], seconds
 
     def wait_empty(self) -> None:
         """Look until nothing is left, or every tombstone has had its time; what is left then is wrong."""
@@ -108,7 +131,21 @@ class Judge:
 
     def _keep(self, wrong: list[Violation], *, strict: bool) -> None:
         self._book.note("verdict", strict=strict, violations=[str(violation) for violation in wrong])
-        self.violations.update({str(violation): violation.kind for violation in wrong})
+        with _on_the_line() as line:
+            for violation in wrong:
+                if violation.kind is Kind.SHOULD_RUN and (why := self._failed_to_start(line, violation)):
+                    self.not_started_again[violation.vm_id] = why
+                else:
+                    self.violations[str(violation)] = violation.kind
+
+    def _failed_to_start(self, line: WireLine, violation: Violation) -> str:
+        """Why a VM could not be started again after its host went down, if that is so and show-vm says it."""
+        if violation.host not in self._book.went_down:
+            return ""
+        order = Order("show", violation.vm_id, False, names.new_request_id(), ASK_TIMEOUT_S)
+        line.start(order)
+        (answer,) = line.finish()
+        return answer.why if answer.state == "failed" else ""
 
 
 def is_calm(views: Views) -> bool:

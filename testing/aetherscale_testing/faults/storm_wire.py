@@ -64,18 +64,27 @@ class Order:
 
 @dataclass(frozen=True)
 class Answered:
-    """What one copy of a command was answered, and by which host."""
+    """What one copy of a command was answered, by which host, and why not; `state` and `why` are show-vm's."""
 
     told: Told
     host: str = ""
     text: str = ""
+    state: str = ""
+    why: str = ""
 
 
 def read_answer(body: bytes | str) -> Answered:
     """What an answer's body tells."""
     answer: Any = json.loads(body)
-    reason = answer.get("execution-info", {}).get("reason", "")
-    return Answered(told_by(answer), str(answer.get("host") or ""), str(reason))
+    info, response = answer.get("execution-info", {}), answer.get("response")
+    shown = response if isinstance(response, dict) else {}
+    return Answered(
+        told_by(answer),
+        host=str(answer.get("host") or ""),
+        text=str(info.get("reason", "")),
+        state=str(shown.get("state", "")),
+        why=str(shown.get("reason", "")),
+    )
 
 
 class Line(Protocol):

@@ -7,12 +7,25 @@ from typing import Literal
 from aetherscale_agent.steps import STEPS, When
 
 Scenario = Literal[
-    "create", "hand-on", "refuse", "again", "start", "stop", "kill", "delete", "restart", "restart-bare", "undo", "bury"
+    "create",
+    "hand-on",
+    "owner",
+    "refuse",
+    "again",
+    "start",
+    "stop",
+    "kill",
+    "delete",
+    "restart",
+    "restart-bare",
+    "undo",
+    "bury",
 ]
 
 SCENARIOS: Mapping[Scenario, str] = {
     "create": "a create that its host takes",
     "hand-on": "a create that the preferred host can't take, because it lacks the image",
+    "owner": "the same, and its claim is that host's, from a create that came to nothing",
     "refuse": "a create for which no host has room",
     "again": "a create that was done is asked again, with a later deadline",
     "start": "a start of a VM that is off",
@@ -53,6 +66,7 @@ FAULTS: Mapping[str, str] = {
 BY_STEP: Mapping[str, Scenario] = {
     "create.offers": "hand-on",
     "create.hand-on": "hand-on",
+    "create.let-go": "owner",
     "create.refuse": "refuse",
     "create.prolong": "again",
     "connect.unbind": "undo",

@@ -71,6 +71,7 @@ class Decisions:
             offers=offers,
             claim=claim,
             held_elsewhere=known.held,
+            let_go=known.let_go,
         )
         return self.next_step(facts)
 

@@ -360,6 +360,8 @@ class Moves:
                 for i in holders:
                     state = state.put(i, message._replace(hops=message.hops + 1, by_vm_key=True, died=None))
                 yield "", state, known._replace(held=bool(holders))
+            case "create.let-go":
+                yield "", state._replace(claim=None), known._replace(claim=None, let_go=True)
             case "create.offers":
                 offers = tuple(h.room and h.consuming for h in state.hosts)
                 yield "", state, known._replace(offers=offers)

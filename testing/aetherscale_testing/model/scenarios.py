@@ -66,6 +66,10 @@ SCENARIOS: dict[str, Scenario] = {
         "one host is full and hands on; a connection is lost, the client asks again",
         world((FULL, ROOM), Budget(drop=1, resend=1, expire=1), A),
     ),
+    "owner": Scenario(
+        "a host that is full owns a claim that guards nothing; a connection is lost, copies expire",
+        world((FULL, ROOM), Budget(drop=1, expire=1), A)._replace(claim=0),
+    ),
     "three": Scenario("three hosts, one full; an agent dies", world((FULL, ROOM, ROOM), Budget(crash=1, expire=1), A)),
     "fails": Scenario(
         "the build fails, an agent dies, the client asks again",

@@ -49,6 +49,7 @@ class Known(NamedTuple):
     claim: int | None = None  #: who owns the claim; None: not asked yet
     held: bool | None = None
     offers: tuple[bool, ...] | None = None
+    let_go: bool = False
 
 
 class Tied(NamedTuple):
