@@ -60,10 +60,10 @@ for their processes, units and files.
 STORM = """
 ## The storm
 
-`make chaos MINUTES=… SEED=…`: clients create, stop, start, delete and list on the lab without pause while faults fall
-at random; then everything is healed, must settle without help, and is checked; then all VMs are deleted, and it is
-checked that nothing is left ([storm.md](storm.md)). The seed gives the schedule of the faults and each client's sequence of actions; which
-of them meet is up to the machine.
+`make chaos MINUTES=… SEED=…` ([storm.md](storm.md)): clients create, stop, start, delete and list on the lab without
+pause while faults fall at random; then everything is healed, must settle without help, and is checked; then all VMs
+are deleted, and it is checked that nothing is left. The seed gives the schedule of the faults and each client's
+sequence of actions; which of them meet is up to the machine.
 """
 
 RECOVERY = """
