@@ -458,9 +458,10 @@ class Host:
             try:
                 await self.journal.put(tomb)
             except JournalError as error:
-                log.error("VM %s: its tombstone will not outlive this agent: %s", tomb.vm_id, error)
+                log.error("VM %s: its tombstone can't be written yet: %s", tomb.vm_id, error)
                 with contextlib.suppress(JournalError):
                     await self.journal.drop(tomb.vm_id)
+                self._records.write_later(vm)
             vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:

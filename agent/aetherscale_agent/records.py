@@ -44,12 +44,15 @@ class Records:
                 await self._journal.put(vm.record)
             except JournalError as error:
                 log.error("VM %s is %s, but the journal does not know yet: %s", vm.record.vm_id, vm.state, error)
-                task = asyncio.create_task(self._write_later(vm))
-                self._later.add(task)
-                task.add_done_callback(self._later.discard)
+                self.write_later(vm)
 
-    async def _write_later(self, vm: Vm) -> None:
+    def write_later(self, vm: Vm) -> None:
         """Write a VM's record as soon as that can be: a host that restarts would else do what was long undone."""
+        task = asyncio.create_task(self._write_until_written(vm))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _write_until_written(self, vm: Vm) -> None:
         while True:
             await asyncio.sleep(WRITE_AGAIN_S)
             async with vm.pen:

@@ -204,9 +204,9 @@ class LabWorld:
             assert told.outcome == "done" or told.what == "vm-unknown", f"delete of {vm_id}: {told}"
 
     def record(self, step: str, when: str, fault: str, verdict: str, seconds: float) -> None:
-        """A row of the matrix, for docs/reliability.md: a line of JSON in the file that AETHERSCALE_RESULTS names."""
-        path = os.environ.get("AETHERSCALE_RESULTS")
+        """A row of the matrix, for docs/reliability.md: a line of JSON in the folder that AETHERSCALE_RESULTS names."""
+        folder = os.environ.get("AETHERSCALE_RESULTS")
         row = {"step": step, "when": when, "fault": fault, "verdict": verdict, "seconds": round(seconds, 1)}
-        if path:
-            with Path(path).open("a") as file:
+        if folder:
+            with Path(folder, "lab-matrix.jsonl").open("a") as file:
                 file.write(json.dumps(row) + "\n")

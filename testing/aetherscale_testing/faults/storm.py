@@ -203,7 +203,6 @@ def main() -> int:
     except LabError as error:
         print(f"error: {error}\nhint: {error.hint or ''}", file=sys.stderr)
         return 1
-    report("chaos", figures)
     if figures["creates"] >= LONG_CREATES and figures["faults"] >= LONG_FAULTS:
         write_figures(RECORD, figures)
     print(summarise(figures) + f"  log, ledger and journals: {folder}")
