@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from aetherscale_protocol import names
-from aetherscale_protocol.topology import SHARED_QUEUES
 from aetherscale_testing.faults import lab_view
 from aetherscale_testing.faults.checker import Kind, Violation, check
 from aetherscale_testing.faults.ledger import Entry, Told
@@ -27,6 +26,11 @@ WRONG_FOR_S = 40.0
 
 TOMBSTONE_S = 15.0
 """How long after the last deadline a tombstone may be there: the agent's slack of 5 s, and time to be looked at."""
+
+RESTLESS = {
+    Kind.CONSUMERS_MANY, Kind.CONSUMERS_MISSING, Kind.MESSAGES_LEFT, Kind.QUEUE_MISSING, Kind.UNSETTLED,
+}  # fmt: skip
+"""What is wrong only for as long as the system has not come to rest."""
 
 ASK_TIMEOUT_S = 20.0
 WHO = "reckoning"
@@ -100,7 +104,7 @@ class Judge:
         while True:
             views = self._look()
             wrong = self._check(views)
-            now = (_essence(views), wrong) if is_calm(views) else None
+            now = None if RESTLESS & {violation.kind for violation in wrong} else (_essence(views), wrong)
             elapsed = time.monotonic() - began
             if now is None or now != before:
                 seconds, before = elapsed, now
@@ -146,14 +150,6 @@ class Judge:
         line.start(order)
         (answer,) = line.finish()
         return answer.why if answer.state == "failed" else ""
-
-
-def is_calm(views: Views) -> bool:
-    """Whether every agent consumes and no message is on its way."""
-    hosts, broker = views
-    expected = {queue.name: len(hosts) for queue in SHARED_QUEUES} | {names.host_queue(host.name): 1 for host in hosts}
-    consumers = {name: queue.consumers for name, queue in broker.queues.items() if name in expected}
-    return consumers == expected and not any(queue.ready or queue.unacked for queue in broker.queues.values())
 
 
 def _essence(views: Views) -> object:
