@@ -8,7 +8,7 @@ from aetherscale_protocol.errors import Refused
 
 UNTIMED_S = 600.0
 """How long a command without a deadline is remembered."""
-MOST_KEPT = 16
+MOST_KEPT = 64
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aetherscale_agent.broker import BrokerLost, NotTaken, Unroutable
+from aetherscale_agent.envelope import is_agent
 
 SELF_PING = "self-ping"
 """The `type` of an agent's message to itself. It carries no command and no reply_to, and is never answered."""
@@ -55,7 +56,7 @@ class Hearing:
 
     def heard(self, now: float, *, own: bool) -> None:
         """Something was delivered; `own`: from the host's queue."""
-        if own or self._pinged is not None:  # in a flood the ping waits its turn: any delivery answers it
+        if own:  # whatever it is, it shows that the queue is consumed: in a flood the ping waits its turn
             self._pinged, self._quiet_since = None, now
 
     def pinged(self, now: float) -> None:
@@ -121,6 +122,6 @@ async def _ping(speaker: Speaker, limit_s: float) -> None:
         pass  # what is delivered meanwhile decides
 
 
-def is_self_ping(properties: Any) -> bool:
+def is_self_ping(properties: Any, own_user: str) -> bool:
     """Whether this is an agent's ping to itself, of whatever session. Nobody waits for an answer to it."""
-    return properties.type == SELF_PING and not properties.reply_to
+    return properties.type == SELF_PING and not properties.reply_to and is_agent(properties.user_id or "", own_user)

@@ -19,7 +19,7 @@ from aetherscale_protocol.topology import Queue
 
 log = logging.getLogger(__name__)
 
-FORBIDDEN, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
+FORBIDDEN, NOT_FOUND, LOCKED, PRECONDITION_FAILED = 403, 404, 405, 406
 
 EMPTY_WAIT_S = topology.HOST_TTL_MS / 1000 + 1
 """How long commands that wait for the host are let die in its queue, so that their senders are answered."""
@@ -52,7 +52,7 @@ class Forgetter:
 
     async def _forget(self, host: str, *, dry_run: bool) -> ForgetReport:
         consumers = await self._consumers(names.host_queue(host))
-        if consumers or host == self._own_host:
+        if consumers or host == self._own_host or await self._has_name(host):
             raise _alive(host)
         has_word = await self._consumers(names.known_queue(host)) is not None
         if consumers is None and not has_word:
@@ -63,7 +63,8 @@ class Forgetter:
         if not dry_run:
             await self._delete_queue(host)
             for vm_id in claims:
-                await self._delete(names.claim_queue(vm_id))
+                if await self._holds_claim(host, vm_id):  # still
+                    await self._delete(names.claim_queue(vm_id))
             await self._delete(names.known_queue(host))
             log.info("host %s is forgotten: %d VMs, %d claims", host, len(known.vms), len(claims))
         return ForgetReport(
@@ -74,6 +75,15 @@ class Forgetter:
             claims=claims,
             in_fleet=host in self._fleet,
         )
+
+    async def _has_name(self, host: str) -> bool:
+        """Whether an agent has this host's name: also one that is just connecting, and consumes nothing yet."""
+        try:
+            return await self._consumers(names.lock_queue(host)) is not None
+        except Declined as error:
+            if error.code != LOCKED:
+                raise
+            return True
 
     async def _consumers(self, queue: str) -> int | None:
         """How many consume a queue; None if there is no such queue."""

@@ -104,7 +104,8 @@ class Handlers:
         if incoming.request.vm_id is not None and incoming.request.command.changes:
             await self._change(session, delivery, incoming)
             return
-        check_deadline(incoming.deadline, self._host.clock(), self._host.name)
+        if name != "ping":  # which tells of a clock that is off, and must be answered by it
+            check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         if isinstance(incoming.request.options, ForgetHost):
             await self._forget(session, delivery, incoming)
         else:
@@ -147,6 +148,7 @@ class Handlers:
         forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
         await session.acknowledge(delivery)
         try:
+            check_deadline(incoming.deadline, self._host.clock(), self._host.name)  # the barrier may have taken long
             self._answer(incoming, self._success(await forgetter.forget(incoming.request.options)))
         except Refused as error:
             log.info("forget-host for %.80r refused: %s", incoming.operator or "an unsigned client", error.reason)
@@ -193,9 +195,18 @@ class Handlers:
                 if name.endswith(".acknowledge"):
                     await session.acknowledge(delivery)
                 elif not deleted:
-                    await self._host.look(vm)
-                    act = await self._choose(vm, incoming)
+                    act = await self._look(vm, incoming)
         return act
+
+    async def _look(self, vm: Vm, incoming: Incoming) -> Act:
+        """Look at the VM, and choose what to do; if it can't be looked at, a copy is told the same."""
+        try:
+            await self._host.look(vm)
+        except Refused as error:
+            if _asked(incoming).find(vm.record) is None:
+                await self._host.note(vm, _asked(incoming), error)
+            raise
+        return await self._choose(vm, incoming)
 
     async def _choose(self, vm: Vm, incoming: Incoming) -> Act:
         """What a command does to its VM; nothing, if it was done before, or was begun and it is too late by now."""

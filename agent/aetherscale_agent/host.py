@@ -143,11 +143,16 @@ class Host:
     async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
         """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
 
-        The journal learns of it with the VM's next change; until then there is nothing that it could undo.
+        In the journal too: what it met may have changed by the time a copy comes to an agent that was restarted.
         """
-        async with vm.pen:
-            vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
-            vm.record = vm.record.but(done=ended(vm.record, error))
+        now = self.clock()
+
+        def noted(record: Record) -> Record:
+            record = record.but(done=asked.begun(record, now))
+            return record.but(done=ended(record, error))
+
+        if asked.request_id:
+            await self._records.change(vm, noted)
 
     # Create
 
@@ -156,6 +161,7 @@ class Host:
 
         :raise Refused: `failed`, when the journal can't be written; later copies are refused then, too.
         """
+        refusal = None
         try:
             await self.journal.put(record)
         except JournalError as error:
@@ -164,7 +170,9 @@ class Host:
             self.buried.set()
             raise refusal from None
         finally:
-            self.vms[record.vm_id] = Vm(record, "creating")
+            vm = self.vms[record.vm_id] = Vm(record, "creating")
+            if refusal is not None:
+                self._records.write_later(vm)
 
     async def bound(self, vm_id: str) -> None:
         """Journal that the directory names this host for the id.
@@ -177,6 +185,7 @@ class Host:
         except JournalError as error:
             refusal = unwritten(error)
             vm.record = vm.record.but(phase="gone", bound=True, ending=ending_of(refusal, vm.record.request_id))
+            self._records.write_later(vm)
             self.buried.set()
             raise refusal from None
         self.release(vm_id)
@@ -324,7 +333,7 @@ class Host:
         try:
             with step("stop.journal", vm.record.vm_id):
                 done = asked.begun(vm.record, self.clock())
-                await self._records.write(vm, wanted="off", since=self.clock(), reason="", done=done)
+                await self._records.write(vm, wanted="off", pulled=False, since=self.clock(), reason="", done=done)
         except JournalError as error:
             refusal = failed("stop-vm", error)
             await self.note(vm, asked, refusal)
@@ -388,7 +397,7 @@ class Host:
         now = self.clock()
         with step("kill.journal", vm_id):  # a full disk does not stop this
             await self._records.change(
-                vm, lambda r: r.but(wanted="off", since=now, reason="", done=asked.begun(r, now))
+                vm, lambda r: r.but(wanted="off", pulled=True, since=now, reason="", done=asked.begun(r, now))
             )
         try:
             with step("kill.qemu", vm_id):
@@ -399,7 +408,15 @@ class Host:
             await self.note(vm, asked, refusal)
             raise refusal from None
         with step("kill.settle", vm_id):
-            await self.settle(vm, "stopped", wanted="off")
+            await self.settle(vm, "stopped", wanted="off", pulled=False)
+
+    async def kill_again(self, vm: Vm) -> None:
+        """Pull the plug that an agent before this one was about to pull."""
+        async with vm.line:
+            try:
+                await self.kill(vm)
+            except Refused as error:
+                log.error("VM %s: %s", vm.record.vm_id, error.reason)
 
     async def delete(self, vm: Vm, request_id: str, deadline: float | None = None) -> None:
         """Remove a VM and its disk, whatever state it is in.

@@ -63,6 +63,7 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     wanted: Literal["on", "off"] = "on"
     since: float = 0.0
     boot_id: str = ""  #: of the host when the VM was last started
+    pulled: bool = False  #: it is being stopped by pulling its plug
     start_by: float = 0.0  #: the deadline of a start that has not come to its end; 0: there is none
     reason: str = ""
     ending: Ending | None = None

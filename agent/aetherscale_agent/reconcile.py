@@ -58,7 +58,10 @@ def _find(host: Host, vm: Vm, power: Power) -> Finding:
             host.spawn(host.settle(vm, "running", boot_id=host.boot_id, start_by=0.0))
         case Finding.STOPPING:
             vm.state = "running"
-            host.begin_shutdown(vm)
+            if vm.record.pulled:
+                host.spawn(host.kill_again(vm))
+            else:
+                host.begin_shutdown(vm)
         case Finding.OFF:
             vm.state = "failed" if power is Power.FAILED else "stopped"
         case Finding.RESTED:

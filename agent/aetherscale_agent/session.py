@@ -428,7 +428,7 @@ class Session:
     def _on_delivery(self, delivery: Delivery) -> None:
         own = delivery.queue == names.host_queue(self.host.name)
         self._hearing.heard(time.monotonic(), own=own)
-        if is_self_ping(delivery.properties):
+        if is_self_ping(delivery.properties, self.user):
             delivery.channel.ack(delivery)
             return
         work = self._handler(self, delivery)

@@ -49,10 +49,17 @@ def test_silence_after_a_ping_is_deafness_and_says_for_how_long(hearing: Hearing
     assert hearing.next_step(20) == Leave("deaf: nothing was delivered for 20 s, not even a ping to itself")
 
 
-def test_in_a_flood_the_ping_may_wait_its_turn(hearing: Hearing) -> None:
+def test_in_a_flood_of_its_own_queue_the_ping_may_wait_its_turn(hearing: Hearing) -> None:
     hearing.pinged(10)
-    hearing.heard(19.9, own=False)
+    hearing.heard(19.9, own=True)
     assert hearing.next_step(25) == Rest(pytest.approx(4.9))
+
+
+def test_what_other_queues_deliver_does_not_answer_a_ping(hearing: Hearing) -> None:
+    """A ping that nobody consumes dies, and comes back by the queue of the undeliverable, which this agent consumes."""
+    hearing.pinged(10)
+    hearing.heard(12, own=False)
+    assert isinstance(hearing.next_step(20), Leave)
 
 
 def test_a_full_prefetch_is_not_deafness() -> None:
@@ -166,6 +173,12 @@ def test_a_queue_that_is_no_longer_bound_is_named_at_once() -> None:
 
 
 def test_only_a_message_that_nobody_waits_for_is_one() -> None:
-    assert is_self_ping(pika.BasicProperties(type=SELF_PING))
-    assert not is_self_ping(pika.BasicProperties(type=SELF_PING, reply_to="amq.rabbitmq.reply-to.x"))
-    assert not is_self_ping(pika.BasicProperties())
+    own = "agent-h1"
+    assert is_self_ping(pika.BasicProperties(type=SELF_PING, user_id=own), own)
+    assert not is_self_ping(pika.BasicProperties(type=SELF_PING, user_id=own, reply_to="amq.rabbitmq.reply-to.x"), own)
+    assert not is_self_ping(pika.BasicProperties(user_id=own), own)
+
+
+def test_an_operator_can_not_ping_in_an_agents_name() -> None:
+    assert not is_self_ping(pika.BasicProperties(type=SELF_PING, user_id="operator"), "agent-h1")
+    assert not is_self_ping(pika.BasicProperties(type=SELF_PING), "agent-h1")

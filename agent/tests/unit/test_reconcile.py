@@ -108,3 +108,22 @@ def test_a_deletion_is_finished_whatever_the_time_and_answers_as_it_would_have(w
         assert (world.hypervisor.disk_of(ID), await world.power()) == (None, Power.OFF)
 
     asyncio.run(scenario())
+
+
+def test_a_plug_that_was_about_to_be_pulled_is_pulled_whatever_the_guest_thinks_of_its_button(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        world.hypervisor.deaf.add(ID)
+        with world.hypervisor.holding("kill"):
+            killing = asyncio.create_task(host.kill(vm, Asked("r1", DEADLINE)))
+            await until(lambda: vm.record.pulled and not vm.pen.locked())
+            killing.cancel()
+            await asyncio.wait({killing})
+        assert await world.power() is Power.ON
+        again = await world.started()
+        assert await world.power() is Power.OFF
+        assert (again.vms[ID].state, again.vms[ID].record.pulled) == ("stopped", False)
+        assert Asked("r1", DEADLINE).is_over(again.vms[ID].record)
+
+    asyncio.run(scenario())

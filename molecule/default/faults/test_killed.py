@@ -10,7 +10,7 @@ from aetherscale_testing.faults.lab_world import HEARTBEAT_S, LabWorld
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
-ALONE = ("create.offers", "create.hand-on", "create.refuse")
+ALONE = ("create.offers", "create.let-go", "create.hand-on", "create.refuse")
 """Steps of a create that needs the other host to be up."""
 
 FROZEN_S = 3.5 * HEARTBEAT_S

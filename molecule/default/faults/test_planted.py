@@ -1,11 +1,7 @@
 """What is planted on real hosts and in the real broker is found by the checker, and nothing once it is removed."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
-from urllib.parse import urlsplit
-
-import pika
+from contextlib import ExitStack
 
 from aetherscale_protocol import names
 from aetherscale_testing.faults.checker import Kind
@@ -17,16 +13,6 @@ HOME = "/var/lib/aetherscale"
 Found = set[tuple[Kind, str, str]]
 """Violations: their kinds, VMs and hosts."""
 Plant = Callable[[LabWorld], Iterator[Found]]
-
-
-@contextmanager
-def as_agent(world: LabWorld) -> Iterator[Any]:
-    """A channel with the rights of h1's agent, by which a mistake of its own could get into the broker."""
-    url = urlsplit(world.rollout.broker()["url"])
-    password = world.shell("h1", "sed -n 's/^password = \"\\(.*\\)\"/\\1/p' /etc/aetherscale/agent.toml").strip()
-    who = pika.PlainCredentials(names.agent_user("h1"), password)
-    with pika.BlockingConnection(pika.ConnectionParameters(url.hostname, 5672, url.path[1:], who)) as connection:
-        yield connection.channel()
 
 
 # Each plants, yields what must be found, and removes it again.
@@ -99,7 +85,7 @@ def a_vm_that_is_gone(world: LabWorld) -> Iterator[Found]:
 
 def a_stray_binding(world: LabWorld) -> Iterator[Found]:
     vm = names.new_vm_id()
-    with as_agent(world) as channel:
+    with world.as_agent() as channel:
         place = {"queue": names.host_queue("h1"), "exchange": "computing", "routing_key": names.vm_key(vm)}
         channel.queue_bind(**place)
         yield {(Kind.BINDING_STRAY, vm, "h1")}
@@ -108,7 +94,7 @@ def a_stray_binding(world: LabWorld) -> Iterator[Found]:
 
 def a_lost_binding(world: LabWorld) -> Iterator[Found]:
     vm = world.client.create("h1")
-    with as_agent(world) as channel:
+    with world.as_agent() as channel:
         place = {"queue": names.host_queue("h1"), "exchange": "computing", "routing_key": names.vm_key(vm)}
         channel.queue_unbind(**place)
         yield {(Kind.BINDING_MISSING, vm, "h1")}
@@ -119,7 +105,7 @@ def a_lost_binding(world: LabWorld) -> Iterator[Found]:
 def a_forgotten_claim(world: LabWorld) -> Iterator[Found]:
     vm = names.new_vm_id()
     owner = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "h1"}
-    with as_agent(world) as channel:
+    with world.as_agent() as channel:
         channel.queue_declare(names.claim_queue(vm), durable=True, arguments=owner)
         yield {(Kind.CLAIM_ENDLESS, vm, "h1")}
         channel.queue_delete(names.claim_queue(vm))
@@ -128,7 +114,7 @@ def a_forgotten_claim(world: LabWorld) -> Iterator[Found]:
 def a_claim_of_nobody_with_a_message_in_it(world: LabWorld) -> Iterator[Found]:
     vm = names.new_vm_id()
     queue = names.claim_queue(vm)
-    with as_agent(world) as channel:
+    with world.as_agent() as channel:
         channel.queue_declare(queue, durable=True, arguments={"x-expires": 720_000})
         channel.basic_publish("", queue, b"")
         yield {(Kind.CLAIM_OWNER, vm, ""), (Kind.MESSAGES_LEFT, "", "")}
@@ -136,7 +122,7 @@ def a_claim_of_nobody_with_a_message_in_it(world: LabWorld) -> Iterator[Found]:
 
 
 def a_second_consumer(world: LabWorld) -> Iterator[Found]:
-    with as_agent(world) as channel:
+    with world.as_agent() as channel:
         channel.basic_consume(names.host_queue("h1"), print)
         yield {(Kind.CONSUMERS_MANY, "", "")}
         channel.cancel()

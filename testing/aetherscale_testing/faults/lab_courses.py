@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from aetherscale_protocol import topology
 from aetherscale_testing.faults.lab_client import Command
 from aetherscale_testing.faults.lab_world import LabWorld, Order
 from aetherscale_testing.faults.ledger import Verb
@@ -66,6 +67,15 @@ def create_nowhere(world: LabWorld, cell: Cell) -> Struck:
     return strike(world, cell, Command("create", host=cell.host, image=NOWHERE))
 
 
+def create_owned(world: LabWorld, cell: Cell) -> Struck:
+    """A create that h2 must hand on to h1, and gets back, because its claim is h2's, from one that came to nothing."""
+    command = Command("create", host=cell.host, image=ELSEWHERE)
+    claim = topology.claim(command.vm_id, cell.host)
+    with world.as_agent() as channel:
+        channel.queue_declare(claim.name, durable=True, arguments=claim.arguments)
+    return strike(world, cell, command)
+
+
 def create_again(world: LabWorld, cell: Cell) -> Struck:
     """A create that was done, asked again with a later deadline."""
     command = Command("create", host=cell.host)
@@ -117,7 +127,7 @@ def bury(world: LabWorld, cell: Cell) -> Struck:
     order = world.order(cell.host, cell.step, cell.when, cell.do, vm=command.vm_id, seconds=cell.seconds)
     told = world.client.insist(command)
     if told.outcome == "done":
-        world.client.do("delete", command.vm_id)
+        world.client.insist(Command("delete", command.vm_id, deadline=time.time() + SHORT_S))
     order.wait()
     return Struck(None, [order])
 
@@ -125,6 +135,7 @@ def bury(world: LabWorld, cell: Cell) -> Struck:
 COURSES: dict[str, Course] = {
     "create.offers": create_elsewhere,
     "create.hand-on": create_elsewhere,
+    "create.let-go": create_owned,
     "create.refuse": create_nowhere,
     "create.prolong": create_again,
     "create": create,

@@ -8,9 +8,15 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
+import pika
+
+from aetherscale_protocol import names
 from aetherscale_testing.faults import launcher, tiny_guest
 from aetherscale_testing.faults.checker import Violation, check
 from aetherscale_testing.faults.lab_client import Command, LabClient
@@ -193,6 +199,15 @@ class LabWorld:
         while found := self.look(strict):
             assert time.monotonic() - began < seconds, "not settled:\n" + "\n".join(map(str, found))
         return time.monotonic() - began
+
+    @contextmanager
+    def as_agent(self) -> Iterator[Any]:
+        """A channel with the rights of h1's agent, by which a mistake of its own could get into the broker."""
+        url = urlsplit(self.rollout.broker()["url"])
+        password = self.shell("h1", "sed -n 's/^password = \"\\(.*\\)\"/\\1/p' /etc/aetherscale/agent.toml").strip()
+        who = pika.PlainCredentials(names.agent_user("h1"), password)
+        with pika.BlockingConnection(pika.ConnectionParameters(url.hostname, 5672, url.path[1:], who)) as connection:
+            yield connection.channel()
 
     def delete_all(self) -> None:
         """Delete all VMs that were made, or may have been."""
