@@ -54,7 +54,10 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        table = {"machine": f"Linux {platform.release()}, Python {platform.python_version()}", "MiB": rows}
+        table = {
+            "machine": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
+            "MiB": rows,
+        }
         options.out.write_text(json.dumps(table, indent=1) + "\n")
 
 
