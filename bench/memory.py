@@ -55,7 +55,7 @@ def main() -> None:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         table = {
-            "machine": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
+            "machine": f"{platform.system()}, Python {platform.python_version()}",
             "MiB": rows,
         }
         options.out.write_text(json.dumps(table, indent=1) + "\n")

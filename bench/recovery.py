@@ -85,7 +85,7 @@ def write(out: Path, label: str, calls: dict[str, int], runs: Sequence[Recovery]
     """Put these runs into the file, in place of those under the same label."""
     known = json.loads(out.read_text()) if out.exists() else {}
     known[label] = {
-        "machine": f"{os.cpu_count()} cores, Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
         "calls": calls,
         "summary": [summary(some) for some in grouped(runs)],
         "runs": [run.as_json() for run in runs],
