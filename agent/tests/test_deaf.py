@@ -79,7 +79,7 @@ def test_a_ping_to_itself_is_answered_to_nobody(agents: Fleet, broker: TestBroke
     with SeedClient(broker.address) as client:
         seconds_until(lambda: "this host has 0 VMs" in h1.log, SLACK_S)
         before = h1.log
-        client.publish("host.h1", b"", type="self-ping", reply_to=None)
+        client.publish("host.h1", b"", type="self-ping", reply_to=None, user_id="guest")
         (answer,) = client.send("host.h1", "ping")
         assert h1.log == before
         assert answer["response"].keys() == {"host", "agent-version", "clock"}

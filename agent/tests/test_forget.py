@@ -31,6 +31,8 @@ def three(agents: Fleet) -> Fleet:
     agents.add("h2", fleet=["h1", "h2", "h3"], heartbeat=30)
     agents.add("h3", "a", fleet=["h1", "h2", "h3"], keep=True, heartbeat=30)
     agents.wait_ready()
+    with SeedClient(agents.broker.address) as client:
+        eventually(lambda: client.consumers("computing-competing") == 3)
     return agents
 
 
