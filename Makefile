@@ -38,6 +38,7 @@ lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
 	$(BIN)/yamllint --strict .
 	cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/ansible-lint --offline --strict
 	shellcheck tools/install-packages .ci/run
+	PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report --check
 
 types: $(VENV)/dev ## mypy --strict
 	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing

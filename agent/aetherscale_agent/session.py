@@ -278,10 +278,9 @@ class Session:
     async def claim(self, vm_id: str) -> Claim:
         """Claim a VM id for this host, by declaring its queue: one atomic compare-and-set in the broker."""
         async with self._claim_lock:
-            if self._claims is None or self._claims.closed.done():
-                self._claims = await self.connection.channel()
+            channel = await self._claims_channel()
             try:
-                await self._claims.declare_queue(topology.claim(vm_id, self.host.name))
+                await channel.declare_queue(topology.claim(vm_id, self.host.name))
                 return Claim(won=True)
             except Declined as error:
                 if error.code != PRECONDITION_FAILED:
@@ -291,8 +290,14 @@ class Session:
     async def let_go(self, vm_id: str) -> None:
         """Take back the claim of a VM id that this host has just made, or made again."""
         async with self._claim_lock:
-            assert self._claims is not None
-            await self._claims.delete_queue(names.claim_queue(vm_id))
+            channel = await self._claims_channel()
+            await channel.delete_queue(names.claim_queue(vm_id))
+
+    async def _claims_channel(self) -> Channel:
+        """The channel for claims; a new one, if a claim that was lost has closed it."""
+        if self._claims is None or self._claims.closed.done():
+            self._claims = await self.connection.channel()
+        return self._claims
 
     async def pass_to(self, key: str, incoming: Incoming) -> bool:
         """Publish a create to a key; False if the directory knows no such key.

@@ -23,8 +23,11 @@ Answer = dict[str, Any]
 
 @pytest.fixture
 def three(agents: Fleet) -> Fleet:
-    """h3 alone has the image `a`: it is given the VMs, and keeps them when its agent ends. Frozen hosts stay alive."""
-    agents.add("h1", "b", fleet=["h1", "h2", "h3"], heartbeat=30)
+    """h3 alone has the image `a`: it is given the VMs, and keeps them when its agent ends. Frozen hosts stay alive.
+
+    h1 has most room: what any agent may take comes to it, and not to one that is frozen.
+    """
+    agents.add("h1", "b", fleet=["h1", "h2", "h3"], heartbeat=30, memory=32768)
     agents.add("h2", fleet=["h1", "h2", "h3"], heartbeat=30)
     agents.add("h3", "a", fleet=["h1", "h2", "h3"], keep=True, heartbeat=30)
     agents.wait_ready()

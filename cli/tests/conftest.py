@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import socket
 import subprocess
 import threading
@@ -19,6 +20,12 @@ from aetherscale_protocol.answers import fleet_digest
 from aetherscale_testing.broker import TestBroker, private_broker
 
 Behaviour = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    """A shell that runs us in the background has us ignore Ctrl-C, and so everything that we start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:

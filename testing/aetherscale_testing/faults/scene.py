@@ -244,8 +244,9 @@ def _crash(scene: Scene, when: str, step: str) -> None:
 
 
 def _with_tombstone(scene: Scene) -> None:
+    """Buried soon: both deadlines are near, and a tombstone outlasts the later one."""
     scene.done(scene.create(patience=3.0))
-    scene.done(scene.client.send("delete", scene.vm_id, patience=scene.patience))
+    scene.done(scene.client.send("delete", scene.vm_id, patience=3.0))
 
 
 def _act(verb: str) -> Callable[[Scene], None]:
