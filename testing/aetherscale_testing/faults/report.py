@@ -212,7 +212,7 @@ def _storm(folder: Path) -> Iterator[str]:
             ("lost, doubled, left behind", f"**{figures['lost']}, {figures['doubled']}, {figures['left_behind']}**"),
             ("told wrong", f"**{figures['told_wrong']}**"),
             ("unknown outcomes that were asked again", figures["unknown_asked_again"]),
-            ("VMs that could not be started again, and said so", figures["not_started_again"]),
+            ("VMs that could not be started again, and said so", len(figures["not_started_again"])),
             ("settled after the last fault within", f"{figures['settle_seconds']} s"),
             ("create to answer, median and 95 %", f"{latency['median']} s, {latency['p95']} s"),
         ),
