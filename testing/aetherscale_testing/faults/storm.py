@@ -176,7 +176,7 @@ def summarise(figures: dict[str, Any]) -> str:
 
 
 def report(figures: dict[str, Any]) -> None:
-    """Write a short storm's figures down, if AETHERSCALE_RESULTS names a folder; a long one's have a place of theirs."""
+    """Write a short storm's figures down, if AETHERSCALE_RESULTS names a folder."""
     if folder := os.environ.get("AETHERSCALE_RESULTS"):
         write_figures(Path(folder) / "storm.json", figures)
 
