@@ -175,10 +175,10 @@ def summarise(figures: dict[str, Any]) -> str:
     return lines + "".join(f"  VIOLATION {text}\n" for text in figures["violations"])
 
 
-def report(name: str, figures: dict[str, Any]) -> None:
-    """Write the figures down for docs/reliability.md, if AETHERSCALE_RESULTS names a folder."""
+def report(figures: dict[str, Any]) -> None:
+    """Write a short storm's figures down, if AETHERSCALE_RESULTS names a folder."""
     if folder := os.environ.get("AETHERSCALE_RESULTS"):
-        write_figures(Path(folder) / f"{name}.json", figures)
+        write_figures(Path(folder) / "storm.json", figures)
 
 
 def write_figures(path: Path, figures: dict[str, Any]) -> None:
