@@ -37,14 +37,6 @@ DELETE: Course = ("delete.look", "delete.acknowledge", *ERASE, "delete.answer")
 CHANGES: dict[str, Course] = {"start-vm": START, "stop-vm": STOP, "stop-vm --kill": KILL, "delete-vm": DELETE}
 """The course of each command that changes a VM."""
 
-CONNECT: Course = (
-    "connect.name",
-    "connect.declare",
-    "connect.verify",
-    "connect.queue",
-    "connect.bind",
-    "connect.consume",
-)
 UNDO_CLAIM: Course = ("connect.unbind", "connect.forget")
 """Undo a create that got no further than its claim. Its journal entry goes last: AMQP can't list bindings."""
 BURY: Course = ("bury.unbind", "bury.forget")

@@ -1,10 +1,13 @@
 """The order of things: what is tied to the connection ends with the acknowledge, and nothing acts before it."""
 
+import inspect
+
 import pytest
 
 from aetherscale_agent import courses
 from aetherscale_agent.courses import Course
 from aetherscale_agent.decide import AskOffers, Begin, HandOn, Leave, MakeClaim, Probe, Refuse, Rejoin, Step
+from aetherscale_agent.session import Session
 from aetherscale_protocol.errors import Refused
 
 NO = Refused("no-host", "no")
@@ -82,10 +85,10 @@ def test_a_journal_entry_goes_after_its_binding() -> None:
 
 def test_the_queue_is_made_after_what_its_absence_asks_for() -> None:
     """Made before, an interruption would let the next connection believe that its bindings are there."""
-    order = courses.CONNECT
-    assert order.index("connect.verify") < order.index("connect.queue") < order.index("connect.bind")
-    assert order[0] == "connect.name"
-    assert order[-1] == "connect.consume"
+    source = inspect.getsource(Session.open)
+    in_order = ["_take_name", "connect.declare", "_bury", "_undo_claims", "connect.verify", "connect.queue"]
+    places = [source.index(name) for name in (*in_order, "connect.bind", "connect.consume", "_take_creates")]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("course", [courses.BUILD, courses.ERASE, *courses.CHANGES.values()], ids=str)
