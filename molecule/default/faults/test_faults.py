@@ -29,7 +29,7 @@ def held(world: LabWorld, *faults: str, at: tuple[Cell, ...] = ()) -> Iterator[N
         verdict = "held"
     finally:
         seconds = time.monotonic() - began
-        places = [(cell.step, cell.when) for cell in at] or [("", "")]
+        places: list[tuple[str, str]] = [(cell.step, cell.when) for cell in at] or [("", "")]
         for fault in faults:
             for step, when in places:
                 world.record(step, when, fault, verdict, seconds)

@@ -27,7 +27,7 @@ def stage() -> Iterator[Stage]:
 def test_a_storm_leaves_nothing_lost_doubled_or_behind(stage: Stage) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     figures = blow(stage, FORCE, FOLDER, print)
-    report("storm", figures)
+    report(figures)
     assert not figures["violations"], summarise(figures)
     assert figures["faults"] >= 8
     assert len(figures["faults_by_kind"]) >= 6
