@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import msgspec
 
 from aetherscale_agent.ports import HostResources, Image
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused, image_unknown
+from aetherscale_protocol.options import CreateVm
 
 GIB = 1 << 30
 

@@ -16,8 +16,9 @@ from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
 from aetherscale_protocol.answers import Answer, Offer
-from aetherscale_protocol.commands import CreateVm, encode_request
+from aetherscale_protocol.commands import encode_request
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ import msgspec
 
 from aetherscale_agent.decide import too_far, too_late
 from aetherscale_protocol import names, topology
-from aetherscale_protocol.commands import CreateVm, Request, decode_request
+from aetherscale_protocol.commands import Request, decode_request
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm
 
 DEFAULT_PATIENCE_S = 60.0
 """How far ahead the deadline of a create lies that brought none (the seed's client), in seconds."""

@@ -13,8 +13,8 @@ from aetherscale_agent.broker import BrokerLost, Connection, Declined
 from aetherscale_agent.known import read_known
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import ForgetReport, KnownVms
-from aetherscale_protocol.commands import ForgetHost
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import ForgetHost
 from aetherscale_protocol.topology import Queue
 
 log = logging.getLogger(__name__)

@@ -33,9 +33,9 @@ from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
-from aetherscale_protocol.commands import ForgetHost, ShowVm, StopVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, is_vm_id
+from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
 
 log = logging.getLogger(__name__)
 

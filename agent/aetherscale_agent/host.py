@@ -20,8 +20,8 @@ from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignore
 from aetherscale_agent.steps import step
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
+from aetherscale_protocol.options import CreateVm
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.names import is_vm_id
+from aetherscale_protocol.options import CreateVm
 
 Phase = Literal[
     "claimed",  # the id is claimed; its binding may or may not exist: undone at restart

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 
 class HypervisorError(Exception):

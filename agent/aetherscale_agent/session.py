@@ -26,9 +26,10 @@ from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to
 from aetherscale_agent.steps import step
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
-from aetherscale_protocol.commands import ShowVm, encode_request
+from aetherscale_protocol.commands import encode_request
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.names import host_key, vm_key
+from aetherscale_protocol.options import ShowVm
 from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, Queue, ReplyTo
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any, NoReturn, get_args
 from msgspec import Struct
 
 from aetherscale_cli.text import safe
-from aetherscale_protocol import commands, names, topology
-from aetherscale_protocol.commands import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
+from aetherscale_protocol import commands, names, options, topology
+from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
 
 PROGRAM = "aetherscale-cli"
 
@@ -325,7 +325,7 @@ def _whole(text: str, kind: Any, what: str) -> int:
 
 
 def _cpus(text: str) -> int:
-    return _whole(text, commands.Cpus, "cores")
+    return _whole(text, options.Cpus, "cores")
 
 
 def _lines(text: str) -> int:
@@ -336,11 +336,11 @@ _UNITS = {"M": 1, "G": 1024, "T": 1024 * 1024}
 
 
 def _memory(text: str) -> int:
-    return _size(text, "M", commands.MemoryMiB, "512M or 2G")
+    return _size(text, "M", options.MemoryMiB, "512M or 2G")
 
 
 def _disk(text: str) -> int:
-    return _size(text, "G", commands.DiskGiB, "10G or 1T")
+    return _size(text, "G", options.DiskGiB, "10G or 1T")
 
 
 def _size(text: str, unit: str, kind: Any, example: str) -> int:

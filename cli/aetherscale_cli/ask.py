@@ -13,7 +13,8 @@ from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import HostReport
-from aetherscale_protocol.commands import COMMANDS, Command, NoOptions, Options, Reach, ShowVm, encode_request
+from aetherscale_protocol.commands import COMMANDS, Command, Reach, encode_request
+from aetherscale_protocol.options import NoOptions, Options, ShowVm
 
 GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""

@@ -13,7 +13,7 @@ from aetherscale_cli.insist import Connect
 from aetherscale_cli.wire import Counted, Delivered, Event, Message, Returned, Session, decode_reply
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import HostReport, Pong
-from aetherscale_protocol.commands import NoOptions
+from aetherscale_protocol.options import NoOptions
 
 ROLL_CALL_S = 2.0
 """How long finding out which hosts there are may take; who does not say is pinged nevertheless."""

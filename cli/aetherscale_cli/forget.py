@@ -13,7 +13,8 @@ from aetherscale_cli.report import Outcome
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Session
 from aetherscale_protocol.answers import ForgetReport
-from aetherscale_protocol.commands import COMMANDS, ForgetHost
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import ForgetHost
 
 Show = Callable[[Outcome], int]
 

@@ -14,7 +14,8 @@ from aetherscale_cli.settle import Call
 from aetherscale_cli.waiting import AGAIN_S, Patience, Waiting
 from aetherscale_cli.wire import Message, Session
 from aetherscale_protocol import names, topology
-from aetherscale_protocol.commands import Command, Options, encode_request
+from aetherscale_protocol.commands import Command, encode_request
+from aetherscale_protocol.options import Options
 
 Connect = Callable[[], AbstractContextManager[Session]]
 

@@ -9,8 +9,9 @@ from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked, Reply, Returned, decode_reply
 from aetherscale_protocol import topology
 from aetherscale_protocol.answers import encode_answer, failure
-from aetherscale_protocol.commands import Command, Options, Reach
+from aetherscale_protocol.commands import Command, Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
+from aetherscale_protocol.options import Options
 
 
 class Call(Struct):

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from aetherscale_cli.arguments import TIMEOUTS, parse
 from aetherscale_cli.main import main
-from aetherscale_protocol.commands import COMMANDS, CreateVm, ForgetHost, NoOptions, ShowVm, StopVm, VmRef
+from aetherscale_protocol.commands import COMMANDS
 from aetherscale_protocol.names import is_vm_id
+from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, ShowVm, StopVm, VmRef
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import report_each
 from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Event, Nacked, Returned
-from aetherscale_protocol.commands import COMMANDS, CreateVm, VmRef
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import CreateVm, VmRef
 
 VM = "abcdefgh"
 

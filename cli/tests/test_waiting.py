@@ -14,7 +14,8 @@ from aetherscale_cli.report import report_each
 from aetherscale_cli.settle import Call
 from aetherscale_cli.waiting import AGAIN_S, Patience, Waiting
 from aetherscale_cli.wire import Counted, Delivered, Message, Nacked, Returned
-from aetherscale_protocol.commands import COMMANDS, CreateVm, VmRef
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import CreateVm, VmRef
 from aetherscale_protocol.topology import MAX_PATIENCE_S
 
 VM, OTHER = "abcdefgh", "bcdefghi"

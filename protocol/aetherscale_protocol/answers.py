@@ -10,7 +10,10 @@ from msgspec import Raw, Struct
 
 from aetherscale_protocol.errors import Refused
 
-VmState = Literal["creating", "starting", "running", "stopping", "stopped", "deleting", "failed"]
+VmState = Literal["creating", "starting", "running", "paused", "stopping", "stopped", "deleting", "failed"]
+
+Milestone = Literal["running", "ip", "ssh", "cloud-init"]
+"""How far a VM has come: QEMU runs; it has asked for its address; its port 22 speaks ssh; cloud-init is done."""
 
 HostState = Literal["up", "drained"]
 
@@ -59,14 +62,14 @@ class Answer(_Wire, frozen=True):
 
 
 class VmStatus(_Wire, frozen=True):
-    """Response of create-vm, start-vm, stop-vm and delete-vm."""
+    """Response of create-vm and of what changes a VM."""
 
     status: str
     vm_id: str
 
 
 class VmDetails(_Wire, frozen=True):
-    """One row of list-vms. `memory` in MiB, `disk` in GiB, `since` in seconds since the epoch."""
+    """One row of list-vms. `memory` in MiB, `disk` in GiB, `since` and `expires` in seconds since the epoch."""
 
     vm_id: str
     state: VmState
@@ -75,9 +78,14 @@ class VmDetails(_Wire, frozen=True):
     memory: int
     disk: int
     since: float
+    name: str = ""
+    labels: dict[str, str] = {}
+    addresses: list[str] = []  #: IPv4, of the guest
+    published: list[str] = []  #: HOST-PORT:GUEST-PORT
+    expires: float = 0  #: 0: never
 
 
-class VmReport(VmDetails, frozen=True):
+class VmReport(VmDetails, frozen=True, kw_only=True):
     """Response of show-vm."""
 
     host: str
@@ -85,6 +93,65 @@ class VmReport(VmDetails, frozen=True):
     accelerator: str = ""
     reason: str = ""  #: why it is in this state, where there is more to say
     console: list[str] = []
+    instance: str = ""  #: another one for each VM that ever had this id
+    mac: str = ""
+    clone_of: str = ""
+    reached: list[Milestone] = []  #: only if it was asked for
+
+
+class SnapshotRow(_Wire, frozen=True):
+    """One row of list-snapshots. `created` in seconds since the epoch."""
+
+    snapshot: str
+    created: float
+
+
+class SnapshotDone(_Wire, frozen=True):
+    """Response of snapshot-vm, restore-vm and delete-snapshot."""
+
+    status: str
+    vm_id: str
+    snapshot: str
+
+
+class ExpiryStatus(_Wire, frozen=True):
+    """Response of extend-vm. `expires` in seconds since the epoch; 0: never."""
+
+    status: str
+    vm_id: str
+    expires: float
+
+
+class ImageRow(_Wire, frozen=True):
+    """One row of list-images. `virtual_size`, `size` (of the file) in bytes; `used_by`: ids of VMs."""
+
+    image: str
+    format: str
+    virtual_size: int
+    size: int
+    sha256: str
+    used_by: list[str] = []
+
+
+class ImageDone(_Wire, frozen=True):
+    """Response of delete-image."""
+
+    status: str
+    image: str
+
+
+class HostStatus(_Wire, frozen=True):
+    """Response of drain-host and undrain-host."""
+
+    status: HostState
+    host: str
+
+
+class StreamOpened(_Wire, frozen=True):
+    """Response of open-stream: its id, and how many bytes the agent takes before it has given credit for more."""
+
+    stream: str
+    window: int
 
 
 class HostReport(_Wire, frozen=True):
@@ -104,12 +171,16 @@ class HostReport(_Wire, frozen=True):
     accelerator: str
     agent_version: str
     fleet: list[str]
+    labels: dict[str, str] = {}
 
 
 class Offer(_Wire, frozen=True):
-    """Response of offer-vm: how well this host could take the VM; higher is better."""
+    """Response of offer-vm: how well this host could take the VM; higher is better. `alike`: how many VMs it has that
+    the create's `spread` or `near` selects.
+    """
 
     score: int
+    alike: int = 0
 
 
 class Pong(_Wire, frozen=True):
@@ -143,12 +214,26 @@ class ForgetReport(_Wire, frozen=True):
 
 RESPONSES: dict[str, Any] = {
     "create-vm": VmStatus,
+    "list-vms": list[str],
     "start-vm": VmStatus,
     "stop-vm": VmStatus,
+    "reboot-vm": VmStatus,
+    "pause-vm": VmStatus,
+    "resume-vm": VmStatus,
+    "resize-vm": VmStatus,
+    "snapshot-vm": SnapshotDone,
+    "restore-vm": SnapshotDone,
+    "delete-snapshot": SnapshotDone,
+    "list-snapshots": list[SnapshotRow],
+    "extend-vm": ExpiryStatus,
     "delete-vm": VmStatus,
-    "list-vms": list[str],
     "show-vm": VmReport,
+    "open-stream": StreamOpened,
     "list-hosts": HostReport,
+    "list-images": list[ImageRow],
+    "delete-image": ImageDone,
+    "drain-host": HostStatus,
+    "undrain-host": HostStatus,
     "offer-vm": Offer,
     "ping": Pong,
     "forget-host": ForgetReport,

@@ -6,79 +6,34 @@ or a wrongly typed one is refused with its name.
 
 import enum
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-from aetherscale_protocol import names
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import (
+    CreateVm,
+    DeleteImage,
+    ExtendVm,
+    ForgetHost,
+    HostRef,
+    NoOptions,
+    OpenStream,
+    Options,
+    RebootVm,
+    ResizeVm,
+    ShowVm,
+    SnapshotRef,
+    StopVm,
+    VmRef,
+)
 
 MAX_BODY = 1 << 20
 """Largest body that is read, in bytes. The broker is configured to refuse larger ones."""
 
 MAX_QUOTED = 300
 """How much of a message's own text a refusal repeats at most, in characters."""
-
-MIB_PER_GIB = 1024
-
-Cpus = Annotated[int, Meta(ge=1, le=256)]
-MemoryMiB = Annotated[int, Meta(ge=64, le=4 * 1024 * 1024)]
-DiskGiB = Annotated[int, Meta(ge=1, le=64 * 1024)]
-
-
-class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
-    """Base of all options: kebab-case on the wire, nothing unknown accepted."""
-
-    def __post_init__(self) -> None:
-        vm_id = getattr(self, "vm_id", None)
-        if vm_id is not None and not names.is_vm_id(vm_id):
-            raise ValueError(f"vm-id {vm_id!r}: {names.VM_ID_RULE}")
-        image = getattr(self, "image", None)
-        if image is not None and not names.is_image_name(image):
-            raise ValueError(f"image {image!r}: {names.IMAGE_RULE}")
-        host = getattr(self, "host", None)
-        if host is not None and not names.is_host_name(host):
-            raise ValueError(f"host {host!r}: {names.HOST_RULE}")
-
-
-class NoOptions(Options, frozen=True):
-    """A command without options."""
-
-
-class CreateVm(Options, frozen=True):
-    """What a new VM should be. `memory` in MiB, `disk` in GiB (at least the image's own size is given)."""
-
-    image: str
-    vm_id: str | None = None
-    cpus: Cpus = 1
-    memory: MemoryMiB = 1024
-    disk: DiskGiB = 10
-
-
-class VmRef(Options, frozen=True):
-    """One VM, by its id."""
-
-    vm_id: str
-
-
-class StopVm(VmRef, frozen=True):
-    """Which VM to stop, and whether by the power button (default) or by pulling the plug (`kill`)."""
-
-    kill: bool = False
-
-
-class ShowVm(VmRef, frozen=True):
-    """Which VM to show, and how many of its console's last lines with it."""
-
-    console_lines: Annotated[int, Meta(ge=0, le=1000)] = 10
-
-
-class ForgetHost(Options, frozen=True):
-    """A host that is gone for good; `dry_run`: only say what is known of it."""
-
-    host: str
-    dry_run: bool = False
 
 
 class Reach(enum.Enum):
@@ -90,6 +45,8 @@ class Reach(enum.Enum):
     ALL = "all"
     #: As ALL, but it speaks of one VM: published under `vm.<id>` it reaches that VM's holder alone.
     HOLDER = "holder"
+    #: It speaks of one host: published under `host.<host>` it reaches that host, and there is no other way.
+    HOST = "host"
 
 
 class Command(Struct, frozen=True):
@@ -112,15 +69,29 @@ COMMANDS: Mapping[str, Command] = _table(
     Command("list-vms", NoOptions, Reach.ALL, False, False, "list the VMs of every host"),
     Command("start-vm", VmRef, Reach.HOLDER, True, False, "start a stopped VM"),
     Command("stop-vm", StopVm, Reach.HOLDER, True, False, "shut a VM down, or pull its plug"),
+    Command("reboot-vm", RebootVm, Reach.HOLDER, True, False, "shut a VM down and start it, or reset it"),
+    Command("pause-vm", VmRef, Reach.HOLDER, True, False, "freeze a running VM; its memory stays"),
+    Command("resume-vm", VmRef, Reach.HOLDER, True, False, "let a paused VM go on"),
+    Command("resize-vm", ResizeVm, Reach.HOLDER, True, False, "give a VM other cores, other memory, a larger disk"),
+    Command("snapshot-vm", SnapshotRef, Reach.HOLDER, True, False, "keep a VM's disk as it is now"),
+    Command("restore-vm", SnapshotRef, Reach.HOLDER, True, False, "take a stopped VM's disk back to a snapshot"),
+    Command("delete-snapshot", SnapshotRef, Reach.HOLDER, True, False, "delete a snapshot of a VM"),
+    Command("list-snapshots", VmRef, Reach.HOLDER, False, False, "list the snapshots of a VM"),
+    Command("extend-vm", ExtendVm, Reach.HOLDER, True, False, "set anew when a VM expires"),
     Command("delete-vm", VmRef, Reach.HOLDER, True, False, "delete a VM and its disk"),
     Command("show-vm", ShowVm, Reach.HOLDER, False, False, "show one VM: spec, state, host, console"),
+    Command("open-stream", OpenStream, Reach.HOLDER, False, False, "open a VM's console, its log, or a port of its"),
     Command("list-hosts", NoOptions, Reach.ALL, False, False, "list the hosts, what they have and what is free"),
-    Command("offer-vm", CreateVm, Reach.ALL, False, True, "ask every host how well it could take a VM"),
+    Command("list-images", NoOptions, Reach.ALL, False, False, "list the images of every host"),
+    Command("delete-image", DeleteImage, Reach.HOST, True, False, "delete an image that no VM uses"),
+    Command("drain-host", HostRef, Reach.HOST, True, False, "let a host take no new VMs"),
+    Command("undrain-host", HostRef, Reach.HOST, True, False, "let a host take VMs again"),
+    Command("offer-vm", CreateVm, Reach.ALL, False, False, "ask every host how well it could take a VM"),
     Command("ping", NoOptions, Reach.ALL, False, False, "ask hosts whether they listen, and what time they have"),
     Command("forget-host", ForgetHost, Reach.ONE, True, False, "forget a host that is gone for good"),
 )
 
-BROADCAST_KEYS: tuple[str, ...] = tuple(c.name for c in COMMANDS.values() if c.reach is not Reach.ONE)
+BROADCAST_KEYS: tuple[str, ...] = tuple(c.name for c in COMMANDS.values() if c.reach in (Reach.ALL, Reach.HOLDER))
 """The routing keys that every host's queue is bound to, beside `host.<host>` and `vm.<id>`."""
 
 

@@ -10,6 +10,10 @@ Code = Literal[
     "vm-unknown",
     "vm-id-taken",
     "image-unknown",
+    "image-in-use",
+    "snapshot-unknown",
+    "snapshot-exists",
+    "stream-gone",  # a console or tunnel that was open is no more
     "host-unknown",
     "no-capacity",
     "no-host",  # no host can take this VM; the reason holds every host's own

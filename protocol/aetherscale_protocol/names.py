@@ -11,9 +11,20 @@ import string
 VM_ID_PATTERN = r"[a-z]{8}"
 IMAGE_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 HOST_PATTERN = r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?"
+VM_NAME_PATTERN = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+LABEL_KEY_PATTERN = r"[A-Za-z0-9](?:[A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?"
+LABEL_VALUE_PATTERN = r"[A-Za-z0-9._-]{0,63}"
+SNAPSHOT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
 VM_ID_RULE = "a VM id is 8 lower-case letters"
 IMAGE_RULE = "an image name is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
+VM_NAME_RULE = "a VM's name is 1 to 63 lower-case letters, digits or '-', with a letter or digit at each end"
+LABEL_RULE = (
+    "a label is KEY=VALUE; the key is 1 to 63 letters, digits, '.', '_', '/' or '-', "
+    "with a letter or digit at each end, "
+    "the value up to 63 letters, digits, '.', '_' or '-'"
+)
+SNAPSHOT_RULE = "a snapshot's name is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
 HOST_RULE = "a host name is 1 to 63 lower-case letters, digits, '.' or '-', with a letter or digit at each end"
 
 AGENT_USER_PREFIX = "agent-"
@@ -33,6 +44,29 @@ def is_image_name(text: str) -> bool:
 def is_host_name(text: str) -> bool:
     """Whether `text` can name a host."""
     return re.fullmatch(HOST_PATTERN, text) is not None
+
+
+def is_vm_name(text: str) -> bool:
+    """Whether `text` can name a VM: it becomes the guest's host name."""
+    return re.fullmatch(VM_NAME_PATTERN, text) is not None
+
+
+def is_label(key: str, value: str) -> bool:
+    """Whether a VM or a host can have this label."""
+    return re.fullmatch(LABEL_KEY_PATTERN, key) is not None and re.fullmatch(LABEL_VALUE_PATTERN, value) is not None
+
+
+def is_snapshot_name(text: str) -> bool:
+    """Whether `text` can name a snapshot."""
+    return re.fullmatch(SNAPSHOT_PATTERN, text) is not None
+
+
+def id_of_name(name: str) -> str:
+    """The id of the VM with this name: who knows the name knows the id, and who claims the id has the name.
+
+    See docs/decisions/006-names.md.
+    """
+    return _letters(b"vm-name:" + name.encode())
 
 
 def new_vm_id() -> str:
@@ -56,7 +90,11 @@ def derive_request_id(*parts: str | bytes | None) -> str:
 
 def derive_vm_id(request_id: str) -> str:
     """The VM id of a create that brought none, derived from its request id, so that redelivery is safe."""
-    number = int.from_bytes(hashlib.sha256(b"vm-id:" + request_id.encode()).digest(), "big")
+    return _letters(b"vm-id:" + request_id.encode())
+
+
+def _letters(seed: bytes) -> str:
+    number = int.from_bytes(hashlib.sha256(seed).digest(), "big")
     letters = []
     for _ in range(8):
         number, digit = divmod(number, 26)

@@ -15,18 +15,12 @@ from aetherscale_protocol.commands import (
     COMMANDS,
     MAX_BODY,
     Command,
-    CreateVm,
-    ForgetHost,
-    NoOptions,
-    Options,
     Reach,
-    ShowVm,
-    StopVm,
-    VmRef,
     decode_request,
     encode_request,
 )
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
 
 VM_ID = "sgeqxcfi"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, ImageMissing, Power, PowerChange
-from aetherscale_protocol.commands import MIB_PER_GIB, CreateVm
+from aetherscale_protocol.options import MIB_PER_GIB, CreateVm
 
 GIB = 1 << 30
 

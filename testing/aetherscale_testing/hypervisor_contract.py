@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Power, PowerChange
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 PATIENCE = 30.0
 """Seconds after which a wait in these tests is given up; nothing here should take two."""

@@ -7,7 +7,7 @@ import asyncio
 import sys
 
 from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuHypervisor
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing import guests
 
 SPEC = CreateVm(image="sector", cpus=1, memory=64, disk=1)

@@ -27,7 +27,7 @@ from aetherscale_agent.journal import Record
 from aetherscale_agent.main import read_boot_id
 from aetherscale_agent.ports import Power
 from aetherscale_protocol import names, topology
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.fakes import FakeImages, FakeVmFile, write_fake_vm
 from aetherscale_testing.fleet import AgentProcess

@@ -13,8 +13,8 @@ from aetherscale_agent.journal import Journal, Phase, Record
 from aetherscale_agent.ports import HostResources, Power, PowerChange
 from aetherscale_agent.reconcile import reconcile
 from aetherscale_agent.vm import Vm
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages
 
 ID, OTHER = "sgeqxcfi", "abcdefgh"

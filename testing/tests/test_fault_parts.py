@@ -13,7 +13,7 @@ import pytest
 from aetherscale_agent import connect, recover, session, steps
 from aetherscale_agent.journal import Journal, JournalError, Record
 from aetherscale_agent.ports import HypervisorError, Power
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeImages
 from aetherscale_testing.faults.fakehosts import look_at
 from aetherscale_testing.faults.listing import read_views

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from aetherscale_agent.hypervisor.config import VmPaths
 from aetherscale_agent.ports import HypervisorError
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 MIB = 1 << 20
 USEC_PER_SEC = 1_000_000

@@ -13,7 +13,7 @@ from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
 from aetherscale_protocol import names
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 _log = logging.getLogger(__name__)
 

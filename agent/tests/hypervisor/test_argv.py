@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from aetherscale_agent.hypervisor import argv
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.names import VM_ID_PATTERN
+from aetherscale_protocol.options import CreateVm
 
 LAYOUT = Layout(Path("/var/lib/aetherscale"), Path("/run/aetherscale"))
 SPEC = CreateVm(image="ubuntu_base", cpus=2, memory=512, disk=5)

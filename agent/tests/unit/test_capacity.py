@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, score, with_disk
 from aetherscale_agent.ports import HostResources, Image
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 MANY = settings(max_examples=100, deadline=None, database=None)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from aetherscale_agent.decide import MAX_HOPS
 from aetherscale_agent.envelope import check_deadline, check_patience, check_reply_to, died_in, is_agent, read_envelope
 from aetherscale_protocol import names, topology
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm
 
 MANY = settings(max_examples=100, deadline=None, database=None)
 

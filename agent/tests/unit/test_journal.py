@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aetherscale_agent.journal import Ending, Journal, JournalError, Phase, Record
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 
 ID, OTHER = "sgeqxcfi", "abcdefgh"
 

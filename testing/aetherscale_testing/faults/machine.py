@@ -17,7 +17,7 @@ from typing import Any
 
 from aetherscale_agent import connect, recover, session, steps
 from aetherscale_agent.ports import HypervisorError, Image, Power
-from aetherscale_protocol.commands import CreateVm
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages
 
 ARMED, MET = "meet.json", "met.json"

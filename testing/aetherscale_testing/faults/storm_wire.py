@@ -20,7 +20,8 @@ from aetherscale_cli.contexts import ContextStore, Target, find_target
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked, Returned
 from aetherscale_protocol import topology
-from aetherscale_protocol.commands import COMMANDS, CreateVm, Options, ShowVm, StopVm, VmRef
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import CreateVm, Options, ShowVm, StopVm, VmRef
 from aetherscale_testing import guests
 from aetherscale_testing.faults.ledger import NOTHING, Told, told_by
 from aetherscale_testing.faults.storm_plan import Verb

@@ -9,8 +9,8 @@ from aetherscale_agent.courses import Course
 from aetherscale_agent.journal import Ending, Record
 from aetherscale_agent.ports import Power
 from aetherscale_agent.recover import Finding, Right
-from aetherscale_protocol.commands import CreateVm
 from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.model.state import SHARED, Entry, Known, Message
 
 DEADLINE = 10.0
