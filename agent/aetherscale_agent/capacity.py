@@ -35,6 +35,13 @@ def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
     return Free(cpus, memory, disk)
 
 
+def misplaced(spec: CreateVm, host: str) -> Refused | None:
+    """Why the VM does not belong on this host, or None."""
+    if spec.host is not None and spec.host != host:
+        return Refused("no-capacity", f"host {spec.host} is asked for")
+    return None
+
+
 def misfit(spec: CreateVm, image: Image | None, left: Free, vm_overhead: int = 0) -> Refused | None:
     """Why the VM can't be taken, or None if it can. `vm_overhead`: MiB beside its guest's memory."""
     if image is None:

@@ -136,7 +136,7 @@ class Handlers:
                 misfit = host.misfit(incoming.create)
                 if misfit is not None:
                     raise misfit
-                return self._success(Offer(score=host.score()))
+                return self._success(Offer(score=host.score(), alike=host.count_alike(incoming.create)))
             case "ping":
                 return self._success(Pong(host=host.name, agent_version=__version__, clock=host.clock()))
             case name:
@@ -313,7 +313,7 @@ class Handlers:
         assert vm_id is not None
         async with self._host.turn(vm_id):
             known = self._host.vms.get(vm_id)
-            if recorded_request(known.record if known else None) is None:
+            if recorded_request(known.record if known else None, incoming.request_id) is None:
                 await session.settled_in()
             try:
                 await CreateFlow(self, self._host, session, delivery, incoming).run()

@@ -22,7 +22,7 @@ def _of_making(before: State, after: State) -> Iterator[str]:
             continue
         if (new.entry.asker, "no") in before.told:
             yield "MADE AFTER ITS CALLER WAS TOLD NO"
-        if ("D", "deleted") in before.told:
+        if ("D", "deleted") in before.told and new.entry.request == "A":
             yield "MADE AGAIN AFTER IT WAS DELETED"
         if after.time > 0 and not new.entry.fresh:
             yield "MADE AFTER THE DEADLINE"
