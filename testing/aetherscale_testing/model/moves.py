@@ -444,10 +444,8 @@ class Moves:
                     return state.tell(message.asker, entry.ending)
                 if entry.phase == "ready":
                     return state.tell(message.asker, "ok")
-                old = host.line
-                if old is not None and old.course[old.step].endswith(".answer"):  # of the VM that had the id before
-                    state, old = self._answered(state, number, old), None
-                line = old or Line((*self._do.build, BEGIN[-1]), 0, "ok", True, entry.asker)
+                state = self._without_old_line(state, number)
+                line = state.hosts[number].line or Line((*self._do.build, BEGIN[-1]), 0, "ok", True, entry.asker)
                 return state.host(number, line=line._replace(told=True))
         return state
 
@@ -515,7 +513,9 @@ class Moves:
             return state
         if entry.phase == "claimed":  # only without rule 5a
             entry = entry._replace(phase="bound", bound=True)
-        line = host.line
+        if entry.phase == "bound":
+            state = self._without_old_line(state, number)
+        line = state.hosts[number].line
         if entry.phase == "bound" and line is None:
             line = Line((*self._do.build, BEGIN[-1]), 0, "ok", False, entry.asker)
         state = state._replace(bound=change(state.bound, number, True))
@@ -553,6 +553,12 @@ class Moves:
             what,
             state._replace(hosts=change(state.hosts, number, after._replace(line=line._replace(step=line.step + 1)))),
         )
+
+    def _without_old_line(self, state: State, number: int) -> State:
+        """The line of the VM that had the id before is not this one's: nothing is left of it but its answer."""
+        line = state.hosts[number].line
+        old = line is not None and line.course[line.step].endswith(".answer")
+        return self._answered(state, number, line) if line is not None and old else state
 
     @staticmethod
     def _answered(state: State, number: int, line: Line) -> State:
