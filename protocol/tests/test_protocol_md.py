@@ -10,7 +10,12 @@ from aetherscale_protocol.errors import CODES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
-WHO = {Reach.ONE: "one agent", Reach.ALL: "all agents", Reach.HOLDER: "all, or `vm.<vm-id>`"}
+WHO = {
+    Reach.ONE: "one agent",
+    Reach.ALL: "all agents",
+    Reach.HOLDER: "all, or `vm.<vm-id>`",
+    Reach.HOST: "`host.<host>`",
+}
 
 
 def options(command: Command) -> str:
