@@ -34,7 +34,7 @@ from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
-from aetherscale_protocol.names import derive_vm_id, is_vm_id
+from aetherscale_protocol.names import derive_vm_id, id_of_name, is_vm_id
 from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
 
 log = logging.getLogger(__name__)
@@ -337,7 +337,8 @@ class Handlers:
 def _completed(incoming: Incoming, now: float) -> Incoming:
     """A create with its VM id and its deadline, made up for a client that gave none (the seed's)."""
     if incoming.create.vm_id is None:
-        incoming = incoming.with_vm_id(derive_vm_id(incoming.request_id))
+        name = incoming.create.name
+        incoming = incoming.with_vm_id(id_of_name(name) if name else derive_vm_id(incoming.request_id))
     if incoming.deadline is None:
         incoming = replace(incoming, deadline=now + DEFAULT_PATIENCE_S)
     return incoming
