@@ -109,7 +109,7 @@ def test_an_operation_is_its_row_of_the_command_table(command: Command) -> None:
     operation = DOCUMENT["operations"][command.name]
     assert (operation["action"], operation["summary"]) == ("receive", command.summary)
     assert operation["x-reach"] == command.reach.value
-    assert (operation["x-changes"], operation["x-internal"]) == (command.changes, command.internal)
+    assert operation["x-changes"] == command.changes
     assert operation["channel"]["$ref"] == f"#/channels/{command.name}"
     assert operation["reply"]["channel"]["$ref"] == "#/channels/answers"
     assert [m["$ref"] for m in operation["reply"]["messages"]] == [f"#/channels/answers/messages/{command.name}"]

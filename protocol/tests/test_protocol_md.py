@@ -28,8 +28,7 @@ def options(command: Command) -> str:
 def command_table() -> str:
     rows = ["| command | reaches | options | |", "|---|---|---|---|"]
     for command in COMMANDS.values():
-        note = "; agents only" if command.internal else ""
-        rows.append(f"| `{command.name}` | {WHO[command.reach]} | {options(command)} | {command.summary}{note} |")
+        rows.append(f"| `{command.name}` | {WHO[command.reach]} | {options(command)} | {command.summary} |")
     return "\n".join(rows)
 
 

@@ -94,7 +94,6 @@ def _operation(command: Command) -> dict[str, Any]:
         },
         "x-reach": command.reach.value,
         "x-changes": command.changes,
-        "x-internal": command.internal,
     }
 
 
