@@ -5,6 +5,7 @@ import json
 import struct
 from typing import Any
 
+import msgspec
 import pika
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from aetherscale_agent.decide import MAX_HOPS
 from aetherscale_agent.envelope import check_deadline, check_patience, check_reply_to, died_in, is_agent, read_envelope
-from aetherscale_protocol import names, topology
+from aetherscale_protocol import commands, names, topology
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import CreateVm
 
@@ -229,12 +230,19 @@ def test_internal_headers_of_another_type_are_ignored(value: Any) -> None:
     assert (incoming.hops, incoming.operator) == (0, "agent-h2")
 
 
-def test_internal_commands_are_refused_from_anyone_but_agents() -> None:
+def test_internal_commands_are_refused_from_anyone_but_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = msgspec.structs.replace(commands.COMMANDS["offer-vm"], internal=True)
+    monkeypatch.setattr(commands, "COMMANDS", {**commands.COMMANDS, "offer-vm": row})
     assert read("offer-vm", {"image": "a"}, user_id="agent-h2").internal
     for user in (None, "alice"):
         with pytest.raises(Refused) as caught:
             read("offer-vm", {"image": "a"}, user_id=user)
         assert caught.value.code == "forbidden"
+
+
+@pytest.mark.parametrize(("user", "internal"), [(None, False), ("alice", False), ("agent-h2", True)])
+def test_anyone_may_ask_for_offers_and_an_agent_is_still_known_as_one(user: str | None, internal: bool) -> None:
+    assert read("offer-vm", {"image": "a"}, user_id=user).internal is internal
 
 
 # Its ids
