@@ -234,16 +234,17 @@ BOUNDS = [
 ]
 MAY_BE_NULL = [("create-vm", "ttl"), ("extend-vm", "ttl"), ("open-stream", "port")]
 MAY_BE_NULL += [("resize-vm", "cpus"), ("resize-vm", "memory"), ("resize-vm", "disk")]
+NO_NUMBERS: list[Any] = [True, False, None, "1", "", [], {}, [1]]
 OTHER_TYPES = [
     (command, option, value)
     for command, option, _, _ in BOUNDS
-    for value in (True, False, None, "1", "", [], {}, [1])
+    for value in NO_NUMBERS
     if value is not None or (command, option) not in MAY_BE_NULL
 ]
 
 
 def with_option(command: str, option: str, value: Any) -> bytes:
-    required: dict[type[Options], dict[str, str]] = {
+    required: dict[type[Options], dict[str, Any]] = {
         CreateVm: {"image": "a"},
         ForgetHost: {"host": "h1"},
         HostRef: {"host": "h1"},

@@ -123,7 +123,7 @@ MOST: list[tuple[str, Any, Any]] = [
     ),
     ("ssh_keys", ("key",) * options.MOST_KEYS, ("key",) * (options.MOST_KEYS + 1)),
     ("publish", PORTS[:-1], PORTS),
-    ("user_data", "x" * options.LONGEST_USER_DATA, "x" * (options.LONGEST_USER_DATA + 1)),
+    ("user_data", "x" * options.LONGEST_TEXT, "x" * (options.LONGEST_TEXT + 1)),
 ]
 
 

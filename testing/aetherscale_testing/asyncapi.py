@@ -34,10 +34,11 @@ REACHES = {
 
 
 _LABELS = {
+    "maxProperties": options.MOST_LABELS,
     "propertyNames": {"pattern": f"^{names.LABEL_KEY_PATTERN}$"},
     "additionalProperties": {"type": "string", "pattern": f"^{names.LABEL_VALUE_PATTERN}$"},
 }
-_SELECTOR = {"pattern": f"^({names.LABEL_KEY_PATTERN}(={names.LABEL_VALUE_PATTERN})?)?$"}
+_SELECTOR = {"pattern": f"^{names.LABEL_KEY_PATTERN}(={names.LABEL_VALUE_PATTERN})?$"}
 
 CHECKED: dict[str, dict[str, Any]] = {
     "vm-id": {"pattern": f"^{names.VM_ID_PATTERN}$"},
@@ -48,11 +49,10 @@ CHECKED: dict[str, dict[str, Any]] = {
     "snapshot": {"pattern": f"^{names.SNAPSHOT_PATTERN}$"},
     "spread": _SELECTOR,
     "near": _SELECTOR,
-    "labels": {**_LABELS, "maxProperties": options.MOST_LABELS},
+    "labels": _LABELS,
     "host-labels": _LABELS,
     "ssh-keys": {"maxItems": options.MOST_KEYS, "items": {"type": "string", "maxLength": options.LONGEST_KEY}},
     "publish": {"maxItems": options.MOST_PUBLISHED},
-    "user-data": {"maxLength": options.LONGEST_USER_DATA},
 }
 """What `Options.__post_init__` checks beside the types, by the option's name."""
 
