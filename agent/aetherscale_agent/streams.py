@@ -133,7 +133,11 @@ class Streams:
             stream = None
         queue = died_in(delivery.queue, delivery.headers)
         if stream is None:
-            self._turn_away(delivery, frame, "its host took no message in time" if queue else "its agent was restarted")
+            self._turn_away(
+                delivery,
+                frame,
+                "its host took no message in time" if queue else "its agent knows nothing of it: was it restarted?",
+            )
         elif queue:
             stream.end("its host was too busy to take a message in time", "open it again")
         else:

@@ -68,7 +68,11 @@ def _console(connecting: AbstractContextManager[StreamSession], invocation: Invo
         source = terminal.TypedSource(0, lambda: session.call(lambda: conversation.leave()))
         conversation = Conversation(session, opened, source, sink)
         with terminal.raw(0) as is_raw, terminal.resizes(conversation.resize) if is_raw else contextlib.nullcontext():
-            conversation.run()
+            try:
+                conversation.run()
+            finally:
+                if is_raw:
+                    print("\r", file=sys.stderr, flush=True)  # whatever the guest left the cursor at
     return Exit.DONE
 
 
@@ -90,8 +94,8 @@ def _print_log(connecting: AbstractContextManager[StreamSession], invocation: In
     with connecting as session:
         vm_id = find_vm_id(session, invocation.vm)
         report = _show(session, vm_id, invocation, lines=invocation.lines)
-    for line in report.console:
-        print(text.safe(line))
+    with contextlib.suppress(BrokenPipeError):  # as `… | head` does: whoever read has seen enough
+        FileSink(1, closes=False).write("".join(f"{text.safe(line)}\n" for line in report.console).encode())
     return Exit.DONE
 
 

@@ -9,8 +9,6 @@ import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from aetherscale_cli.errors import CliError, Exit
-
 LEAVE = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
 
@@ -42,7 +40,7 @@ def raw(descriptor: int) -> Iterator[bool]:
         yield False
         return
     before = termios.tcgetattr(descriptor)
-    with _signals_as_errors():
+    with _signals_as_interrupts():
         try:
             tty.setraw(descriptor, termios.TCSANOW)
             yield True
@@ -51,11 +49,11 @@ def raw(descriptor: int) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _signals_as_errors() -> Iterator[None]:
-    """Let what would end the process at once end it in good order."""
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let what would end the process at once end it as Ctrl-C does elsewhere: in good order."""
 
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise CliError(f"ended by {signal.Signals(number).name}", exit_code=Exit.INTERRUPTED)
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
