@@ -39,6 +39,8 @@ class Answerer:
         self._letters: deque[_Letter] = deque(maxlen=MAX_WAITING)
         self._under_way: set[asyncio.Task[None]] = set()
         self._filled = asyncio.Event()
+        self._posts: Channel | None = None
+        self.lost: Callable[[], None] = lambda: None  #: called when a connection is: what was posted may be lost, too
         self.connected = asyncio.Event()  #: once it could send: before, an agent should take no commands
 
     def send(self, reply_to: str, correlation_id: str | None, answer: Answer) -> None:
@@ -47,16 +49,31 @@ class Answerer:
         self._letters.append(_Letter(reply_to, encode_answer(answer), properties))
         self._filled.set()
 
+    def post(self, reply_to: str, correlation_id: str | None, headers: dict[str, Any], body: bytes) -> None:
+        """Send a stream's message at once or never: it is neither confirmed nor kept.
+
+        :raise BrokerLost: when there is no connection.
+        """
+        if self._posts is None:
+            raise BrokerLost("the answers' connection is lost")
+        properties = pika.BasicProperties(correlation_id=correlation_id, headers=headers)
+        self._posts.send(reply_to, body, properties, exchange="")
+
     async def serve(self, connection: Connection, worked: Callable[[], None]) -> None:
         """Send on this connection until it is lost; `worked` is called once it can be sent on.
 
         :raise BrokerLost: when it is.
         """
-        channel = await connection.channel()
+        channel, self._posts = await connection.channel(), await connection.channel()
+        self._posts.closed.add_done_callback(lambda gone: connection.drop(f"a channel was closed: {gone.result()}"))
         await channel.confirm()
         self.connected.set()
         worked()
-        await self._send_on(channel)
+        try:
+            await self._send_on(channel)
+        finally:
+            self._posts = None
+            self.lost()
 
     async def flush(self, seconds: float) -> None:
         """Wait until everything is sent, for so many seconds at most."""

@@ -332,6 +332,10 @@ class Channel:
             if self._returned:
                 raise Unroutable(key)
 
+    def send(self, key: str, body: bytes, properties: Any, *, exchange: str) -> None:
+        """Publish, and wait for nothing (on a channel without `confirm`): it may be lost with the connection."""
+        self._start("basic_publish", exchange, key, body, properties)
+
     async def _publish(self, key: str, body: bytes, properties: Any, exchange: str, *, mandatory: bool) -> None:
         self._start("basic_publish", exchange, key, body, properties, mandatory=mandatory)
         self._published += 1

@@ -9,7 +9,7 @@ from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.broker import BrokerLost, Connection, Declined
 from aetherscale_agent.host import Host
 from aetherscale_agent.notify import notify
-from aetherscale_agent.session import Handler, NameTaken, Session
+from aetherscale_agent.session import Handler, NameTaken, OnStream, Session
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.settings import BrokerSettings
 
@@ -86,14 +86,27 @@ class Connector:
 
 
 async def stay_connected(
-    connector: Connector, answerer: Answerer, host: Host, user: str, handler: Handler, *, fleet_size: int
+    connector: Connector,
+    answerer: Answerer,
+    host: Host,
+    user: str,
+    handler: Handler,
+    *,
+    fleet_size: int,
+    on_stream: OnStream,
 ) -> None:
     """Run one session after the other, until cancelled; the first when answers can be sent."""
     await answerer.connected.wait()
     while True:
         heartbeat_s = connector.heartbeat_s
         session = Session(
-            await connector.connect(), host, user, handler, fleet_size=fleet_size, heartbeat_s=heartbeat_s
+            await connector.connect(),
+            host,
+            user,
+            handler,
+            fleet_size=fleet_size,
+            heartbeat_s=heartbeat_s,
+            on_stream=on_stream,
         )
         try:
             await _open(session, connector)

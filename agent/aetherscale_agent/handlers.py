@@ -30,6 +30,7 @@ from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
+from aetherscale_agent.streams import Streams
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
@@ -48,8 +49,9 @@ ANSWER_MARGIN_S = 0.5
 class Handlers:
     """The agent's side of every command."""
 
-    def __init__(self, host: Host, answerer: Answerer, fleet: list[str]) -> None:
+    def __init__(self, host: Host, answerer: Answerer, fleet: list[str], streams: Streams | None = None) -> None:
         self._host = host
+        self._streams = streams or Streams(host, answerer)
         self._answerer = answerer
         self.fleet = fleet
         self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
@@ -137,6 +139,8 @@ class Handlers:
                 if misfit is not None:
                     raise misfit
                 return self._success(Offer(score=host.score(), alike=host.count_alike(incoming.create)))
+            case "open-stream":
+                return self._success(await self._streams.open(incoming))
             case "ping":
                 return self._success(Pong(host=host.name, agent_version=__version__, clock=host.clock()))
             case name:

@@ -26,6 +26,7 @@ from aetherscale_agent.journal import Journal
 from aetherscale_agent.notify import keep_watchdog_fed, notify
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Images
 from aetherscale_agent.reconcile import reconcile
+from aetherscale_agent.streams import Streams
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
 
@@ -105,7 +106,9 @@ async def serve_over(
     journal = Journal(Path(config.state_dir) / "journal")
     host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id(Path(config.run_dir)), clock=clock)
     answerer = Answerer()
-    handlers = Handlers(host, answerer, config.fleet)
+    streams = Streams(host, answerer)
+    answerer.lost = lambda: streams.drop_all("its agent lost its connection to the broker")
+    handlers = Handlers(host, answerer, config.fleet, streams)
 
     changes = hypervisor.changes()  # listens from here on: a VM that ends while the journal is read is heard of
     await hypervisor.probe()
@@ -125,6 +128,7 @@ async def serve_over(
         config.broker.user,
         handlers.on_message,
         fleet_size=len(config.fleet),
+        on_stream=streams.take,
     )
     consuming = asyncio.create_task(commands)
     others = [
@@ -136,6 +140,7 @@ async def serve_over(
     notify("STOPPING=1")
     log.info("stopping; the VMs go on")
     await _cancel([consuming])  # first: what is under way is finished and answered, and nothing new begun
+    await streams.close("its agent was stopped", FLUSH_S)
     await host.drain(DRAIN_S)
     await answerer.flush(FLUSH_S)
     await _cancel(others)

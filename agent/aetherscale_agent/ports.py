@@ -3,6 +3,7 @@ fakes that behave, and both are held to the same contract tests.
 """
 
 import enum
+from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,6 +63,22 @@ class PowerChange:
     reason: str
 
 
+@dataclass(frozen=True)
+class Nic:
+    """A VM's network interface. `addresses`: those that its host knows of; none while it has asked for none."""
+
+    mac: str
+    addresses: tuple[str, ...] = ()
+
+
+class NotThere(HypervisorError):
+    """What should be connected to is not there: no console, no address, nobody who listens. `hint` says what to do."""
+
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
 class Images(Protocol):
     """The base images of this host."""
 
@@ -117,6 +134,23 @@ class Hypervisor(Protocol):
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console, control characters made harmless; empty if there is none."""
+
+    def nic(self, vm_id: str) -> Nic:
+        """The VM's network interface, with the addresses that it has now; cheap."""
+
+    async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
+        """Connect to the VM's serial console: what the guest prints from now on, and what it is to read.
+
+        One connection at a time, which must always be read: a guest waits for whoever does not.
+
+        :raise NotThere: when the VM is off, or was started by an agent that gave it no such console.
+        """
+
+    async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
+        """Connect to a TCP port of the guest.
+
+        :raise NotThere: when it has no address, or does not take the connection.
+        """
 
     def changes(self) -> AsyncIterator[PowerChange]:
         """VMs that come to rest from now on, whoever brought them there."""

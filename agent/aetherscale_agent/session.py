@@ -31,6 +31,7 @@ from aetherscale_protocol.commands import encode_request
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.names import host_key, vm_key
 from aetherscale_protocol.options import ShowVm
+from aetherscale_protocol.streams import is_stream
 from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, Queue, ReplyTo
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ LOOK_AGAIN_S = 60.0
 NOT_FOUND, LOCKED, PRECONDITION_FAILED = 404, 405, 406
 
 Handler = Callable[["Session", Delivery], Awaitable[None]]
+OnStream = Callable[[Delivery], None]
 
 
 class NameTaken(Exception):
@@ -68,12 +70,14 @@ class Session:
         *,
         fleet_size: int = 0,
         heartbeat_s: float = 5,
+        on_stream: OnStream = lambda _delivery: None,
     ) -> None:
         self.connection = connection
         self.host = host
         self.fleet_size = fleet_size  #: how many hosts the inventory names; 0 if it is not known
         self.user = user
         self._handler = handler
+        self._on_stream = on_stream
         self._tasks: set[asyncio.Task[None]] = set()
         self._claims: Channel | None = None
         self._claim_lock = asyncio.Lock()
@@ -432,6 +436,10 @@ class Session:
         self._hearing.heard(time.monotonic(), own=own)
         if is_self_ping(delivery.properties, self.user):
             delivery.channel.ack(delivery)
+            return
+        if is_stream(delivery.properties.headers):  # no command: in its order, and with nothing to wait for
+            delivery.channel.ack(delivery)
+            self._on_stream(delivery)
             return
         work = self._handler(self, delivery)
         self._spawn(self._hearing.hold(work) if own else work)

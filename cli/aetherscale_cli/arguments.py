@@ -9,6 +9,7 @@ from typing import Any, NoReturn, get_args
 
 from msgspec import Struct
 
+from aetherscale_cli.ssh import SshWish
 from aetherscale_cli.text import safe
 from aetherscale_protocol import commands, names, options, topology
 from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
@@ -25,6 +26,10 @@ TIMEOUTS = {
     "delete-vm": 30,
     "forget-host": 30,
     "doctor": 5,
+    "console-vm": 15,
+    "logs-vm": 15,
+    "tunnel-vm": 15,
+    "ssh-vm": 15,
 }
 """How long to wait for hosts that do not answer, in seconds, unless `--timeout` says otherwise."""
 
@@ -62,6 +67,11 @@ class Invocation(Struct, frozen=True):
     request_id: str | None = None
     name: str = ""
     debug: bool = False
+    vm: str = ""
+    port: int = 0
+    lines: int = 0
+    follow: bool = False
+    ssh: SshWish | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -92,8 +102,9 @@ def parse(argv: Sequence[str]) -> Invocation:
     if not argv:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
+    argv, guest_command = _split_off_command(argv)
     space = parser.parse_args(argv)
-    common = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
+    common: dict[str, Any] = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
     wait = getattr(space, "wait_for_host", None) or 0.0
     own_ids = bool(getattr(space, "vm_id", None) or common["request_id"])
@@ -111,6 +122,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         name=getattr(space, "name", ""),
         debug=getattr(space, "debug", False),
         **common,
+        **_stream_wishes(space, guest_command),
     )
 
 
@@ -144,6 +156,7 @@ def _summaries() -> dict[str, str]:
         "doctor": "ping every host through the broker; name who does not answer, and why",
         "list-contexts": "list the brokers you can speak to",
         "use-context": "choose the broker to speak to",
+        **_STREAM_SUMMARIES,
     }
     return {c.name: c.summary for c in commands.COMMANDS.values() if c.name in _ADD} | ours
 
@@ -244,7 +257,96 @@ def _add_name(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", help="as list-contexts shows them")
 
 
+# The commands that speak with a VM itself, by a stream (docs/protocol.md)
+
+_STREAM_SUMMARIES = {
+    "console-vm": "be at a VM's serial console; Ctrl-] leaves",
+    "logs-vm": "show what a VM printed on its console",
+    "tunnel-vm": "connect standard input and output to a TCP port of a VM",
+    "ssh-vm": "log in to a VM by ssh, through the broker",
+}
+
+
+def _add_vm(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("vm", metavar="VM", type=_vm, help="which VM: its id or its name")
+
+
+def _add_console(sub: argparse.ArgumentParser) -> None:
+    _add_vm(sub)
+    sub.add_argument(
+        "-n", "--lines", type=_lines, default=10, metavar="N", help="show so many lines first (default: %(default)s)"
+    )
+
+
+def _add_logs(sub: argparse.ArgumentParser) -> None:
+    _add_vm(sub)
+    sub.add_argument("-f", "--follow", action="store_true", help="go on with what it prints from now on")
+    sub.add_argument(
+        "-n", "--lines", type=_lines, default=100, metavar="N", help="so many lines (default: %(default)s)"
+    )
+
+
+def _add_tunnel(sub: argparse.ArgumentParser) -> None:
+    _add_vm(sub)
+    sub.add_argument("port", type=_port, metavar="PORT", help="a TCP port that something in the guest listens on")
+
+
+def _add_ssh(sub: argparse.ArgumentParser) -> None:
+    sub.usage = f"{PROGRAM} ssh-vm [OPTIONS] VM [OPTIONS] [SSH OPTIONS] [-- COMMAND …]"
+    sub.epilog = "What follows VM and is not listed here is given to ssh as it is; what follows -- is run in the guest."
+    _add_ssh_options(sub)
+    _add_vm(sub)
+    sub.add_argument("rest", nargs=argparse.REMAINDER, metavar="SSH OPTIONS", help="of ssh itself, such as -L or -A")
+
+
+def _add_ssh_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--user", "-l", metavar="USER", default=argparse.SUPPRESS, help="who to be (default: root)")
+    parser.add_argument(
+        "--port", "-p", type=_port, metavar="PORT", default=argparse.SUPPRESS, help="of its sshd (default: 22)"
+    )
+    parser.add_argument(
+        "-i", dest="key", metavar="KEY", default=argparse.SUPPRESS, help="a private key (default: ssh's own choice)"
+    )
+
+
+def _split_off_command(argv: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
+    """What is for us, and what ssh-vm is to run in the guest."""
+    if "--" not in argv or "ssh-vm" not in argv[: argv.index("--")]:
+        return argv, ()
+    at = argv.index("--")
+    return argv[:at], tuple(argv[at + 1 :])
+
+
+def _stream_wishes(space: argparse.Namespace, command: tuple[str, ...]) -> dict[str, Any]:
+    if space.command not in _STREAM_SUMMARIES:
+        return {}
+    wishes: dict[str, Any] = {name: getattr(space, name) for name in ("vm", "lines", "follow") if name in space}
+    if space.command == "ssh-vm":
+        more = _Parser(prog=f"{PROGRAM} ssh-vm", add_help=False, allow_abbrev=False)
+        _add_ssh_options(more)
+        _, options = more.parse_known_args(space.rest, space)
+        chosen = {name: getattr(space, name) for name in ("user", "port", "key") if name in space}
+        wishes["ssh"] = SshWish(**chosen, options=tuple(options), command=command)
+    elif space.command == "tunnel-vm":
+        wishes["port"] = space.port
+    return wishes
+
+
+def _vm(text: str) -> str:
+    if not (names.is_vm_id(text) or names.is_vm_name(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a VM's id nor a name: {names.VM_NAME_RULE}")
+    return text
+
+
+def _port(text: str) -> int:
+    return _whole(text, options.Port, "a TCP port")
+
+
 _ADD = {
+    "console-vm": _add_console,
+    "logs-vm": _add_logs,
+    "tunnel-vm": _add_tunnel,
+    "ssh-vm": _add_ssh,
     "create-vm": _add_create,
     "list-vms": _add_nothing,
     "start-vm": _add_changing,
@@ -271,7 +373,7 @@ def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
         return (NoOptions(),)
     if space.command == "forget-host":
         return (ForgetHost(host=space.host),)
-    if space.command in ("list-contexts", "use-context", "doctor"):
+    if space.command in ("list-contexts", "use-context", "doctor", *_STREAM_SUMMARIES):
         return ()
     ids = list(dict.fromkeys([*space.ids, *space.vm_id]))
     if not ids:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import pika
 
@@ -25,10 +25,12 @@ _CLOSE_TIMEOUT_S = 1.0
 _HEARTBEAT_S = 15
 _NOT_FOUND = 404
 
+S = TypeVar("S", bound="BrokerSession")
+
 
 @contextlib.contextmanager
-def open_session(target: Target, name: str) -> Iterator["BrokerSession"]:
-    """A session with the broker; `name` is how it lists us.
+def open_session_of(kind: type[S], target: Target, name: str) -> Iterator[S]:
+    """A session with the broker, of this kind; `name` is how it lists us.
 
     :raise CliError: when the broker can't be reached or does not let us in.
     """
@@ -38,12 +40,20 @@ def open_session(target: Target, name: str) -> Iterator["BrokerSession"]:
         )
     except SettingsError as error:
         raise CliError(str(error), f"see {target.source}", Exit.USAGE) from None
-    session = BrokerSession(target, parameters)
+    session = kind(target, parameters)
     try:
         session.connect()
         yield session
     finally:
         session.close()
+
+
+def open_session(target: Target, name: str) -> contextlib.AbstractContextManager["BrokerSession"]:
+    """A session with the broker; `name` is how it lists us.
+
+    :raise CliError: when the broker can't be reached or does not let us in.
+    """
+    return open_session_of(BrokerSession, target, name)
 
 
 def log_to_stderr() -> None:

@@ -90,6 +90,10 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
     def connect() -> "contextlib.AbstractContextManager[Session]":
         return broker.open_session(target, f"{PROGRAM} {invocation.command}")
 
+    if invocation.vm:
+        from aetherscale_cli import stream_commands
+
+        return stream_commands.execute(invocation, target, store, chosen(store, invocation.context, environ))
     if invocation.command == "doctor":
         from aetherscale_cli import doctor, examine
 

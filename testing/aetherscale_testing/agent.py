@@ -4,7 +4,7 @@ Settings (JSON): those of the agent's configuration, and `images` (names), `cpus
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
 it is not the process's own), `keep` (true: disks and running VMs outlive the agent, in the folder `vms` of its state
 directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its
-fleet when the broker is new).
+fleet when the broker is new), `guest-ports` (ports of the loopback, by the port of every guest that each is).
 """
 
 import asyncio
@@ -48,6 +48,8 @@ def run_with(settings: dict[str, Any]) -> None:
     hypervisor = FaultyHypervisor(machine, total=resources, images=images, delays=delays, folder=folder)
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
+    ports = settings.pop("guest-ports", {})  # JSON has no numbers for keys
+    hypervisor.guest_ports = {int(guest): loopback for guest, loopback in ports.items()}
     session.MUSTER_S = settings.pop("muster", 0.3)
     if "broker" in settings:
         settings["broker"] = BrokerSettings(**settings["broker"])

@@ -15,6 +15,8 @@ With a folder it outlives their processes, too: disks and running VMs are there 
 
 import asyncio
 import contextlib
+import functools
+from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,8 +24,20 @@ from pathlib import Path
 
 import msgspec
 
-from aetherscale_agent.ports import HostResources, HypervisorError, Image, ImageMissing, Power, PowerChange
+from aetherscale_agent import pipes
+from aetherscale_agent.hypervisor.argv import finalize_mac
+from aetherscale_agent.ports import (
+    HostResources,
+    HypervisorError,
+    Image,
+    ImageMissing,
+    Nic,
+    NotThere,
+    Power,
+    PowerChange,
+)
 from aetherscale_protocol.options import MIB_PER_GIB, CreateVm
+from aetherscale_testing.fake_guest import FakeConsole
 
 GIB = 1 << 30
 
@@ -100,7 +114,6 @@ class _Vm:
     image: Image
     power: Power = Power.OFF
     rest: Power = Power.OFF  #: how it came to rest last
-    console: list[str] = field(default_factory=list)
     at_rest: asyncio.Event = field(default_factory=asyncio.Event)
     button: asyncio.TimerHandle | None = None
 
@@ -126,6 +139,9 @@ class FakeHypervisor:
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
+        #: Ports of the loopback that take the place of guests' ports.
+        self.guest_ports: dict[int, int] = {}
+        self._consoles: dict[str, FakeConsole] = {}
         self._images = images
         self._vms: dict[str, _Vm] = {}
         self._gates: dict[str, asyncio.Event] = {}
@@ -212,13 +228,24 @@ class FakeHypervisor:
         if self._folder is not None:
             (self._folder / f"{vm_id}.json").unlink(missing_ok=True)
         self._vms.pop(vm_id, None)
+        self._consoles.pop(vm_id, None)
 
     async def list_remains(self) -> set[str]:
         return set(self._vms)
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
-        console = self._vms[vm_id].console if vm_id in self._vms else []
-        return console[-lines:] if lines > 0 else []
+        return self._console(vm_id).lines[-lines:] if vm_id in self._vms and lines > 0 else []
+
+    def nic(self, vm_id: str) -> Nic:
+        return Nic(finalize_mac(vm_id), ("127.0.0.1",) if self._is_on(vm_id) else ())
+
+    async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
+        if not self._is_on(vm_id):
+            raise NotThere(f"VM {vm_id} has no console to connect to", "start it")
+        return await self._console(vm_id).connect()
+
+    async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
+        return await pipes.dial(vm_id, self.nic(vm_id).addresses, self.guest_ports.get(port, port))
 
     def changes(self) -> AsyncIterator[PowerChange]:
         queue: asyncio.Queue[PowerChange] = asyncio.Queue()
@@ -242,7 +269,7 @@ class FakeHypervisor:
 
     def print_on_console(self, vm_id: str, *lines: str) -> None:
         """The guest prints."""
-        self._vms[vm_id].console.extend(lines)
+        self._console(vm_id).print(*lines)
 
     def power_of(self, vm_id: str) -> Power:
         """The VM's power, for a test's assertion."""
@@ -280,6 +307,11 @@ class FakeHypervisor:
         if vm_id in self.broken[step]:
             raise HypervisorError(self.broken[step][vm_id])
 
+    def _console(self, vm_id: str) -> FakeConsole:
+        if vm_id not in self._consoles:
+            self._consoles[vm_id] = FakeConsole(functools.partial(self.guest_powers_off, vm_id))
+        return self._consoles[vm_id]
+
     def _is_on(self, vm_id: str) -> bool:
         return self.power_of(vm_id) is Power.ON
 
@@ -294,6 +326,7 @@ class FakeHypervisor:
         self._save(vm_id, vm, power, rest=power)
         vm.power = vm.rest = power
         vm.at_rest.set()
+        self._console(vm_id).hang_up()
         if vm.button is not None:
             vm.button.cancel()
             vm.button = None

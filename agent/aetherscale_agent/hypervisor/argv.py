@@ -47,7 +47,7 @@ def finalize_argv(vm_id: str, spec: CreateVm, paths: VmPaths, accelerator: str) 
         *("-smbios", f"type=1,serial={vm_id}"),
         *_monitor("agent", str(paths.agent_monitor)),
         *_monitor("stop", str(paths.stop_monitor)),
-        *("-chardev", f"file,id=console,path={paths.console},append=on"),
+        *("-chardev", f"socket,id=console,path={paths.console_socket},server=on,wait=off,{_log_to(paths)}"),
         *("-serial", "chardev:console"),
         *("-blockdev", f"driver=file,node-name=file,filename={paths.disk},discard=unmap"),
         *("-blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap"),
@@ -56,6 +56,10 @@ def finalize_argv(vm_id: str, spec: CreateVm, paths: VmPaths, accelerator: str) 
         *("-device", f"virtio-net-pci,netdev=net,romfile=,mac={finalize_mac(vm_id)}"),
         *("-device", "virtio-rng-pci"),
     ]
+
+
+def _log_to(paths: VmPaths) -> str:
+    return f"logfile={paths.console},logappend=on"
 
 
 def _monitor(name: str, path: str) -> list[str]:

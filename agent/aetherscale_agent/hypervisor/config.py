@@ -42,6 +42,11 @@ class VmPaths:
         return self.home / "console.log"
 
     @property
+    def console_socket(self) -> Path:
+        """The serial console itself, for one client at a time; what it prints goes to `console` too."""
+        return self.run / "console.sock"
+
+    @property
     def agent_monitor(self) -> Path:
         """The QMP socket for the agent."""
         return self.run / "qmp.sock"

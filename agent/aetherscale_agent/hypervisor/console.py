@@ -4,11 +4,16 @@ QEMU appends (O_APPEND), so that cutting the file while QEMU writes is safe. Wha
 looks every few seconds; while it is down a guest that prints without end fills its host's disk.
 """
 
+import asyncio
 import contextlib
 import os
 import re
 import stat
+from asyncio import StreamReader, StreamWriter
 from pathlib import Path
+
+from aetherscale_agent.ports import NotThere
+from aetherscale_protocol.streams import CHUNK
 
 TAIL_BYTES = 256 << 10
 """How much of the log is read for its last lines, and kept of it when it is cut."""
@@ -63,6 +68,20 @@ def read_lines(path: Path, lines: int) -> list[str]:
 
 def _cut_path(path: Path) -> Path:
     return path.with_name(path.name + ".1")
+
+
+async def connect(socket: Path, vm_id: str) -> tuple[StreamReader, StreamWriter]:
+    """Connect to a running VM's console.
+
+    :raise NotThere: when there is none.
+    """
+    try:
+        return await asyncio.open_unix_connection(socket, limit=CHUNK)
+    except FileNotFoundError:
+        reason = f"VM {vm_id} has no console to connect to: it was started by an older agent, or is off"
+        raise NotThere(reason, "stop and start it once; logs-vm shows what it printed") from None
+    except OSError as error:
+        raise NotThere(f"the console of VM {vm_id}: {error.strerror}", "is it off? show-vm tells") from None
 
 
 def make(path: Path) -> None:

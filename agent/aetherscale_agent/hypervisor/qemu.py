@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import logging
+from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
 
+from aetherscale_agent import pipes
 from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
-from aetherscale_agent.ports import HostResources, HypervisorError, Image, Power, PowerChange
+from aetherscale_agent.ports import HostResources, HypervisorError, Image, Nic, Power, PowerChange
 from aetherscale_protocol import names
 from aetherscale_protocol.options import CreateVm
 
@@ -152,6 +154,18 @@ class QemuHypervisor:
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console."""
         return await asyncio.to_thread(console.read_lines, self._layout.vm(vm_id).console, lines)
+
+    def nic(self, vm_id: str) -> Nic:
+        """The VM's network interface; a guest behind QEMU's own network has no address that its host could reach."""
+        return Nic(argv.finalize_mac(vm_id))
+
+    async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
+        """Connect to the VM's serial console."""
+        return await console.connect(self._layout.vm(vm_id).console_socket, vm_id)
+
+    async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
+        """Connect to a TCP port of the guest."""
+        return await pipes.dial(vm_id, pipes.find_dialable(self.nic(vm_id).addresses), port)
 
     def changes(self) -> AsyncIterator[PowerChange]:
         """VMs that come to rest from now on. A start that fails says so itself, and is none."""

@@ -1,0 +1,145 @@
+"""Serial consoles with viewers: one connection to each VM's, as long as anybody looks, fanned out to all of them.
+
+It is always read, because a guest stands still while nobody takes what it prints. So a viewer that does not keep up
+misses some of it, and is told how much.
+"""
+
+import asyncio
+import contextlib
+from asyncio import StreamReader, StreamWriter
+
+from aetherscale_agent.pipes import write_through
+from aetherscale_agent.ports import Hypervisor
+from aetherscale_protocol.streams import CHUNK, StreamError
+
+VIEWER_BUFFER = 64 << 10
+"""How many bytes are kept for a viewer that does not keep up."""
+
+
+class Viewer:
+    """One viewer's end of a console: a `Pipe`."""
+
+    def __init__(self, console: "_Console", *, read_only: bool) -> None:
+        self._console = console
+        self._read_only = read_only
+        self._buffer = bytearray()
+        self._skipped = 0
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    def offer(self, data: bytes) -> None:
+        """The guest printed this. If the viewer is too far behind, it misses the oldest of it."""
+        self._buffer += data
+        excess = len(self._buffer) - VIEWER_BUFFER
+        if excess > 0:
+            del self._buffer[:excess]
+            self._skipped += excess
+        self._changed.set()
+
+    def begin_with(self, history: bytes) -> None:
+        """Let it begin with what was printed before, instead of what it was offered so far: that is part of it."""
+        self._buffer[:] = history[-VIEWER_BUFFER:]
+        self._changed.set()
+
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self._ended = True
+        self._changed.set()
+
+    async def read(self, most: int) -> bytes:
+        """What the guest printed."""
+        while not self._buffer and not self._ended:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._skipped:
+            self._buffer[:0] = f"\r\n[… {self._skipped} bytes skipped]\r\n".encode()
+            self._skipped = 0
+        data = bytes(self._buffer[:most])
+        del self._buffer[:most]
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Type this."""
+        if self._read_only:
+            raise StreamError("a log can't be written to")
+        await self._console.write(data)
+
+    async def end(self) -> None:
+        """Who has typed all that there was to type has seen enough."""
+        self.finish()
+
+    def close(self) -> None:
+        """Look no longer."""
+        self._console.leave(self)
+
+
+class _Console:
+    """One VM's console while it has viewers."""
+
+    def __init__(self, consoles: dict[str, "_Console"], vm_id: str, reader: StreamReader, writer: StreamWriter) -> None:
+        self._consoles = consoles
+        self._vm_id = vm_id
+        self._reader = reader
+        self._writer = writer
+        self._viewers: set[Viewer] = set()
+        self._typing = asyncio.Lock()
+        write_through(writer)
+        self._reading = asyncio.create_task(self._read())
+
+    def join(self, viewer: Viewer) -> None:
+        self._viewers.add(viewer)
+
+    def leave(self, viewer: Viewer) -> None:
+        self._viewers.discard(viewer)
+        if not self._viewers:
+            self._reading.cancel()
+            self._close()
+
+    async def write(self, data: bytes) -> None:
+        async with self._typing:
+            self._writer.write(data)
+            await self._writer.drain()
+
+    async def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while data := await self._reader.read(CHUNK):
+                for viewer in self._viewers:
+                    viewer.offer(data)
+        for viewer in self._viewers:
+            viewer.finish()
+        self._close()
+
+    def _close(self) -> None:
+        self._writer.transport.abort()
+        if self._consoles.get(self._vm_id) is self:
+            del self._consoles[self._vm_id]
+
+
+class Consoles:
+    """The consoles of this host's VMs that somebody looks at."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+        self._open: dict[str, _Console] = {}
+        self._opening = asyncio.Lock()
+
+    async def attach(self, vm_id: str, lines: int, *, read_only: bool) -> Viewer:
+        """A new viewer of a VM's console, which begins with the last `lines` lines that were printed before.
+
+        :raise NotThere: when it has no console to connect to.
+        """
+        async with self._opening:
+            console = self._open.get(vm_id)
+            if console is None:
+                console = _Console(self._open, vm_id, *await self._hypervisor.open_console(vm_id))
+                self._open[vm_id] = console
+            viewer = Viewer(console, read_only=read_only)
+            console.join(viewer)
+        try:
+            if lines:
+                tail = await self._hypervisor.console_tail(vm_id, lines)
+                viewer.begin_with("".join(f"{line}\r\n" for line in tail).encode())
+        except BaseException:
+            viewer.close()
+            raise
+        return viewer

@@ -1,0 +1,80 @@
+"""The terminal of whoever looks at a console: raw while they do, and as it was before whatever happens."""
+
+import contextlib
+import os
+import signal
+import sys
+import termios
+import tty
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+LEAVE = b"\x1d"
+"""Ctrl-], as telnet and virsh have it."""
+
+
+class TypedSource:
+    """What is typed, until Ctrl-]: then `left` is called, and there is no more."""
+
+    def __init__(self, descriptor: int, left: Callable[[], None]) -> None:
+        self._descriptor = descriptor
+        self._left = left
+        self._is_left = False
+
+    def read(self, most: int) -> bytes:
+        """What was typed; empty at the end, and after Ctrl-]."""
+        if self._is_left:
+            return b""
+        typed, key, _ = os.read(self._descriptor, most).partition(LEAVE)
+        if key:
+            self._is_left = True
+            if not typed:
+                self._left()
+        return typed
+
+
+@contextlib.contextmanager
+def raw(descriptor: int) -> Iterator[bool]:
+    """Every key goes through as it is typed, if this is a terminal (yields whether it is); restored at the end."""
+    if not os.isatty(descriptor):
+        yield False
+        return
+    before = termios.tcgetattr(descriptor)
+    with _signals_as_interrupts():
+        try:
+            tty.setraw(descriptor, termios.TCSANOW)
+            yield True
+        finally:
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Let what would end the process at once end it as Ctrl-C does elsewhere: in good order."""
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def resizes(tell: Callable[[int, int], None]) -> Iterator[None]:
+    """Tell the terminal's size (columns, lines) now and whenever it changes; nothing where there is none."""
+
+    def on_change(_number: int = 0, _frame: FrameType | None = None) -> None:
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(sys.stdout.fileno())
+            tell(size.columns, size.lines)
+
+    before = signal.signal(signal.SIGWINCH, on_change)
+    on_change()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGWINCH, before)

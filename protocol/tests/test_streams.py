@@ -1,0 +1,100 @@
+"""Messages of streams: what they say is what is read; and nobody sends more than the other side takes."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aetherscale_protocol.streams import (
+    CHUNK,
+    LONGEST_REASON,
+    Credit,
+    Frame,
+    Intake,
+    Order,
+    StreamError,
+    is_stream,
+    read_frame,
+)
+
+FRAMES = [
+    Frame("s", "data", 0, b"abc"),
+    Frame("s", "data", 7, b""),
+    Frame("s", "credit", 1, bytes=4096),
+    Frame("s", "eof", 2),
+    Frame("s", "close", 3),
+    Frame("s", "close", 3, reason="the VM is off", hint="start-vm starts it"),
+    Frame("s", "ping", 4),
+    Frame("s", "resize", 5, size=(80, 24)),
+]
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_what_is_written_is_read(frame: Frame) -> None:
+    assert is_stream(frame.headers)
+    assert read_frame(frame.headers, frame.body) == frame
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"stream": 1, "kind": "data", "seq": 0}, b""),
+        ({"stream": "s", "kind": "date", "seq": 0}, b""),
+        ({"stream": "s", "kind": ["data"], "seq": 0}, b""),
+        ({"stream": "s", "kind": "data"}, b""),
+        ({"stream": "s", "kind": "data", "seq": -1}, b""),
+        ({"stream": "s", "kind": "data", "seq": True}, b""),
+        ({"stream": "s", "kind": "credit", "seq": 0, "bytes": -5}, b""),
+        ({"stream": "s", "kind": "credit", "seq": 0, "bytes": "all"}, b""),
+        ({"stream": "s", "kind": "data", "seq": 0}, b"x" * (CHUNK + 1)),
+        ({"stream": "s", "kind": "ping", "seq": 0}, b"x"),
+    ],
+)
+def test_what_is_no_frame_is_refused(headers: dict[str, object], body: bytes) -> None:
+    with pytest.raises(StreamError):
+        read_frame(headers, body)
+
+
+def test_a_reason_is_never_long() -> None:
+    frame = Frame("s", "close", 0, reason="x" * 5000)
+    assert len(read_frame(frame.headers, b"").reason) == LONGEST_REASON
+
+
+@pytest.mark.parametrize("headers", [None, {}, {"deadline": 5}])
+def test_a_command_is_no_stream(headers: dict[str, object] | None) -> None:
+    assert not is_stream(headers)
+
+
+def test_a_message_that_comes_again_is_not_new_and_one_that_is_missing_ends_it() -> None:
+    order = Order()
+    assert [order.is_new(seq) for seq in (0, 1, 1, 0, 2)] == [True, True, False, False, True]
+    with pytest.raises(StreamError, match="lost on the way"):
+        order.is_new(4)
+
+
+def test_credit_that_was_never_used_is_refused() -> None:
+    credit = Credit(100)
+    credit.spend(60)
+    credit.grant(60)
+    with pytest.raises(StreamError):
+        credit.grant(1)
+
+
+def test_more_than_the_window_is_refused() -> None:
+    intake = Intake(100)
+    intake.take(100)
+    with pytest.raises(StreamError):
+        intake.take(1)
+
+
+@given(st.integers(1024, 4 << 20), st.lists(st.integers(1, CHUNK), max_size=50))
+def test_sender_and_receiver_agree_and_never_wait_for_each_other(window: int, offers: list[int]) -> None:
+    """However a window is used, what is used up is given back before the sender would stand still."""
+    credit, intake = Credit(window), Intake(window)
+    for offer in offers:
+        assert credit.chunk > 0
+        count = min(offer, credit.chunk)
+        credit.spend(count)
+        intake.take(count)
+        assert 0 <= credit.left <= window
+        credit.grant(intake.used(count))
+    assert credit.left > window // 2
