@@ -36,8 +36,8 @@ class VmPaths:
 
     @property
     def net(self) -> Path:
-        """What `vm-net` is told of the VM, beside QEMU's arguments."""
-        return self.env.with_suffix(".net")
+        """What `vm-net` is told of the VM. It sees what the VM's unit sees; the VM itself can't write here."""
+        return self.home / "network.json"
 
     @property
     def disk(self) -> Path:

@@ -60,7 +60,6 @@ def remove(layout: Layout, vm_id: str) -> None:
     """Remove all files of a VM; nothing happens if there are none."""
     paths = layout.vm(vm_id)
     paths.env.unlink(missing_ok=True)
-    paths.net.unlink(missing_ok=True)
     _remove_tree(paths.run)
     _remove_tree(paths.home)
 
@@ -80,7 +79,7 @@ def _remove_tree(path: Path) -> None:
 
 def find_ids(layout: Layout) -> set[str]:
     """The VMs of which there is any file."""
-    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.partition(".")[0] for e in _entries(layout.envs))}
+    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.removesuffix(".env") for e in _entries(layout.envs))}
     return {name for name in found if names.is_vm_id(name)}
 
 
