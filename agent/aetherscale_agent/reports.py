@@ -37,6 +37,7 @@ def vm_report(vm: Vm, host: str, accelerator: str, console: list[str]) -> VmRepo
         created=vm.record.created,
         accelerator=accelerator,
         reason=vm.record.reason,
+        instance=vm.record.instance,
         console=_at_most(console, CONSOLE_BYTES),
     )
 
