@@ -293,7 +293,7 @@ class FakeHypervisor:
 
     @contextlib.contextmanager
     def holding(self, step: str) -> Iterator[asyncio.Event]:
-        """While in this block, every `probe`, `build`, `seed`, `start`, `press`, `kill` or `remove` waits in its middle.
+        """While in this block, each `probe`, `build`, `seed`, `start`, `press`, `kill` or `remove` waits in its middle.
 
         Yields an event; setting it lets them go on before the block's end.
         """
