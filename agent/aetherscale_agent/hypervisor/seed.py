@@ -47,7 +47,7 @@ def _ethernet(mac: str) -> dict[str, object]:
 
 
 def _yaml(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
+    return json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
 def make(path: Path, contents: Mapping[str, bytes]) -> None:
