@@ -55,6 +55,11 @@ class VmPaths:
         return self.home / "console.log"
 
     @property
+    def seed(self) -> Path:
+        """The seed disc for cloud-init; a VM that an older agent made has none."""
+        return self.home / "seed.iso"
+
+    @property
     def console_socket(self) -> Path:
         """The serial console itself, for one client at a time; what it prints goes to `console` too."""
         return self.run / "console.sock"

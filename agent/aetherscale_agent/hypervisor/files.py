@@ -56,6 +56,15 @@ def write_whole(path: Path, data: bytes) -> None:
     Path(file.name).rename(path)
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a directory's entries, on the disk itself."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def remove(layout: Layout, vm_id: str) -> None:
     """Remove all files of a VM; nothing happens if there are none."""
     paths = layout.vm(vm_id)
