@@ -9,13 +9,16 @@ import os
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aetherscale_cli import ask, report
+import msgspec
+
+from aetherscale_cli import ask, report, targets
 from aetherscale_cli.arguments import PROGRAM, Invocation, parse
 from aetherscale_cli.contexts import ContextStore, chosen, find_target
 from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.lists import Filter
 from aetherscale_cli.report import Outcome
 from aetherscale_protocol.commands import COMMANDS, Reach
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from aetherscale_cli.insist import Connect
     from aetherscale_cli.settle import Call
     from aetherscale_cli.wire import Session
+
+    AskSome = Callable[[Sequence[Call]], None]
 
 
 def run() -> None:
@@ -61,19 +66,20 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
     store = ContextStore.of(environ)
-    as_json = _wants_json(invocation)
+    invocation = msgspec.structs.replace(invocation, output=_choose_output(invocation))
+    as_json = invocation.as_json
     if invocation.command == "use-context":
         store.use(invocation.name)
         return Exit.DONE
     if invocation.command == "list-contexts":
-        return _show(_list_contexts(store, invocation, environ, as_json=as_json))
+        return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
     return _execute_remote(invocation, store, environ, as_json=as_json)
 
 
-def _wants_json(invocation: Invocation) -> bool:
+def _choose_output(invocation: Invocation) -> str:
     if invocation.output is not None:
-        return invocation.output == "json"
-    return sys.stdout is None or not sys.stdout.isatty()
+        return invocation.output
+    return "json" if sys.stdout is None or not sys.stdout.isatty() else "table"
 
 
 def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
@@ -93,67 +99,84 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
     if invocation.command == "doctor":
         from aetherscale_cli import doctor, examine
 
-        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json))
+        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json), invocation)
     if invocation.wait:
-        return _show(_insist(connect, invocation, as_json=as_json))
+        return _show(_insist(connect, invocation), invocation)
     if invocation.command == "forget-host":
         from aetherscale_cli import forget
 
         forget.check_somebody_can_be_asked(invocation)
         with connect() as session:
-            return _show(forget.forget_host(session, invocation, _show, as_json=as_json))
+            return _show(forget.forget_host(session, invocation, _show, as_json=as_json), invocation)
     with connect() as session:
-        return _show(_ask(session, invocation, as_json=as_json))
+        return _show(_ask(session, invocation), invocation)
 
 
-def _insist(connect: "Connect", invocation: Invocation, *, as_json: bool) -> Outcome:
+def _insist(connect: "Connect", invocation: Invocation) -> Outcome:
     """Ask until hosts that are down are back."""
     from aetherscale_cli import insist
     from aetherscale_cli.waiting import Patience, Waiting
 
     patience = Patience(time.monotonic(), invocation.wait, invocation.timeout)
-    command = COMMANDS[invocation.command]
-    calls = insist.make_calls(command, invocation.options, patience, invocation.request_id)
-    waiting = Waiting(calls, patience, insist.renew, own_ids=invocation.own_ids, grace=ask.GRACE_S)
-    interrupted = False
-    try:
+    if targets.need_asking(invocation):
+        with connect() as session:
+            calls = targets.make_calls(session, invocation, invocation.timeout, patience.allowed)
+    else:
+        calls = targets.make_calls(None, invocation, invocation.timeout, patience.allowed)
+
+    def ask_some(some: "Sequence[Call]") -> None:
+        waiting = Waiting(some, patience, insist.renew, own_ids=invocation.own_ids, grace=ask.GRACE_S)
         insist.ask_until_back(connect, waiting)
-    except KeyboardInterrupt:
-        interrupted = True
-    return _report_each(calls, as_json=as_json, interrupted=interrupted)
+
+    return _ask_calls(calls, invocation, ask_some)
 
 
-def _ask(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
+def _ask(session: "Session", invocation: Invocation) -> Outcome:
     try:
         if COMMANDS[invocation.command].reach is Reach.ALL:
-            everyone = ask.ask_everyone(session, invocation.command, invocation.timeout)
-            return report.report_everyone(
-                invocation.command, everyone, invocation.timeout, time.time(), as_json=as_json
-            )
-        return _ask_each(session, invocation, as_json=as_json)
+            return _ask_everyone(session, invocation)
+        calls = targets.make_calls(session, invocation, invocation.timeout, invocation.timeout)
+        return _ask_calls(calls, invocation, lambda some: ask.ask_each(session, some, invocation.timeout))
     except NoAgent as error:
         outcome = report.failed(error)
-        outcome.stdout = report.json_list([]) if as_json else ""
+        outcome.stdout = report.json_list([]) if invocation.as_json else ""
         return outcome
 
 
-def _ask_each(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
-    command = COMMANDS[invocation.command]
-    calls = [
-        ask.make_call(command, options, invocation.timeout, invocation.request_id) for options in invocation.options
-    ]
+def _ask_everyone(session: "Session", invocation: Invocation) -> Outcome:
+    command, timeout = invocation.command, invocation.timeout
+    everyone = ask.ask_everyone(session, command, timeout)
+    wanted = Filter()
+    if command == "list-vms":
+        space = invocation.space
+        wanted = Filter(tuple(space.label), space.state, space.host)
+    if wanted.active:
+        replies = tuple(wanted.narrow(reply) for reply in everyone.replies)
+        everyone = msgspec.structs.replace(everyone, replies=replies)
+    wide = invocation.output == "wide"
+    return report.report_everyone(
+        command, everyone, timeout, time.time(), as_json=invocation.as_json, wide=wide, few=wanted.active
+    )
+
+
+def _ask_calls(
+    calls: "Sequence[Call]", invocation: Invocation, ask_some: "Callable[[Sequence[Call]], None]"
+) -> Outcome:
+    """Ask; ask again for those whose 8 letters turn out to be a name; the outcome."""
     interrupted = False
+    pending = [call for call in calls if call.pending]
     try:
-        ask.ask_each(session, calls, invocation.timeout)
+        while pending:
+            ask_some(pending)
+            pending = targets.retry_as_names(pending, invocation, invocation.timeout)
     except KeyboardInterrupt:
         if any(call.pending for call in calls):  # nothing was sent
             raise
         interrupted = True
-    return _report_each(calls, as_json=as_json, interrupted=interrupted)
-
-
-def _report_each(calls: "Sequence[Call]", *, as_json: bool, interrupted: bool) -> Outcome:
-    outcome = report.report_each(calls, time.time(), as_json=as_json)
+    if getattr(invocation.space, "if_exists", False):
+        targets.accept_absence(calls)
+    outcome = report.report_each(calls, time.time(), as_json=invocation.as_json)
+    outcome.names |= {call.vm_id: call.name for call in calls if call.name}
     if interrupted:
         outcome.exit_code = Exit.INTERRUPTED
     return outcome
@@ -176,8 +199,15 @@ def _list_contexts(
     return report.report_contexts(rows, broken, current, store.folder, as_json=as_json)
 
 
-def _show(outcome: Outcome) -> int:
-    """Print an outcome: answers first, then what there is to say about them; its exit code."""
+def _show(outcome: Outcome, invocation: Invocation | None = None) -> int:
+    """Print an outcome: answers first, then what there is to say about them; its exit code.
+
+    :param invocation: says in which form data are wanted.
+    """
+    if invocation is not None and invocation.output in ("yaml", "name"):
+        from aetherscale_cli import outputs
+
+        outcome = outputs.convert(outcome, invocation.output, outcome.names)
     try:
         if sys.stdout is not None and outcome.stdout:
             sys.stdout.buffer.write(outcome.stdout.encode("utf-8", "backslashreplace"))
