@@ -244,11 +244,16 @@ def _add_clone(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_wait_vm(sub: argparse.ArgumentParser) -> None:
-    _add_vms(sub)
+    _add_which(sub)
     arguments_create.add_wait_vm(sub)
 
 
 def _add_vms(sub: argparse.ArgumentParser) -> None:
+    _add_which(sub)
+    _add_wait(sub)
+
+
+def _add_which(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "ids", nargs="*", type=values.vm, metavar="VM",
         help="which VM: its id, its name, or the beginning of its id; several are asked at once",
@@ -256,7 +261,6 @@ def _add_vms(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--vm-id", action="append", default=[], type=values.vm, metavar="VM", help="the same, as an option"
     )
-    _add_wait(sub)
 
 
 def _add_changing(sub: argparse.ArgumentParser) -> None:

@@ -1,33 +1,27 @@
 """`aetherscale-cli`: parse, ask, show. Read this first; it calls everything else.
 
-arguments -> contexts -> broker (pika) -> ask -> gather / settle (who answered, what became of it) -> report
+arguments -> contexts -> broker (pika) -> dialogue -> resolve (which VM) -> ask -> gather / settle (who answered, what
+became of it) -> report. What takes more than that, such as a create that is waited for, is in workflows.
 """
 
 import contextlib
 import gc
 import os
 import sys
-import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from aetherscale_cli import ask, report, targets
+from aetherscale_cli import dialogue, report
 from aetherscale_cli.arguments import PROGRAM, Invocation, parse
 from aetherscale_cli.contexts import ContextStore, chosen, find_target
-from aetherscale_cli.errors import CliError, Exit, NoAgent
-from aetherscale_cli.lists import Filter
+from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import Outcome
-from aetherscale_protocol.commands import COMMANDS, Reach
 
 if TYPE_CHECKING:
-    from aetherscale_cli.insist import Connect
-    from aetherscale_cli.settle import Call
     from aetherscale_cli.wire import Session
-
-    AskSome = Callable[[Sequence[Call]], None]
 
 
 def run() -> None:
@@ -82,6 +76,10 @@ def _choose_output(invocation: Invocation) -> str:
     return "json" if sys.stdout is None or not sys.stdout.isatty() else "table"
 
 
+_LONGER = ("create-vm", "clone-vm", "wait-vm", "delete-image", "apply")
+"""Commands that are, or may be, more than a question and its answers."""
+
+
 def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Ask the agents, and show what they answer before the connection is taken down."""
     target = find_target(store, invocation.context, environ)
@@ -100,8 +98,12 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
         from aetherscale_cli import doctor, examine
 
         return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json), invocation)
+    if invocation.command in _LONGER:
+        from aetherscale_cli import workflows
+
+        return _show(workflows.run(connect, invocation, environ), invocation)
     if invocation.wait:
-        return _show(_insist(connect, invocation), invocation)
+        return _show(dialogue.insist(connect, invocation), invocation)
     if invocation.command == "forget-host":
         from aetherscale_cli import forget
 
@@ -109,77 +111,7 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
         with connect() as session:
             return _show(forget.forget_host(session, invocation, _show, as_json=as_json), invocation)
     with connect() as session:
-        return _show(_ask(session, invocation), invocation)
-
-
-def _insist(connect: "Connect", invocation: Invocation) -> Outcome:
-    """Ask until hosts that are down are back."""
-    from aetherscale_cli import insist
-    from aetherscale_cli.waiting import Patience, Waiting
-
-    patience = Patience(time.monotonic(), invocation.wait, invocation.timeout)
-    if targets.need_asking(invocation):
-        with connect() as session:
-            calls = targets.make_calls(session, invocation, invocation.timeout, patience.allowed)
-    else:
-        calls = targets.make_calls(None, invocation, invocation.timeout, patience.allowed)
-
-    def ask_some(some: "Sequence[Call]") -> None:
-        waiting = Waiting(some, patience, insist.renew, own_ids=invocation.own_ids, grace=ask.GRACE_S)
-        insist.ask_until_back(connect, waiting)
-
-    return _ask_calls(calls, invocation, ask_some)
-
-
-def _ask(session: "Session", invocation: Invocation) -> Outcome:
-    try:
-        if COMMANDS[invocation.command].reach is Reach.ALL:
-            return _ask_everyone(session, invocation)
-        calls = targets.make_calls(session, invocation, invocation.timeout, invocation.timeout)
-        return _ask_calls(calls, invocation, lambda some: ask.ask_each(session, some, invocation.timeout))
-    except NoAgent as error:
-        outcome = report.failed(error)
-        outcome.stdout = report.json_list([]) if invocation.as_json else ""
-        return outcome
-
-
-def _ask_everyone(session: "Session", invocation: Invocation) -> Outcome:
-    command, timeout = invocation.command, invocation.timeout
-    everyone = ask.ask_everyone(session, command, timeout)
-    wanted = Filter()
-    if command == "list-vms":
-        space = invocation.space
-        wanted = Filter(tuple(space.label), space.state, space.host)
-    if wanted.active:
-        replies = tuple(wanted.narrow(reply) for reply in everyone.replies)
-        everyone = msgspec.structs.replace(everyone, replies=replies)
-    wide = invocation.output == "wide"
-    return report.report_everyone(
-        command, everyone, timeout, time.time(), as_json=invocation.as_json, wide=wide, few=wanted.active
-    )
-
-
-def _ask_calls(
-    calls: "Sequence[Call]", invocation: Invocation, ask_some: "Callable[[Sequence[Call]], None]"
-) -> Outcome:
-    """Ask; ask again for those whose 8 letters turn out to be a name; the outcome."""
-    interrupted = False
-    pending = [call for call in calls if call.pending]
-    try:
-        while pending:
-            ask_some(pending)
-            pending = targets.retry_as_names(pending, invocation, invocation.timeout)
-    except KeyboardInterrupt:
-        if any(call.pending for call in calls):  # nothing was sent
-            raise
-        interrupted = True
-    if getattr(invocation.space, "if_exists", False):
-        targets.accept_absence(calls)
-    outcome = report.report_each(calls, time.time(), as_json=invocation.as_json)
-    outcome.names |= {call.vm_id: call.name for call in calls if call.name}
-    if interrupted:
-        outcome.exit_code = Exit.INTERRUPTED
-    return outcome
+        return _show(dialogue.ask(session, invocation), invocation)
 
 
 def _list_contexts(

@@ -20,12 +20,15 @@ EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
 
 
 class Outcome(Struct):
-    """`stdout` for answers, `notes` (lines) for stderr, and the exit code; `names` of VMs, by their ids, if known."""
+    """`stdout` for answers, `notes` (lines) for stderr, and the exit code; `names` of VMs, by their ids, '' if they
+    have none; `done`: the ids of those for which it was done.
+    """
 
     stdout: str = ""
     notes: list[str] = []
     exit_code: Exit = Exit.DONE
     names: dict[str, str] = {}
+    done: list[str] = []
 
     def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
         """Add an error, made safe for a terminal."""

@@ -42,7 +42,7 @@ class TestAnswers:
     def test_a_table(self, cloud: Any, cli: Any) -> None:
         cloud.start_all("h1", "h2")
         ran = cli("list-vms", "-o", "table")
-        assert [line.split()[2] for line in ran.out.splitlines()[1:]] == ["h1", "h2"]
+        assert [line.split()[3] for line in ran.out.splitlines()[1:]] == ["h1", "h2"]
 
     def test_what_goes_over_the_wire(self, cloud: Any, cli: Any) -> None:
         cloud.start_all("h1")
@@ -387,7 +387,7 @@ class TestProcess:
         shown = os.read(ours, 10_000).decode()
         os.close(ours)
         assert done.returncode == 0
-        assert shown.split()[:3] == ["VM", "ID", "STATE"]
+        assert shown.split()[:3] == ["VM", "ID", "NAME"]
 
     def test_debug_does_not_show_the_password(self, node: Any, tmp_path: Path, context: Any) -> None:
         environ = process_environ(node, tmp_path) | context(f"amqp://alice@{node.address}/cloud")

@@ -1,35 +1,17 @@
 """Whole commands, from what is typed to what is shown, against hosts in memory."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from aetherscale_cli import broker
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
 WEB1 = names.id_of_name("web1")
 WEBFRONT = names.id_of_name("webfront")
 
-Use = Callable[[MemorySession], MemorySession]
-
-
-@pytest.fixture
-def use(monkeypatch: pytest.MonkeyPatch) -> Use:
-    """Let commands speak to this session."""
-
-    def install(session: MemorySession) -> MemorySession:
-        @contextlib.contextmanager
-        def open_session(*_: Any) -> Iterator[MemorySession]:
-            yield session
-
-        monkeypatch.setattr(broker, "open_session", open_session)
-        return session
-
-    return install
+Use = Any
 
 
 class TestWhichVm:

@@ -90,7 +90,7 @@ class MemorySession:
         if command == "show-vm":
             vm = next(vm for vm in vms if vm["vm-id"] == options["vm-id"])
             return success(vm | {"host": host, "created": 0})
-        return success({"status": "done", "vm-id": options.get("vm-id", ""), **_extra(options)})
+        return success({"status": "done", "vm-id": options.get("vm-id", ""), **_extra(command, options)})
 
     def count_consumers(self, queue: str) -> None:
         """How many agents run; a host's own queue has one, if it runs."""
@@ -114,7 +114,9 @@ class MemorySession:
         return [command for _, command, _ in self.asked]
 
 
-def _extra(options: dict[str, Any]) -> dict[str, Any]:
+def _extra(command: str, options: dict[str, Any]) -> dict[str, Any]:
+    if command == "create-vm":
+        return {}
     return {key: options[key] for key in ("snapshot", "image", "host") if options.get(key)}
 
 
