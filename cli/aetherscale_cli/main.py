@@ -44,6 +44,10 @@ def _spare_asyncio() -> None:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Do what `argv` asks for; the exit code."""
     try:
+        if list(argv[:1]) == ["__complete"]:
+            from aetherscale_cli import live_words
+
+            return live_words.complete(argv[1:], environ)
         return _execute(parse(argv), environ)
     except SystemExit as error:  # argparse has said what there is to say
         return error.code if isinstance(error.code, int) else Exit.USAGE
@@ -65,6 +69,10 @@ def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
     if invocation.command == "use-context":
         store.use(invocation.name)
         return Exit.DONE
+    if invocation.command == "completion":
+        from aetherscale_cli import completion
+
+        return _show(Outcome(stdout=completion.script(invocation.name)))
     if invocation.command == "list-contexts":
         return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
     return _execute_remote(invocation, store, environ, as_json=as_json)
