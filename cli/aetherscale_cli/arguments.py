@@ -426,8 +426,9 @@ def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
 
 def _finalize_create(space: argparse.Namespace) -> tuple[Options, ...]:
     if space.file is not None:
-        if space.image is not None or space.name is not None or space.vm_id is not None:
-            raise ValueError("--file says which VMs to make; --image, --name and --vm-id do not go with it")
+        beside = arguments_create.find_beside_file(space)
+        if beside:
+            raise ValueError(f"--file says what to make; {beside} does not go with it")
         return ()
     if space.image is None:
         raise ValueError("the following arguments are required: --image")

@@ -121,6 +121,21 @@ def finalize_create(space: argparse.Namespace) -> CreateVm:
     )
 
 
+def find_beside_file(space: argparse.Namespace) -> str:
+    """What was said of one VM where a file says all; '' if nothing was."""
+    defaults = CreateVm(image="x")
+    for dest in ("cpus", "memory", "disk"):
+        if getattr(space, dest) != getattr(defaults, dest):
+            return f"--{dest}"
+    for dest in (
+        "image", "name", "vm_id", "label", "ssh_key", "no_ssh_key", "user_data", "publish", "ttl", "host", "host_label",
+        "spread", "near", "dry_run", "request_id",
+    ):  # fmt: skip
+        if getattr(space, dest, None):
+            return f"--{dest.replace('_', '-')}"
+    return ""
+
+
 def choose_id(vm_id: str | None, name: str | None) -> str:
     """The id of a new VM: the one that was chosen, its name's, or a random one."""
     if vm_id is not None:

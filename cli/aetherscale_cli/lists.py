@@ -86,6 +86,11 @@ def vm_rows(reply: Reply, now: float) -> list[Sequence[str]]:
     ]  # fmt: skip
 
 
+def details_of(reply: Reply) -> list[VmDetails]:
+    """What a host tells of its VMs."""
+    return msgspec.json.decode(reply.answer.details or b"null", type=list[VmDetails] | None) or []
+
+
 def vms_table(rows: Sequence[Sequence[str]], *, wide: bool) -> str:
     """VMs, a line each."""
     return text.partial_table(VM_COLUMNS, rows, {"EXPIRES"}, () if wide else ("PUBLISHED", "LABELS"))

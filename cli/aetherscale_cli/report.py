@@ -8,7 +8,7 @@ from msgspec import Struct
 from aetherscale_cli import lists, text, views
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.ask import Everyone
-from aetherscale_cli.errors import CliError, Exit, worst
+from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Reply
@@ -54,9 +54,11 @@ class Outcome(Struct):
 
 
 def failed(error: CliError) -> Outcome:
-    """The outcome of a command that ended in an error of our own."""
+    """The outcome of a command that ended in an error of our own, or in several about one file."""
     outcome = Outcome()
-    outcome.fail(str(error), error.hint, error.exit_code)
+    for said in error.errors if isinstance(error, ManifestError) else [str(error)]:
+        outcome.fail(said, None, error.exit_code)
+    outcome.hint(error.hint)
     return outcome
 
 
@@ -136,7 +138,7 @@ def report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None
 def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
     """The outcome of commands that got one answer each."""
     outcome = Outcome()
-    done = [call for call in calls if not _report_trouble(outcome, call, len(calls) > 1)]
+    done = [call for call in calls if not report_trouble(outcome, call, len(calls) > 1)]
     try:
         body = _each_text(done, now)
     except ValueError as error:
@@ -172,7 +174,7 @@ def _each_text(done: Sequence[Call], now: float) -> str:
     return text.partial_table(views.STATUS_COLUMNS, rows, views.STATUS_OPTIONAL)
 
 
-def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
+def report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     """Report a call that was not done, or not known to be; False if it was done."""
     if call.trouble is not None:
         error = call.trouble

@@ -32,6 +32,10 @@ def run(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) 
             case "wait-vm":
                 with connect() as session:
                     return _wait_for_these(session, invocation)
+            case "apply":
+                from aetherscale_cli import apply
+
+                return apply.apply(connect, invocation, environ)
             case _:
                 return _delete_image(connect, invocation)
     except NoAgent as error:
@@ -39,7 +43,13 @@ def run(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) 
 
 
 def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
-    invocation = inputs.add_inputs(invocation, environ)
+    if invocation.space.file:
+        from aetherscale_cli import apply
+
+        options = tuple(vm.options for vm in apply.read_file(invocation.space.file, environ))
+        invocation = msgspec.structs.replace(invocation, options=options, own_ids=True)
+    else:
+        invocation = inputs.add_inputs(invocation, environ)
     if invocation.space.dry_run:
         from aetherscale_cli import dry_run
 
