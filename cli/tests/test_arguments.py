@@ -176,7 +176,7 @@ def test_disk_sizes(text: str, gibibytes: int) -> None:
         (["apply"], "--file"),
         (["apply", "-f", "x", "--prune"], "--prune and --label K=V go together"),
         (["apply", "-f", "x", "--label", "a=b"], "--prune and --label K=V go together"),
-        (["create-vm", "-f", "x", "--image", "u"], "do not go with it"),
+        (["create-vm", "-f", "x", "--image", "u"], "does not go with it"),
         (["create-vm", "--image", "u", "--publish", "80"], "8080:80"),
         (["create-vm", "--image", "u", "--publish", "0:80"], "each from 1 to 65535"),
         (["create-vm", "--image", "u", "--publish", "80:80", "--publish", "80:81"], "named twice"),
