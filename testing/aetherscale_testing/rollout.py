@@ -27,6 +27,15 @@ class Rollout:
         assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
+    def argv(self, *arguments: str) -> list[str]:
+        """The command line that `cli` runs, for programs that run it themselves."""
+        return [str(CLI), *arguments]
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start the CLI with nothing to read, and go on; what it says is not kept."""
+        null = subprocess.DEVNULL
+        return subprocess.Popen(self.argv(*arguments), stdin=subprocess.PIPE, stdout=null, stderr=null)
+
     def ask(self, *arguments: str, check: bool = True) -> list[dict[str, Any]]:
         """What the CLI answers."""
         answers: list[dict[str, Any]] = json.loads(self.cli(*arguments, check=check).stdout)
