@@ -86,8 +86,11 @@ class Host:
 
     def free(self) -> capacity.Free:
         """What is left for new VMs; what creates in hand have reserved is counted."""
-        promised = [vm.record.spec for vm in self.vms.values() if vm.exists]
-        return capacity.free(self.hypervisor.resources(), [*promised, *self._reserved.values()])
+        return capacity.free(self.hypervisor.resources(), self._promised())
+
+    def _promised(self) -> list[CreateVm]:
+        """The VMs that are here, and those in hand."""
+        return [*(vm.record.spec for vm in self.vms.values() if vm.exists), *self._reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
@@ -95,9 +98,11 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
-        elsewhere = capacity.misplaced(spec, self.name)
+        elsewhere = capacity.misplaced(spec, self.name) or capacity.port_taken(spec, self._promised())
         if elsewhere is not None:
             return elsewhere
+        if conflict := self.hypervisor.port_conflict(spec):
+            return Refused("no-capacity", conflict)
         overhead = self.hypervisor.resources().vm_overhead
         return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
@@ -108,8 +113,7 @@ class Host:
     def count_alike(self, spec: CreateVm) -> int:
         """How many VMs there are here, those in hand included, that a create wants to be away from, or near."""
         selector = spec.spread or spec.near
-        promised = [vm.record.spec for vm in self.vms.values() if vm.exists]
-        others = [one for one in (*promised, *self._reserved.values()) if one.vm_id != spec.vm_id]
+        others = [one for one in self._promised() if one.vm_id != spec.vm_id]
         return sum(selects(selector, one.labels) for one in others) if selector else 0
 
     def reserve(self, vm_id: str, spec: CreateVm) -> None:
@@ -125,7 +129,9 @@ class Host:
 
     def details(self) -> list[VmDetails]:
         """A row for each VM, by id."""
-        return [reports.vm_details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
+        return [
+            reports.vm_details(vm, self.hypervisor.nic(vm_id)) for vm_id, vm in sorted(self.vms.items()) if vm.exists
+        ]
 
     async def show(self, vm_id: str, console_lines: int) -> VmReport:
         """All that there is to say about a VM.
@@ -134,7 +140,7 @@ class Host:
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
-        return reports.vm_report(vm, self.name, self.hypervisor.accelerator, console)
+        return reports.vm_report(vm, self.hypervisor.nic(vm_id), self.name, self.hypervisor.accelerator, console)
 
     def report(self, fleet: list[str], version: str) -> HostReport:
         """What this host has, and what is free."""
