@@ -70,6 +70,7 @@ def remove(layout: Layout, vm_id: str) -> None:
     paths = layout.vm(vm_id)
     paths.env.unlink(missing_ok=True)
     paths.net.unlink(missing_ok=True)
+    paths.boot.unlink(missing_ok=True)
     _remove_tree(paths.run)
     _remove_tree(paths.home)
 
