@@ -133,7 +133,7 @@ class Handlers:
                 return self._success(host.report(self.fleet, __version__))
             case "show-vm":
                 assert isinstance(options, ShowVm)
-                return self._success(await host.show(options.vm_id, options.console_lines))
+                return self._success(await host.show(options.vm_id, options.console_lines, reached=options.reached))
             case "offer-vm":
                 misfit = host.misfit(incoming.create)
                 if misfit is not None:

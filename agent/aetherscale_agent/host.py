@@ -133,14 +133,19 @@ class Host:
             reports.vm_details(vm, self.hypervisor.nic(vm_id)) for vm_id, vm in sorted(self.vms.items()) if vm.exists
         ]
 
-    async def show(self, vm_id: str, console_lines: int) -> VmReport:
-        """All that there is to say about a VM.
+    async def show(self, vm_id: str, console_lines: int, *, reached: bool = False) -> VmReport:
+        """All that there is to say about a VM; how far it has come only if that is asked.
 
-        :raise Refused: `vm-unknown`.
+        :raise Refused: `vm-unknown`; `failed`, when it can't be found out how far it has come.
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
-        return reports.vm_report(vm, self.hypervisor.nic(vm_id), self.name, self.hypervisor.accelerator, console)
+        try:
+            milestones = await self.hypervisor.reached(vm_id) if reached else []
+        except HypervisorError as error:
+            raise failed("looking how far the VM has come", error) from None
+        nic, accelerator = self.hypervisor.nic(vm_id), self.hypervisor.accelerator
+        return reports.vm_report(vm, nic, self.name, accelerator, console, milestones)
 
     def report(self, fleet: list[str], version: str) -> HostReport:
         """What this host has, and what is free."""

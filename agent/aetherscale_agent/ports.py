@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import CreateVm
 
 
@@ -142,6 +143,12 @@ class Hypervisor(Protocol):
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console, control characters made harmless; empty if there is none."""
+
+    async def reached(self, vm_id: str) -> list[Milestone]:
+        """How far the VM has come since it was started, in order; empty when it is off. Takes a second at most.
+
+        :raise HypervisorError: when it can't be found out.
+        """
 
     def nic(self, vm_id: str) -> Nic:
         """The VM's network interface, with the addresses that it has now; cheap."""

@@ -7,7 +7,7 @@ import msgspec
 from aetherscale_agent.capacity import Free
 from aetherscale_agent.ports import HostResources, Nic
 from aetherscale_agent.vm import Vm
-from aetherscale_protocol.answers import HostReport, VmDetails, VmReport
+from aetherscale_protocol.answers import HostReport, Milestone, VmDetails, VmReport
 
 CONSOLE_BYTES = 256 << 10
 """How much of a console goes into one answer, as JSON."""
@@ -31,7 +31,7 @@ def vm_details(vm: Vm, nic: Nic) -> VmDetails:
     )
 
 
-def vm_report(vm: Vm, nic: Nic, host: str, accelerator: str, console: list[str]) -> VmReport:
+def vm_report(vm: Vm, nic: Nic, host: str, accelerator: str, console: list[str], reached: list[Milestone]) -> VmReport:
     """All that there is to say about a VM."""
     details = vm_details(vm, nic)
     row = {name: getattr(details, name) for name in VmDetails.__struct_fields__}
@@ -41,10 +41,11 @@ def vm_report(vm: Vm, nic: Nic, host: str, accelerator: str, console: list[str])
         created=vm.record.created,
         accelerator=accelerator,
         reason=vm.record.reason,
+        instance=vm.record.instance,
         mac=nic.mac,
         clone_of=vm.record.spec.clone_of or "",
-        instance=vm.record.instance,
         console=_at_most(console, CONSOLE_BYTES),
+        reached=reached,
     )
 
 

@@ -17,15 +17,20 @@ class FakeConsole:
 
     def __init__(self, power_off: Callable[[], None]) -> None:
         self.lines: list[str] = []
+        self.boot: list[str] = []  #: those that the guest has printed since it was started
         self._power_off = power_off
         self._writer: StreamWriter | None = None
         self._guest: asyncio.Task[None] | None = None
 
     def print(self, *lines: str) -> None:
         """The guest prints."""
-        self.lines = [*self.lines, *lines][-MOST_LINES:]
+        self._keep(*lines)
         if self._writer is not None:
             self._writer.write("".join(f"{line}\r\n" for line in lines).encode())
+
+    def _keep(self, *lines: str) -> None:
+        self.lines = [*self.lines, *lines][-MOST_LINES:]
+        self.boot = [*self.boot, *lines][-MOST_LINES:]
 
     async def connect(self) -> tuple[StreamReader, StreamWriter]:
         """The client's end of the line."""
@@ -53,7 +58,7 @@ class FakeConsole:
         writer.close()
 
     async def _obey(self, typed: str, writer: StreamWriter) -> None:
-        self.lines = [*self.lines, typed][-MOST_LINES:]
+        self._keep(typed)
         verb, _, rest = typed.partition(" ")
         if verb == "flood":
             for _ in range(int(rest) >> 10):

@@ -25,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from aetherscale_agent import pipes
+from aetherscale_agent.hypervisor import reached
 from aetherscale_agent.hypervisor.argv import finalize_mac
 from aetherscale_agent.ports import (
     HostResources,
@@ -36,6 +37,7 @@ from aetherscale_agent.ports import (
     Power,
     PowerChange,
 )
+from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import MIB_PER_GIB, CreateVm
 from aetherscale_testing.fake_guest import FakeConsole
 
@@ -143,6 +145,8 @@ class FakeHypervisor:
         self.ports_in_use: set[int] = set()
         #: Ports of the loopback that take the place of guests' ports.
         self.guest_ports: dict[int, int] = {}
+        #: Guests that have not asked for their address.
+        self.silent: set[str] = set()
         #: The instance on each VM's seed disc.
         self.seeds: dict[str, str] = {}
         self._consoles: dict[str, FakeConsole] = {}
@@ -199,6 +203,7 @@ class FakeHypervisor:
         self._save(vm_id, vm, Power.ON, boots=1)
         vm.power = Power.ON
         vm.at_rest.clear()
+        self._console(vm_id).boot.clear()
         self.boots[vm_id] += 1
 
     async def press_power_button(self, vm_id: str) -> None:
@@ -245,6 +250,18 @@ class FakeHypervisor:
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         return self._console(vm_id).lines[-lines:] if vm_id in self._vms and lines > 0 else []
+
+    async def reached(self, vm_id: str) -> list[Milestone]:
+        if not self._is_on(vm_id):
+            return []
+        found: list[Milestone] = ["running"]
+        if vm_id not in self.silent:
+            found.append("ip")
+        if reached.FINISHED.search("\n".join(self._console(vm_id).boot).encode()):
+            found.append("cloud-init")
+        if reached.SSH_PORT in self.guest_ports and await reached.greets(functools.partial(self.dial, vm_id)):
+            found.append("ssh")
+        return reached.in_order(found)
 
     def nic(self, vm_id: str) -> Nic:
         return Nic(finalize_mac(vm_id), ("127.0.0.1",) if self._is_on(vm_id) else ())

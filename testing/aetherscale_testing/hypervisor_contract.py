@@ -48,6 +48,9 @@ class World(Protocol):
     async def kill_qemu(self, vm_id: str) -> None:
         """Kill QEMU behind the hypervisor's back."""
 
+    async def say(self, vm_id: str, line: str) -> None:
+        """The guest prints a line."""
+
     async def spoil(self, vm_id: str) -> None:
         """Make every later start of this VM fail."""
 
@@ -156,6 +159,25 @@ class HypervisorContract:
             await world.hypervisor.build(ONE, SPEC, world.lost_image)
         await world.hypervisor.remove(ONE)
         assert await world.hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_what_is_off_has_reached_nothing(self, world: World) -> None:
+        assert await world.hypervisor.reached(ABSENT) == []
+        hypervisor = await begin(world)
+        assert "running" in await hypervisor.reached(ONE)
+        await hypervisor.kill(ONE)
+        assert await hypervisor.reached(ONE) == []
+
+    @in_world
+    async def test_cloud_init_is_done_when_it_says_so_in_this_boot(self, world: World) -> None:
+        hypervisor = await begin(world)
+        assert "cloud-init" not in await hypervisor.reached(ONE)
+        await world.say(ONE, "aetherscale: cloud-init finished after 9.1 s")
+        assert (await hypervisor.reached(ONE))[-1] == "cloud-init"
+        await hypervisor.kill(ONE)
+        await hypervisor.start(ONE, SPEC)
+        await world.booted(ONE, 2)
+        assert "cloud-init" not in await hypervisor.reached(ONE)
 
     @in_world
     async def test_a_vm_without_a_disk_does_not_start(self, world: World) -> None:

@@ -23,6 +23,7 @@ class HypervisorConfig:
     start_timeout: float = 15.0  #: seconds until a QEMU that does not answer is given up
     build_timeout: float = 60.0  #: seconds for `qemu-img`
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    leases: Path = Path("/var/lib/aetherscale-network/leases")  #: dnsmasq's, of aetherscale's own bridge
     console_limit: int = 1 << 20  #: bytes; a console log that is longer is cut, its tail kept
 
 
@@ -38,6 +39,11 @@ class VmPaths:
     def net(self) -> Path:
         """What `vm-net` is told of the VM. It sees what the VM's unit sees; the VM itself can't write here."""
         return self.home / "network.json"
+
+    @property
+    def boot(self) -> Path:
+        """Where the VM's last boot begins, in what earlier ones left behind (see `reached`)."""
+        return self.env.with_suffix(".boot")
 
     @property
     def disk(self) -> Path:

@@ -91,10 +91,18 @@ def make(path: Path) -> None:
     path.chmod(0o666)
 
 
+def is_long(path: Path, limit: int) -> bool:
+    """Whether a log is longer than `limit` bytes."""
+    try:
+        return path.lstat().st_size > limit
+    except FileNotFoundError:
+        return False
+
+
 def cut(path: Path, limit: int) -> bool:
     """Cut a log that is longer than `limit` bytes, keeping its tail beside it; whether it was."""
     try:
-        if path.lstat().st_size <= limit:
+        if not is_long(path, limit):
             return False
         _cut_path(path).write_bytes(read_tail(path))
         os.truncate(path, 0)

@@ -69,6 +69,7 @@ def remove(layout: Layout, vm_id: str) -> None:
     """Remove all files of a VM; nothing happens if there are none."""
     paths = layout.vm(vm_id)
     paths.env.unlink(missing_ok=True)
+    paths.boot.unlink(missing_ok=True)
     _remove_tree(paths.run)
     _remove_tree(paths.home)
 

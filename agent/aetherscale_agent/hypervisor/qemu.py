@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
 
 from aetherscale_agent import pipes
-from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe, seed
+from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe, reached, seed
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.network import Network
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
@@ -16,6 +17,7 @@ from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
 from aetherscale_agent.ports import HostResources, HypervisorError, Image, Nic, Power, PowerChange
 from aetherscale_protocol import names
+from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import CreateVm
 
 _log = logging.getLogger(__name__)
@@ -168,6 +170,16 @@ class QemuHypervisor:
         """The last lines of the VM's console."""
         return await asyncio.to_thread(console.read_lines, self._layout.vm(vm_id).console, lines)
 
+    async def reached(self, vm_id: str) -> list[Milestone]:
+        """How far the VM has come since it was started."""
+        if (await self.power([vm_id]))[vm_id] is not Power.ON:
+            return []
+        paths, mac = self._layout.vm(vm_id), self.nic(vm_id).mac
+        found = await asyncio.to_thread(reached.look, paths, self._config.leases, mac)
+        if await reached.greets(functools.partial(self.dial, vm_id)):
+            found.append("ssh")
+        return reached.in_order(found)
+
     def nic(self, vm_id: str) -> Nic:
         """The VM's network interface; a guest behind QEMU's own network has no address that its host could reach."""
         return self._network.nic(vm_id, argv.finalize_mac(vm_id))
@@ -208,6 +220,7 @@ class QemuHypervisor:
         with _as_hypervisor_error("its run-time files could not be made"):
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments), net)
             console.make(paths.console)
+            reached.set_mark(paths, self._config.leases, self.nic(vm_id).mac)
         # Both at once: limits that come a moment after the start hold just as well.
         results = await asyncio.gather(
             self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator)),
@@ -302,7 +315,9 @@ class QemuHypervisor:
 
     def _cut_consoles(self) -> None:
         for vm_id in files.find_ids(self._layout):
-            console.cut(self._layout.vm(vm_id).console, self._config.console_limit)
+            paths = self._layout.vm(vm_id)
+            if console.is_long(paths.console, self._config.console_limit):
+                reached.keep_mark(paths, functools.partial(console.cut, paths.console, self._config.console_limit))
 
 
 def _unit_reason(error: BaseException, end: UnitEnd) -> str:

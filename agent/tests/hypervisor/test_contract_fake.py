@@ -35,6 +35,9 @@ class FakeWorld:
     async def kill_qemu(self, vm_id: str) -> None:
         self.hypervisor.qemu_dies(vm_id)
 
+    async def say(self, vm_id: str, line: str) -> None:
+        self.hypervisor.print_on_console(vm_id, line)
+
     async def spoil(self, vm_id: str) -> None:
         self.hypervisor.broken["start"][vm_id] = "QEMU did not come up"
 

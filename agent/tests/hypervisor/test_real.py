@@ -51,6 +51,10 @@ class RealWorld:
         process = await asyncio.create_subprocess_exec("systemctl", "kill", "--signal=KILL", unit)
         assert await process.wait() == 0
 
+    async def say(self, vm_id: str, line: str) -> None:
+        with self.layout.vm(vm_id).console.open("a") as console:
+            console.write(f"{line}\r\n")
+
     async def spoil(self, vm_id: str) -> None:
         self.layout.vm(vm_id).disk.write_text("this is no qcow2")
 

@@ -96,7 +96,7 @@ def test_whatever_begins_something_is_due(course: Course) -> None:
     """The first step behind the acknowledge, and every one that starts or makes something."""
     own = course[len(courses.tied(course)) :] if courses.tied(course) != course else course
     assert own[0] in courses.DUE
-    assert {name for name in course if name in ("build.disk", "build.start", "start.qemu")} <= courses.DUE
+    assert {name for name in course if name in ("build.disk", "build.seed", "build.start", "start.qemu")} <= courses.DUE
 
 
 def test_nothing_is_due_that_ends_something() -> None:

@@ -71,7 +71,18 @@ def test_building_again_is_the_same_work(world: World) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("step", ["build", "start"])
+def test_a_vms_seed_names_its_instance_which_is_not_that_of_a_vm_before_it(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        await create(host)
+        report = await host.show(ID, 0)
+        assert report.instance == world.hypervisor.seeds[ID] == f"{ID}-r1"
+        assert record("ready").but(request_id="0123456789abcdef").instance == f"{ID}-01234567"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("step", ["build", "seed", "start"])
 def test_a_build_that_fails_is_undone_to_a_tombstone(world: World, step: str) -> None:
     async def scenario() -> None:
         host = await world.started()

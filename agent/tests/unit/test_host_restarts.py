@@ -353,6 +353,25 @@ def test_what_was_found_is_said_in_one_sentence(world: World) -> None:
 # Reports
 
 
+def test_how_far_a_vm_has_come_is_said_if_it_is_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cut_off(_: str) -> list[str]:
+        raise HypervisorError("systemd is gone")
+
+    async def scenario() -> None:
+        host = await world.started()
+        await create(host)
+        world.hypervisor.print_on_console(ID, "aetherscale: cloud-init finished after 9.1 s")
+        assert (await host.show(ID, 0)).reached == []
+        assert (await host.show(ID, 0, reached=True)).reached == ["running", "ip", "cloud-init"]
+        world.hypervisor.silent.add(ID)
+        assert (await host.show(ID, 0, reached=True)).reached == ["running", "cloud-init"]
+        monkeypatch.setattr(world.hypervisor, "reached", cut_off)
+        assert "systemd is gone" in (await refusal(host.show(ID, 0, reached=True))).reason
+        assert (await host.show(ID, 0)).state == "running"
+
+    asyncio.run(scenario())
+
+
 def test_a_vm_is_shown_with_its_console(world: World) -> None:
     async def scenario() -> None:
         host = await world.started()
