@@ -47,6 +47,8 @@ class TestWhichVm:
         ran = cli("delete-vm", "ab", "web1", "-o", "table")
         assert "ab is the beginning of 2 VM ids: abcdefgh, abzzzzzz" in ran.err
         assert [key for key, command, _ in session.asked if command == "delete-vm"] == [f"vm.{WEB1}"]
+        codes = [answer["execution-info"].get("code") for answer in cli("delete-vm", "ab", "web1").answers]
+        assert codes == ["bad-request", None]
 
     def test_absent_is_fine_if_it_was_said_to_be(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm("abcdefgh")]}))
