@@ -62,12 +62,25 @@ TIMEOUTS = {
 }
 """How long to wait for hosts that do not answer, in seconds, unless `--timeout` says otherwise."""
 
+_A_LINE = 6
+
+
+def _list_timeouts() -> str:
+    """The times with the commands that they hold for, a few a line."""
+    lines = []
+    for seconds in sorted(set(TIMEOUTS.values())):
+        named = [name for name, value in TIMEOUTS.items() if value == seconds]
+        for place in range(0, len(named), _A_LINE):
+            lines.append(f"  {f'{seconds} s' if place == 0 else '':<6} {', '.join(named[place : place + _A_LINE])}")
+    return "\n".join(lines)
+
+
 _EPILOG = f"""\
 Which broker: --context NAME, or $AETHERSCALE_CONTEXT, or what use-context chose, or the only context
 there is (files in ~/.config/aetherscale/contexts). $RABBITMQ_HOST (host or host:port) replaces its host.
 
 It never waits longer than it must; --timeout bounds the wait for hosts that do not answer. Unless given it is
-{", ".join(f"{seconds} s for {name}" for name, seconds in TIMEOUTS.items())}.
+{_list_timeouts()}
 
 exit codes:
   0    done

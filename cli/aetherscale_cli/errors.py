@@ -3,6 +3,8 @@
 import enum
 from collections.abc import Sequence
 
+from aetherscale_protocol.errors import Code
+
 
 class Exit(enum.IntEnum):
     """The exit codes; documented in `--help` and docs/cli.md."""
@@ -25,12 +27,17 @@ def worst(*codes: Exit) -> Exit:
 
 
 class CliError(Exception):
-    """The command ends here: `error: <str()>`, `hint: <hint>`, and this exit code."""
+    """The command ends here: `error: <str()>`, `hint: <hint>`, and this exit code. `code`: what an agent would have
+    said, where programs are to be told of it as of an answer.
+    """
 
-    def __init__(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED, code: Code | None = None
+    ) -> None:
         super().__init__(message)
         self.hint = hint
         self.exit_code = exit_code
+        self.code: Code | None = code or ("outcome-unknown" if exit_code is Exit.UNKNOWN else None)
 
 
 class NoAgent(CliError):

@@ -194,12 +194,12 @@ def report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
 
 
 def _raw(call: Call) -> bytes | None:
-    """The answer for programs; an unknown outcome has one, too, as an agent would have put it."""
+    """The answer for programs; what is known without an agent has one, too, as an agent would have put it."""
     if call.reply is not None:
         return call.reply.raw
-    if call.trouble is None or call.trouble.exit_code is not Exit.UNKNOWN:
+    if call.trouble is None or call.trouble.code is None:
         return None
-    return encode_answer(failure(Refused("outcome-unknown", str(call.trouble), call.trouble.hint)))
+    return encode_answer(failure(Refused(call.trouble.code, str(call.trouble), call.trouble.hint)))
 
 
 def report_contexts(

@@ -117,7 +117,9 @@ def _find_prefix(prefix: str, everyone: Everyone) -> Found | CliError:
     missing = [host.host for host in everyone.missing] + ["another host"] * bool(everyone.nameless)
     if missing:
         what = f"{listed(missing)} did not answer, and {prefix} may be the beginning of the id of a VM there"
-        return CliError(f"it is not known which VM {prefix} is: {what}", "give the VM's full id or name", Exit.PARTIAL)
+        return CliError(
+            f"it is not known which VM {prefix} is: {what}", "give the VM's full id or name", Exit.PARTIAL, "host-down"
+        )
     if not candidates:
         return UnknownVm(prefix)
     ((vm_id, name),) = candidates.items()
@@ -141,4 +143,8 @@ def _ambiguous(prefix: str, candidates: Mapping[str, str]) -> CliError:
     shown = [f"{vm_id} ({name})" if name else vm_id for vm_id, name in sorted(candidates.items())]
     more = [] if len(shown) <= _MOST_NAMED else ["…"]
     known = ", ".join(shown[:_MOST_NAMED] + more)
-    return CliError(f"{prefix} is the beginning of {len(shown)} VM ids: {known}", "give more of the id, or the name")
+    return CliError(
+        f"{prefix} is the beginning of {len(shown)} VM ids: {known}",
+        "give more of the id, or the name",
+        code="bad-request",
+    )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from aetherscale_cli import dialogue, inputs, milestones, report
-from aetherscale_cli.arguments import Invocation
+from aetherscale_cli.arguments import PROGRAM, Invocation
 from aetherscale_cli.errors import NoAgent, worst
 from aetherscale_cli.milestones import Watched
 from aetherscale_cli.report import Outcome
@@ -71,7 +71,10 @@ def _clone(connect: "Connect", invocation: Invocation, environ: Mapping[str, str
     with connect() as session:
         options = clone.finalize_clone(session, invocation)
         invocation = msgspec.structs.replace(invocation, command="create-vm", options=(options,))
-        return _ask_and_wait(session, inputs.add_inputs(invocation, environ))
+        outcome = _ask_and_wait(session, inputs.add_inputs(invocation, environ))
+    typed, meant = f"{PROGRAM} create-vm --", f"{PROGRAM} clone-vm {invocation.space.source} --"
+    outcome.notes = [note.replace(typed, meant) for note in outcome.notes]  # how to ask again
+    return outcome
 
 
 def _delete_image(connect: "Connect", invocation: Invocation) -> Outcome:

@@ -47,6 +47,8 @@ class TestWhichVm:
         ran = cli("delete-vm", "ab", "web1", "-o", "table")
         assert "ab is the beginning of 2 VM ids: abcdefgh, abzzzzzz" in ran.err
         assert [key for key, command, _ in session.asked if command == "delete-vm"] == [f"vm.{WEB1}"]
+        codes = [answer["execution-info"].get("code") for answer in cli("delete-vm", "ab", "web1").answers]
+        assert codes == ["bad-request", None]
 
     def test_absent_is_fine_if_it_was_said_to_be(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm("abcdefgh")]}))
@@ -113,6 +115,21 @@ IMAGE = {"image": "debian", "format": "qcow2", "virtual-size": 2 << 30, "size": 
 
 
 class TestOthers:
+    def test_a_page_about_a_vm(self, use: Use, cli: Any) -> None:
+        more = {
+            "mac": "52:54:00:00:00:01",
+            "published": ["8080:80"],
+            "reached": ["running", "ip"],
+            "clone-of": "abcdefgh",
+        }
+        details = vm(WEB1, name="web1", labels={"role": "web"}, addresses=["10.0.0.2"], expires=1.0, **more)
+        use(MemorySession({"h1": [details]}))
+        page = dict(line.split(":", 1) for line in cli("show-vm", "web1", "-o", "table").out.splitlines())
+        said = {name: page[name].strip() for name in page}
+        assert (said["Name"], said["Addresses"], said["MAC"]) == ("web1", "10.0.0.2", "52:54:00:00:00:01")
+        assert (said["Published"], said["Labels"], said["Clone of"]) == ("8080:80", "role=web", "abcdefgh")
+        assert (said["Reached"], said["Expires"]) == ("running, ip", "now")
+
     def test_images_that_are_the_same_share_a_line(self, use: Use, cli: Any) -> None:
         def behave(host: str, command: str, _o: Any) -> Any:
             if command != "list-images":

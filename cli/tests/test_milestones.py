@@ -1,5 +1,7 @@
 """Waiting for a VM to come so far: the wait may end, the VM is what it is."""
 
+import io
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +120,21 @@ def test_ctrl_c_tells_the_state_and_how_to_go_on() -> None:
     outcome = wait_and_report(session, [Watched(WEB1, "web1")], "ssh", 60, session.clock)
     assert outcome.exit_code is Exit.INTERRUPTED
     assert "interrupted; it is running" in outcome.notes[0]
+
+
+def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[bool, str] = {}
+    for terminal in (True, False):
+        stderr = io.StringIO()
+        monkeypatch.setattr(stderr, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", stderr)
+        wait({"state": "starting"}, {"reached": ["running", "ip"]}, {"reached": ["ssh"]})
+        shown[terminal] = stderr.getvalue()
+    assert shown[False] == ""
+    first, second, rest = shown[True].split("\r\x1b[K")[1:]
+    assert first == "waiting for ssh of web1 (starting), 300 s left"
+    assert second == "waiting for ssh of web1 (running, reached: ip), 300 s left"
+    assert rest == ""
 
 
 class TestWholeCommands:

@@ -69,6 +69,16 @@ def test_nobody_claims_that_there_are_no_vms_while_a_host_is_missing() -> None:
     assert not [note for note in outcome.notes if "no VMs" in note]
 
 
+def test_labels_of_hosts_are_shown_where_there_are_any() -> None:
+    plain, labelled = host("h1"), host("h2")
+    assert "LABELS" not in report("list-hosts", plain).stdout
+    body = json.loads(labelled.raw)
+    body["response"]["labels"] = {"disk": "ssd", "rack": "2"}
+    shown = report("list-hosts", plain, reply(**body)).stdout.splitlines()
+    assert shown[0].split()[-1] == "LABELS"
+    assert [line.split("  ")[-1] for line in shown[1:]] == ["-", "disk=ssd, rack=2"]
+
+
 def test_list_hosts_with_one_down_and_one_silent() -> None:
     missing = (Missing("h1", "down"), Missing("h3", "silent"))
     outcome = report("list-hosts", host("h2"), missing=missing)

@@ -76,6 +76,18 @@ def test_a_create_that_comes_back_means_that_no_agent_was_ever_there() -> None:
     assert one.trouble.exit_code is Exit.UNREACHABLE
 
 
+def test_how_to_ask_again_speaks_of_the_name() -> None:
+    for command, again in (
+        ("create-vm", "create-vm --name web1 --request-id"),
+        ("stop-vm", "stop-vm --vm-id web1 --re"),
+    ):
+        one = call(command)
+        one.name = "web1"
+        Settling([one]).time_out(5)
+        assert "VM web1: it is not known" in str(one.trouble)
+        assert again in ((one.trouble and one.trouble.hint) or "")
+
+
 def test_a_full_queue_is_a_plain_failure() -> None:
     one = call("start-vm")
     settle(one, Nacked(one.message.correlation_id))
