@@ -1,6 +1,6 @@
 """What a host says about its VMs and itself, for list-vms, show-vm and list-hosts. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -24,6 +24,7 @@ def vm_details(vm: Vm) -> VmDetails:
         memory=spec.memory,
         disk=spec.disk,
         since=record.since,
+        expires=record.expires,
     )
 
 
@@ -68,6 +69,11 @@ def host_report(
         agent_version=version,
         fleet=fleet,
     )
+
+
+def with_standing(report: HostReport, labels: Mapping[str, str], *, drained: bool) -> HostReport:
+    """The same, with what the operator has said of the host."""
+    return msgspec.structs.replace(report, state="drained" if drained else "up", labels=dict(labels))
 
 
 def _at_most(lines: list[str], size: int) -> list[str]:
