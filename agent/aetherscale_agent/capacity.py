@@ -1,6 +1,6 @@
 """Whether a VM fits on this host, and how well. Pure: figures in, a reason or a score out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -35,10 +35,13 @@ def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
     return Free(cpus, memory, disk)
 
 
-def misplaced(spec: CreateVm, host: str) -> Refused | None:
-    """Why the VM does not belong on this host, or None."""
+def misplaced(spec: CreateVm, host: str, labels: Mapping[str, str]) -> Refused | None:
+    """Why the VM does not belong on this host, which has these labels; or None."""
     if spec.host is not None and spec.host != host:
         return Refused("no-capacity", f"host {spec.host} is asked for")
+    for key, value in sorted(spec.host_labels.items()):
+        if labels.get(key) != value:
+            return Refused("no-capacity", f"host {host} has no label {key}={value}")
     return None
 
 

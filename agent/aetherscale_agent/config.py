@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from aetherscale_protocol import names
+from aetherscale_protocol.options import MOST_LABELS
 from aetherscale_protocol.settings import BrokerSettings, SettingsError, override_host
 
 
@@ -21,6 +22,7 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     memory: Annotated[int, Meta(ge=0)] | None = None
     disk: Annotated[int, Meta(ge=0)] | None = None
     cpu_overcommit: Annotated[float, Meta(gt=0)] = 4.0
+    memory_overcommit: Annotated[float, Meta(gt=0, le=1000)] = 1.0
     reserve_memory: Annotated[int, Meta(ge=0)] | None = None
 
 
@@ -44,6 +46,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     host: str = ""
     fleet: list[str] = []
+    labels: dict[str, str] = {}
     state_dir: str = "/var/lib/aetherscale"
     run_dir: str = "/run/aetherscale"
     heartbeat: int = 5  #: seconds; a frozen host is noticed after two to three of them
@@ -67,6 +70,7 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> AgentConfig:
         if not names.is_host_name(name):
             raise SettingsError(f"host name {name!r}: {names.HOST_RULE}", "set `host` in the agent's configuration")
     _check_network(config.network)
+    _check_labels(config.labels)
     if not 1 <= config.heartbeat <= 60:
         raise SettingsError(f"heartbeat is {config.heartbeat}; it must be 1 to 60 seconds")
     return config
@@ -79,6 +83,14 @@ def _check_network(settings: NetworkSettings) -> None:
         raise SettingsError(f"network.network is {settings.network!r}: {error}", "example: 10.126.0.0/22") from None
     if not smallest or (settings.network and not settings.bridge):
         raise SettingsError("network.network needs a bridge, and room for a few VMs (/29)", "example: 10.126.0.0/22")
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MOST_LABELS:
+        raise SettingsError(f"labels: {len(labels)} of them; {MOST_LABELS} are the most")
+    for key, value in labels.items():
+        if not names.is_label(key, value):
+            raise SettingsError(f"label {key}={value}: {names.LABEL_RULE}", "correct `labels` in the configuration")
 
 
 def _read(path: Path) -> AgentConfig:

@@ -9,6 +9,7 @@ import msgspec
 from aetherscale_agent import capacity, courses
 from aetherscale_agent import decide as d
 from aetherscale_agent.broker import Delivery
+from aetherscale_agent.drain import is_drained
 from aetherscale_agent.envelope import Incoming, died_in, queue_host
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Record
@@ -76,6 +77,7 @@ class CreateFlow:
             wanted_host=self._spec.host or "",
             recorded_deadline=record.deadline if record else 0.0,
             same_options=record is None or _is_such(record.spec, incoming.create),
+            drained=is_drained(host.journal),
         )
         if known is None and not facts.dead_lettered:
             self._reserve(facts)
@@ -176,6 +178,7 @@ class CreateFlow:
     def _record(self) -> Record:
         now = self._host.clock()
         known = self._host.vms.get(self._vm_id)
+        image = self._host.find_image(self._spec)
         record = Record(
             vm_id=self._vm_id,
             request_id=self._incoming.request_id,
@@ -183,6 +186,8 @@ class CreateFlow:
             deadline=self._facts.deadline,
             created=now,
             since=now,
+            expires=now + self._spec.ttl if self._spec.ttl else 0.0,
+            image_sha256=image.sha256 if image else "",
             phase="claimed",
             bound=known is not None and known.record.bound,
         )

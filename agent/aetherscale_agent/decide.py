@@ -72,6 +72,7 @@ class Facts:
     name: str = ""  #: the name that is asked for, if one is
     wanted_host: str = ""  #: the host that is asked for, if one is
     choice: Choice | None = None
+    drained: bool = False  #: this host takes no creates, and so does perhaps no other
 
 
 _NO_END = Refused(
@@ -265,6 +266,7 @@ def _nobody_took_it(facts: Facts) -> Refused:
         reason = f"host {facts.dead_host}, to which this create was handed, is not running"
     else:
         reason = "no agent took this create in time"
+        reason += f"; host {facts.host} is drained" if facts.drained else ""
     return Refused("no-host", reason, "repeat the command; list-hosts shows who is up")
 
 

@@ -4,11 +4,11 @@ whatever is in it; nothing that a message holds stops the agent.
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from aetherscale_agent import courses
+from aetherscale_agent import courses, host_commands, images
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
@@ -34,6 +34,7 @@ from aetherscale_agent.streams import Streams
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
+from aetherscale_protocol.commands import Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, id_of_name, is_vm_id
 from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
@@ -109,7 +110,11 @@ class Handlers:
         if name != "ping":  # which tells of a clock that is off, and must be answered by it
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         if isinstance(incoming.request.options, ForgetHost):
-            await self._forget(session, delivery, incoming)
+            forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
+            await self._change_host(session, delivery, incoming, lambda: forgetter.forget(incoming.request.options))
+        elif incoming.request.command.reach is Reach.HOST:
+            work = host_commands.execute
+            await self._change_host(session, delivery, incoming, lambda: work(self._host, incoming.request))
         else:
             self._answer(incoming, await self._read(incoming))
             delivery.channel.ack(delivery)
@@ -131,6 +136,8 @@ class Handlers:
                 return self._success([f"vm-{row.vm_id}" for row in rows], details=rows)
             case "list-hosts":
                 return self._success(host.report(self.fleet, __version__))
+            case "list-images":
+                return self._success(images.rows(host.images, host.vms, host.reserved))
             case "show-vm":
                 assert isinstance(options, ShowVm)
                 return self._success(await host.show(options.vm_id, options.console_lines, reached=options.reached))
@@ -146,19 +153,21 @@ class Handlers:
             case name:
                 raise AssertionError(f"no handler for {name}")
 
-    # The command about a host that is gone
+    # Commands about a host: this one, or one that is gone
 
-    async def _forget(self, session: Session, delivery: Delivery, incoming: Incoming) -> None:
-        forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
+    async def _change_host(
+        self, session: Session, delivery: Delivery, incoming: Incoming, work: Callable[[], Awaitable[Any]]
+    ) -> None:
+        name, who = incoming.request.command.name, incoming.operator or "an unsigned client"
         await session.acknowledge(delivery)
         try:
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)  # the barrier may have taken long
-            self._answer(incoming, self._success(await forgetter.forget(incoming.request.options)))
+            self._answer(incoming, self._success(await work()))
         except Refused as error:
-            log.info("forget-host for %.80r refused: %s", incoming.operator or "an unsigned client", error.reason)
+            log.info("%s for %.80r refused: %s", name, who, error.reason)
             self._answer(incoming, failure(error, self._host.name, fleet=self._fleet))
         except Exception:
-            log.exception("forget-host failed")
+            log.exception("%s failed", name)
             self._answer(incoming, failure(self._internal_error(), self._host.name, fleet=self._fleet))
 
     # Commands that change a VM that is there

@@ -7,14 +7,15 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from weakref import WeakValueDictionary
 
-from aetherscale_agent import capacity, courses, reports
+from aetherscale_agent import capacity, courses, drain, reports
 from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
+from aetherscale_agent.images import base_of
 from aetherscale_agent.journal import Ending, Journal, JournalError, Record
-from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
+from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
 from aetherscale_agent.steps import step
@@ -47,8 +48,10 @@ class Host:
         *,
         boot_id: str,
         clock: Callable[[], float] = time.time,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
+        self.labels = dict(labels or {})
         self.images = images
         self.hypervisor = hypervisor
         self.clock = clock
@@ -58,7 +61,7 @@ class Host:
         self.journal = journal
         self.boot_id = boot_id
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._reserved: dict[str, CreateVm] = {}
+        self.reserved: dict[str, CreateVm] = {}  #: of creates in hand
         self._tasks: set[asyncio.Task[None]] = set()
         self._records = Records(journal, self.vms)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
@@ -90,7 +93,7 @@ class Host:
 
     def _promised(self) -> list[CreateVm]:
         """The VMs that are here, and those in hand."""
-        return [*(vm.record.spec for vm in self.vms.values() if vm.exists), *self._reserved.values()]
+        return [*(vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
@@ -98,7 +101,11 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
-        elsewhere = capacity.misplaced(spec, self.name) or capacity.port_taken(spec, self._promised())
+        elsewhere = (
+            drain.misfit(self.journal, self.name)
+            or capacity.misplaced(spec, self.name, self.labels)
+            or capacity.port_taken(spec, self._promised())
+        )
         if elsewhere is not None:
             return elsewhere
         if conflict := self.hypervisor.port_conflict(spec):
@@ -118,11 +125,11 @@ class Host:
 
     def reserve(self, vm_id: str, spec: CreateVm) -> None:
         """Hold capacity for a create in hand."""
-        self._reserved[vm_id] = spec
+        self.reserved[vm_id] = spec
 
     def release(self, vm_id: str) -> None:
         """Let go of what was reserved, if anything was."""
-        if self._reserved.pop(vm_id, None) is not None:
+        if self.reserved.pop(vm_id, None) is not None:
             self.capacity_changed.set()
 
     # Reports
@@ -152,7 +159,8 @@ class Host:
         existing = [vm for vm in self.vms.values() if vm.exists]
         total = self.hypervisor.resources()
         images, accelerator = sorted(self.images.list()), self.hypervisor.accelerator
-        return reports.host_report(self.name, total, self.free(), existing, images, accelerator, fleet, version)
+        report = reports.host_report(self.name, total, self.free(), existing, images, accelerator, fleet, version)
+        return reports.with_standing(report, self.labels, drained=drain.is_drained(self.journal))
 
     # Journal
 
@@ -251,9 +259,9 @@ class Host:
         record = vm.record
         match name:
             case "build.disk":
-                image = self.find_image(record.spec)
-                if image is None:
-                    raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
+                image = base_of(record, self.find_image(record.spec))
+                if image.sha256 != record.image_sha256:
+                    await self._records.write(vm, image_sha256=image.sha256)
                 await self.hypervisor.build(record.vm_id, record.spec, image)
             case "build.seed":
                 await self.hypervisor.seed(record.vm_id, record.spec, record.instance)
@@ -447,7 +455,9 @@ class Host:
             except Refused as error:
                 log.error("VM %s: %s", vm.record.vm_id, error.reason)
 
-    async def delete(self, vm: Vm, request_id: str, deadline: float | None = None) -> None:
+    async def delete(
+        self, vm: Vm, request_id: str, deadline: float | None = None, reason: str = "VM was deleted"
+    ) -> None:
         """Remove a VM and its disk, whatever state it is in.
 
         A tombstone stays until its create's deadline, and until this one: whoever asks again is told that it was done.
@@ -456,7 +466,7 @@ class Host:
         """
         await self._cancel_shutdown(vm)
         vm.state = "deleting"
-        ending = Ending(code="vm-unknown", reason="VM was deleted", request_id=request_id)
+        ending = Ending(code="vm-unknown", reason=reason, request_id=request_id)
         if not await self.erase(vm, ending, until=deadline or 0.0):
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 

@@ -74,6 +74,8 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pulled: bool = False  #: it is being stopped by pulling its plug
     start_by: float = 0.0  #: the deadline of a start that has not come to its end; 0: there is none
     reason: str = ""
+    expires: float = 0.0  #: when its time to live is over; 0: never
+    image_sha256: str = ""  #: of the image that its disk is made on; '' if an older agent made it
     ending: Ending | None = None
     done: tuple[Done, ...] = ()  #: oldest first
     past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first
@@ -178,18 +180,23 @@ class Journal:
             self._marks[name] = (self._folder / name).exists()
         return self._marks[name]
 
-    def mark(self, name: str) -> None:
-        """Note something, so that it survives a power loss; where that can't be written, for this agent's life."""
+    def mark(self, name: str) -> bool:
+        """Note something, so that it survives a power loss; False where that can't be: then for this agent's life."""
         self._marks[name] = True
         with contextlib.suppress(OSError):
             (self._folder / name).touch()
             self._sync_folder()
+            return True
+        return False
 
-    def unmark(self, name: str) -> None:
-        """It holds no more."""
+    def unmark(self, name: str) -> bool:
+        """It holds no more; False where that can't be written: for this agent's life."""
         self._marks[name] = False
         with contextlib.suppress(OSError):
             (self._folder / name).unlink(missing_ok=True)
+            self._sync_folder()
+            return True
+        return False
 
     def _lock(self, vm_id: str) -> threading.Lock:
         return self._locks[hash(vm_id) % len(self._locks)]

@@ -27,6 +27,7 @@ from aetherscale_agent.notify import keep_watchdog_fed, notify
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Images
 from aetherscale_agent.reconcile import reconcile
 from aetherscale_agent.streams import Streams
+from aetherscale_agent.ttl import Reaper
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
 
@@ -104,7 +105,8 @@ async def serve_over(
 ) -> None:
     """Run the agent over this hypervisor until SIGTERM."""
     journal = Journal(Path(config.state_dir) / "journal")
-    host = Host(config.host, journal, hypervisor, images, boot_id=read_boot_id(Path(config.run_dir)), clock=clock)
+    boot_id = read_boot_id(Path(config.run_dir))
+    host = Host(config.host, journal, hypervisor, images, boot_id=boot_id, clock=clock, labels=config.labels)
     answerer = Answerer()
     streams = Streams(host, answerer)
     answerer.lost = lambda: streams.drop_all("its agent lost its connection to the broker")
@@ -134,6 +136,7 @@ async def serve_over(
     others = [
         asyncio.create_task(keep_watchdog_fed()),
         asyncio.create_task(host.watch(changes)),
+        asyncio.create_task(Reaper(host).run()),
         asyncio.create_task(answer_forever(answerer, answers)),
     ]
     ended = await _first_end([consuming, *others])

@@ -29,6 +29,7 @@ class Image:
     format: str
     virtual_size: int
     sha256: str
+    size: int = 0  #: of its file, in bytes
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,14 @@ class Images(Protocol):
 
     def list(self) -> Mapping[str, Image]:
         """The images that are here and whole, by name. Cheap: called for every create and every offer."""
+
+    def remove(self, name: str, *, keep_file: bool = False) -> None:
+        """Remove an image, and (unless `keep_file`) its file, if no other name has that. It does not give way.
+
+        Nothing happens if there is no such image.
+
+        :raise HypervisorError: when it can't be removed.
+        """
 
 
 class Hypervisor(Protocol):

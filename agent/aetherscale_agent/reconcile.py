@@ -13,6 +13,7 @@ from aetherscale_agent.journal import Ending
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_agent.recover import Finding, find
 from aetherscale_agent.steps import step
+from aetherscale_agent.ttl import is_over
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.errors import Refused
 
@@ -83,6 +84,8 @@ async def _start_again(host: Host, vms: Iterable[Vm]) -> None:
 
     async def start(vm: Vm) -> None:
         async with slots, vm.line:
+            if not vm.exists or is_over(vm.record, host.clock()):
+                return  # deleted meanwhile, or about to be
             try:
                 await host.start(vm)
             except Refused as error:

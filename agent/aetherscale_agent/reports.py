@@ -1,6 +1,6 @@
 """What a host says about its VMs and itself, for list-vms, show-vm and list-hosts. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -28,6 +28,7 @@ def vm_details(vm: Vm, nic: Nic) -> VmDetails:
         labels=spec.labels,
         addresses=list(nic.addresses),
         published=[f"{port.host_port}:{port.guest_port}" for port in spec.publish],
+        expires=record.expires,
     )
 
 
@@ -76,6 +77,11 @@ def host_report(
         agent_version=version,
         fleet=fleet,
     )
+
+
+def with_standing(report: HostReport, labels: Mapping[str, str], *, drained: bool) -> HostReport:
+    """The same, with what the operator has said of the host."""
+    return msgspec.structs.replace(report, state="drained" if drained else "up", labels=dict(labels))
 
 
 def _at_most(lines: list[str], size: int) -> list[str]:

@@ -19,6 +19,7 @@ from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, 
 from aetherscale_agent.courses import Course
 from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
+from aetherscale_agent.drain import is_drained
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
@@ -454,17 +455,23 @@ class Session:
         await self._outbox.publish(host_key(self.host.name), b"", properties, exchange=EXCHANGE, mandatory=True)
 
     async def offer_capacity(self) -> None:
-        """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it."""
+        """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it.
+
+        A drained host consumes none.
+        """
         async with self._placement_lock:
             if self.host.new_broker:
                 return
-            priority = min(self.host.score(), 2**31 - 1)
+            priority = None if is_drained(self.host.journal) else min(self.host.score(), 2**31 - 1)
             if priority == self._priority:
                 return
             if self._competing_tag:
                 await self._creates.cancel(self._competing_tag)
-            self._competing_tag = await self._creates.consume(topology.COMPETING, self._on_delivery, priority=priority)
-            self._priority = priority
+            self._competing_tag, self._priority = "", priority
+            if priority is not None:
+                self._competing_tag = await self._creates.consume(
+                    topology.COMPETING, self._on_delivery, priority=priority
+                )
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""

@@ -16,6 +16,7 @@ With a folder it outlives their processes, too: disks and running VMs are there 
 import asyncio
 import contextlib
 import functools
+import hashlib
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -44,18 +45,26 @@ from aetherscale_testing.fake_guest import FakeConsole
 GIB = 1 << 30
 
 
+def fake_digest(content: str) -> str:
+    """The digest of a fake image's content."""
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 class FakeImages:
     """Images that can be added and dropped while an agent runs."""
 
     def __init__(self, *names: str) -> None:
         self._images: dict[str, Image] = {}
+        self.files: set[str] = set()  #: digests of the files that are there, named or not
         for name in names:
             self.add(name)
 
-    def add(self, name: str, virtual_size: int = 1 << 30) -> Image:
-        """Put an image of `virtual_size` bytes there."""
-        image = Image(name, f"/images/{name}.qcow2", "qcow2", virtual_size, "0" * 64)
+    def add(self, name: str, virtual_size: int = 1 << 30, content: str = "") -> Image:
+        """Put an image of `virtual_size` bytes there, under a name that may have had another one; as an import does."""
+        digest = fake_digest(content or name)
+        image = Image(name, f"/images/sha256-{digest}.qcow2", "qcow2", virtual_size, digest, size=1 << 20)
         self._images[name] = image
+        self.files.add(digest)
         return image
 
     def drop(self, name: str) -> None:
@@ -65,6 +74,12 @@ class FakeImages:
     def list(self) -> Mapping[str, Image]:
         """The images that are here now."""
         return dict(self._images)
+
+    def remove(self, name: str, *, keep_file: bool = False) -> None:
+        """Remove an image, as `delete-image` does."""
+        image = self._images.pop(name, None)
+        if image is not None and not keep_file and all(i.sha256 != image.sha256 for i in self._images.values()):
+            self.files.discard(image.sha256)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from aetherscale_agent.reconcile import reconcile
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import CreateVm
-from aetherscale_testing.fakes import FakeHypervisor, FakeImages
+from aetherscale_testing.fakes import FakeHypervisor, FakeImages, fake_digest
 
 ID, OTHER = "sgeqxcfi", "abcdefgh"
 NOW, DEADLINE = 1000.0, 1060.0
@@ -65,6 +65,7 @@ def record(phase: Phase = "claimed", vm_id: str = ID, **changes: object) -> Reco
         deadline=DEADLINE,
         created=NOW,
         since=NOW,
+        image_sha256=fake_digest("tiny"),
         phase=phase,
     )
     return base.but(**changes)

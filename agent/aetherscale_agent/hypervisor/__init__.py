@@ -23,6 +23,7 @@ async def open_hypervisor(config: AgentConfig) -> tuple[QemuHypervisor, Manifest
         cpus=resources.cpus,
         cpu_overcommit=resources.cpu_overcommit,
         memory=resources.memory,
+        memory_overcommit=resources.memory_overcommit,
         memory_reserve=resources.reserve_memory,
         disk=resources.disk,
         network=config.network,

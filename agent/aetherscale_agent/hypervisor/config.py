@@ -17,6 +17,7 @@ class HypervisorConfig:
     cpus: int | None = None  #: cores that VMs may have together; None: the host's times `cpu_overcommit`
     cpu_overcommit: float = 4.0
     memory: int | None = None  #: memory for VMs together; None: the host's less `memory_reserve`
+    memory_overcommit: float = 1.0  #: how much of that VMs may be promised for each MiB of it
     memory_reserve: int | None = None  #: left to the host; None: 1 GiB or 10 %, whichever is more
     disk: int | None = None  #: disk for VMs together; None: what is free or theirs, less `disk_reserve`
     disk_reserve: int | None = None  #: left free; None: 5 % of the file system

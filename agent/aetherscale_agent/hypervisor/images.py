@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from aetherscale_agent.ports import Image
+from aetherscale_agent.ports import HypervisorError, Image
 from aetherscale_protocol import names
 
 _log = logging.getLogger(__name__)
@@ -50,6 +50,22 @@ class ManifestImages:
             self._stamp = stamp if settled else -1
         return self._images
 
+    def remove(self, name: str, *, keep_file: bool = False) -> None:
+        """Remove an image: first its manifest, then its file, if no other manifest names that.
+
+        :raise HypervisorError: when it can't be removed.
+        """
+        image = self.list().get(name)
+        if image is None:
+            return
+        try:
+            (self._directory / f"{name}.json").unlink(missing_ok=True)
+            self._stamp = -1
+            if not keep_file and not _is_named(self._directory, Path(image.path).name):
+                Path(image.path).unlink(missing_ok=True)
+        except OSError as error:
+            raise HypervisorError(f"image {name}: {error.filename}: {error.strerror}") from None
+
     def _read(self) -> None:
         images: dict[str, Image] = {}
         complaints = set()
@@ -73,6 +89,17 @@ def _manifests(directory: Path) -> Iterator[Path]:
         _log.warning("no images: %s: %s", directory, error.strerror)
 
 
+def _is_named(directory: Path, file: str) -> bool:
+    """Whether any manifest names a file; one that can't be read may."""
+    for path in _manifests(directory):
+        try:
+            if msgspec.json.decode(path.read_bytes(), type=_Manifest).file == file:
+                return True
+        except (OSError, ValueError):
+            return True
+    return False
+
+
 def read_manifest(path: Path) -> Image:
     """The image that a manifest names.
 
@@ -88,4 +115,5 @@ def read_manifest(path: Path) -> Image:
     file = path.parent / manifest.file
     if file.is_symlink() or not file.is_file():
         raise ValueError(f"{manifest.file} is not there")
-    return Image(manifest.name, str(file), manifest.format, manifest.virtual_size, manifest.sha256)
+    size = file.stat().st_size
+    return Image(manifest.name, str(file), manifest.format, manifest.virtual_size, manifest.sha256, size)

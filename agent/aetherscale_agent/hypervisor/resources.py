@@ -33,7 +33,12 @@ def total_memory(meminfo: str) -> int:
 
 
 def memory_for_vms(config: HypervisorConfig, total: int) -> int:
-    """MiB that VMs may use together, of `total`."""
+    """MiB that VMs may be promised together, of `total`."""
+    return int(_own_memory(config, total) * config.memory_overcommit)
+
+
+def _own_memory(config: HypervisorConfig, total: int) -> int:
+    """MiB that are there for VMs, before any overcommit."""
     if config.memory is not None:
         return config.memory
     reserve = config.memory_reserve

@@ -1,0 +1,63 @@
+"""VMs that live for a while only: their host deletes them when that is over, whether or not the broker is there."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from aetherscale_agent.host import Host
+from aetherscale_agent.journal import Record
+from aetherscale_agent.vm import Vm
+from aetherscale_protocol.errors import Refused
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""How often the host looks whose time is over, in seconds: no VM outlives its time by more, but for its own work."""
+TRY_AGAIN_S = 60.0
+"""After how long a VM that could not be removed is tried again, in seconds."""
+OVER = "VM was deleted: its time to live was over"
+
+
+def is_over(record: Record, now: float) -> bool:
+    """Whether a VM's time to live is over."""
+    return 0 < record.expires <= now
+
+
+class Reaper:
+    """Deletes the VMs of a host whose time is over."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._not_before: dict[str, float] = {}
+
+    async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
+        """Look again and again, until cancelled."""
+        while True:
+            self.look()
+            await sleep(LOOK_EVERY_S)
+
+    def look(self) -> None:
+        """Begin to delete each VM whose time is over, each in its line; nothing waits for that."""
+        now = self._host.clock()
+        over = [vm for vm in self._host.vms.values() if vm.exists and is_over(vm.record, now)]
+        self._not_before = {vm.record.vm_id: self._not_before.get(vm.record.vm_id, 0.0) for vm in over}
+        for vm in over:
+            if self._not_before[vm.record.vm_id] <= now:
+                self._not_before[vm.record.vm_id] = float("inf")  # it is in hand
+                self._host.spawn(self._reap(vm))
+
+    async def _reap(self, vm: Vm) -> None:
+        vm_id = vm.record.vm_id
+        try:
+            async with vm.line:
+                if not vm.exists or not is_over(vm.record, self._host.clock()):
+                    return  # whoever was before us in its line has deleted it, or let it live on
+                log.info("VM %s: its time to live is over: it is deleted", vm_id)
+                begun = (
+                    vm.record.ending
+                )  # by a delete-vm that could not remove all: its copies are told that it is done
+                await self._host.delete(vm, begun.request_id if begun else "", reason=OVER)
+        except Refused as error:
+            log.error("VM %s: %s; tried again in %.0f s", vm_id, error.reason, TRY_AGAIN_S)
+        finally:
+            self._not_before[vm_id] = self._host.clock() + TRY_AGAIN_S
