@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
 from typing import Protocol
@@ -94,7 +95,7 @@ async def dial(vm_id: str, addresses: Sequence[str], port: int) -> tuple[StreamR
                 try:
                     return await asyncio.open_connection(address, port, limit=CHUNK)
                 except OSError as error:
-                    why = f"{address}: {error.strerror or error}"
+                    why = f"{address}: {os.strerror(error.errno) if error.errno else error}"
     except TimeoutError:
         pass
     raise NotThere(f"port {port} of VM {vm_id} can't be reached: {why}", "does anything in the guest listen there yet?")

@@ -149,7 +149,7 @@ def _ask(session: Session, command: str, options: Options, timeout: float) -> tu
     answer = call.reply.answer
     if not answer.ok:
         info = answer.execution_info
-        where = f"{answer.host}: " if answer.host and info.code != "host-down" else ""
+        where = f"{answer.host or call.subject}: " if info.code != "host-down" else ""
         reason = info.reason or "refused without a reason"
         raise CliError(f"{where}{reason}", info.hint, EXIT_OF.get(info.code or "", Exit.FAILED))
     return answer, call.message.correlation_id
