@@ -171,7 +171,7 @@ def test_who_types_from_a_pipe_sees_what_came_until_its_end(cloud: Cloud) -> Non
         capture_output=True,
         timeout=PATIENCE_S,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (0, b"by pipe\r"), done.stderr
     later = cloud.console("-n", "5")
     later.sees(b"by pipe")
 

@@ -65,7 +65,9 @@ def _console(connecting: AbstractContextManager[StreamSession], invocation: Invo
         opened = _open(session, invocation, kind="console", lines=invocation.lines, window=CONSOLE_WINDOW)
         print(f"connected to the console of VM {opened.vm_id}; Ctrl-] leaves it", file=sys.stderr, flush=True)
         sink = FileSink(1, closes=False)
-        source = terminal.TypedSource(0, lambda: session.call(lambda: conversation.leave()))
+        source = terminal.TypedSource(
+            0, lambda: session.call(lambda: conversation.leave()), lambda: conversation.quiet_s
+        )
         conversation = Conversation(session, opened, source, sink)
         with terminal.raw(0) as is_raw, terminal.resizes(conversation.resize) if is_raw else contextlib.nullcontext():
             try:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -13,12 +14,20 @@ LEAVE = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
 
 
-class TypedSource:
-    """What is typed, until Ctrl-]: then `left` is called, and there is no more."""
+LINGER_S = 1.0
+"""How long a console must be quiet before who typed from a file or a pipe has seen what came of it, in seconds."""
 
-    def __init__(self, descriptor: int, left: Callable[[], None]) -> None:
+
+class TypedSource:
+    """What is typed, until Ctrl-]: then `left` is called, and there is no more.
+
+    `quiet` says for how many seconds nothing was shown: what comes from a pipe ends when that has its answer.
+    """
+
+    def __init__(self, descriptor: int, left: Callable[[], None], quiet: Callable[[], float]) -> None:
         self._descriptor = descriptor
         self._left = left
+        self._quiet = quiet
         self._is_left = False
 
     def read(self, most: int) -> bytes:
@@ -26,6 +35,9 @@ class TypedSource:
         if self._is_left:
             return b""
         typed, key, _ = os.read(self._descriptor, most).partition(LEAVE)
+        if not (typed or key):
+            while (quiet := self._quiet()) < LINGER_S:
+                time.sleep(LINGER_S - quiet)
         if key:
             self._is_left = True
             if not typed:

@@ -143,9 +143,18 @@ def test_no_escape_gets_through_however_it_is_cut(pieces: list[bytes]) -> None:
 def test_ctrl_bracket_ends_what_is_typed(typed: bytes, sent: list[bytes], leaves_at_once: bool) -> None:
     read, write = os.pipe()
     left: list[bool] = []
-    source = TypedSource(read, lambda: left.append(True))
+    source = TypedSource(read, lambda: left.append(True), lambda: 0.0)
     os.write(write, typed)
     assert [source.read(100) for _ in sent] == sent
     assert bool(left) is leaves_at_once
     os.close(read)
     os.close(write)
+
+
+def test_what_comes_from_a_pipe_ends_when_the_console_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(write)
+    quiet = [9.0, 1.0, 0.999, 0.9999]
+    assert TypedSource(read, lambda: None, quiet.pop).read(100) == b""
+    assert quiet == [9.0]
+    os.close(read)
