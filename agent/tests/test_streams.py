@@ -200,6 +200,16 @@ def test_a_tunnel_carries_bytes_both_ways_and_ends_when_both_have_ended(cloud: C
     assert done.stdout == data
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_tunnel_that_is_ended_as_ssh_does_leaves_its_place(cloud: Cloud, number: signal.Signals) -> None:
+    tunnel = cloud.cli("tunnel-vm", cloud.vm_id, "2")
+    tunnel.type(b"through")
+    tunnel.sees(b"through")
+    tunnel.process.send_signal(number)
+    eventually(lambda: "port 2 of VM" in cloud.log and ": closed" in cloud.log, cloud.log, 3)
+    assert tunnel.ends() == 130
+
+
 # What stalls
 
 

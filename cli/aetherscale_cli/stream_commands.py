@@ -42,17 +42,18 @@ def execute(invocation: Invocation, target: Target, store: ContextStore, context
     def connect() -> AbstractContextManager[StreamSession]:
         return open_session_of(StreamSession, target, f"{PROGRAM} {invocation.command}")
 
-    match invocation.command:
-        case "console-vm":
-            return _console(connect(), invocation)
-        case "tunnel-vm":
-            return _tunnel(connect(), invocation)
-        case "logs-vm" if invocation.follow:
-            return _follow(connect(), invocation)
-        case "logs-vm":
-            return _print_log(connect(), invocation)
-        case _:
-            return _ssh(connect(), invocation, store, context)
+    if invocation.command == "ssh-vm":
+        return _ssh(connect(), invocation, store, context)
+    with terminal.signals_as_interrupts():
+        match invocation.command:
+            case "console-vm":
+                return _console(connect(), invocation)
+            case "tunnel-vm":
+                return _tunnel(connect(), invocation)
+            case "logs-vm" if invocation.follow:
+                return _follow(connect(), invocation)
+            case _:
+                return _print_log(connect(), invocation)
 
 
 def find_vm_id(_session: Session, token: str) -> str:

@@ -52,17 +52,19 @@ def raw(descriptor: int) -> Iterator[bool]:
         yield False
         return
     before = termios.tcgetattr(descriptor)
-    with _signals_as_interrupts():
-        try:
-            tty.setraw(descriptor, termios.TCSANOW)
-            yield True
-        finally:
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+    try:
+        tty.setraw(descriptor, termios.TCSANOW)
+        yield True
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
 @contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let what would end the process at once end it as Ctrl-C does elsewhere: in good order."""
+def signals_as_interrupts() -> Iterator[None]:
+    """Let what would end the process at once end it as Ctrl-C does: the terminal is restored, and the stream closed.
+
+    ssh ends its ProxyCommand by SIGHUP; a stream that was left so would keep its place for half a minute.
+    """
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
