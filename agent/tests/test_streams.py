@@ -398,6 +398,10 @@ def test_the_terminal_is_as_it_was(cloud: Cloud, end: str) -> None:
     eventually(lambda: not termios.tcgetattr(terminal)[3] & termios.ICANON)
     os.write(master, b"echo\x03\r")
     eventually(lambda: b"echo\x03\r" in screen, "Ctrl-C is the guest's")
+    for _ in range(20):
+        viewer.process.send_signal(signal.SIGWINCH)
+    os.write(master, b"resized")
+    eventually(lambda: b"resized" in screen)
     match end:
         case "ctrl-]":
             os.write(master, b"\x1d")

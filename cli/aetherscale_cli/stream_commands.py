@@ -65,17 +65,17 @@ def _console(connecting: AbstractContextManager[StreamSession], invocation: Invo
     with connecting as session:
         opened = _open(session, invocation, kind="console", lines=invocation.lines, window=CONSOLE_WINDOW)
         print(f"connected to the console of VM {opened.vm_id}; Ctrl-] leaves it", file=sys.stderr, flush=True)
-        sink = FileSink(1, closes=False)
-        source = terminal.TypedSource(
-            0, lambda: session.call(lambda: conversation.leave()), lambda: conversation.quiet_s
-        )
-        conversation = Conversation(session, opened, source, sink)
-        with terminal.raw(0) as is_raw, terminal.resizes(conversation.resize) if is_raw else contextlib.nullcontext():
-            try:
-                conversation.run()
-            finally:
-                if is_raw:
-                    print("\r", file=sys.stderr, flush=True)  # whatever the guest left the cursor at
+
+        def leave() -> None:
+            session.call(conversation.leave)
+
+        def resize(columns: int, lines: int) -> None:
+            session.call(functools.partial(conversation.resize, columns, lines))
+
+        source = terminal.TypedSource(0, leave, lambda: conversation.quiet_s)
+        conversation = Conversation(session, opened, source, FileSink(1, closes=False))
+        with terminal.raw(0) as is_raw, terminal.resizes(resize) if is_raw else contextlib.nullcontext():
+            conversation.run()
     return Exit.DONE
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
@@ -57,6 +59,8 @@ def raw(descriptor: int) -> Iterator[bool]:
         yield True
     finally:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        with contextlib.suppress(OSError):
+            print(file=sys.stderr, flush=True)  # the guest left the cursor anywhere
 
 
 @contextlib.contextmanager
@@ -79,16 +83,23 @@ def signals_as_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def resizes(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell the terminal's size (columns, lines) now and whenever it changes; nothing where there is none."""
+    """Tell the terminal's size (columns, lines) now and whenever it changes; nothing where there is none.
 
-    def on_change(_number: int = 0, _frame: FrameType | None = None) -> None:
-        with contextlib.suppress(OSError):
-            size = os.get_terminal_size(sys.stdout.fileno())
-            tell(size.columns, size.lines)
+    `tell` is called in a thread: a signal comes in the middle of anything, and only a SimpleQueue may be used there.
+    """
+    changes: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    before = signal.signal(signal.SIGWINCH, on_change)
-    on_change()
+    def watch() -> None:
+        while changes.get():
+            with contextlib.suppress(OSError):
+                size = os.get_terminal_size(sys.stdout.fileno())
+                tell(size.columns, size.lines)
+
+    threading.Thread(target=watch, daemon=True).start()
+    changes.put(True)
+    before = signal.signal(signal.SIGWINCH, lambda *_: changes.put(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
+        changes.put(False)
