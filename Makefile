@@ -16,7 +16,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability record molecule chaos wheelhouse lock clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,6 +63,9 @@ matrix: $(VENV)/dev ## the whole fault matrix: every step × every fault, over a
 
 reliability: $(VENV)/dev ## docs/reliability.md, from what the tests wrote down in docs/results
 	@PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report
+
+asyncapi: $(VENV)/dev ## docs/asyncapi.yaml, from the protocol's own tables and docs/asyncapi.in.yaml
+	@PYTHONPATH=testing $(BIN)/python -m aetherscale_testing.asyncapi
 
 record: export AETHERSCALE_RESULTS := $(CURDIR)/docs/results
 record: ## write the results of the model and of the lab's fault tests down anew, and the page made from them (as root)

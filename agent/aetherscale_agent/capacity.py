@@ -35,6 +35,23 @@ def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
     return Free(cpus, memory, disk)
 
 
+def misplaced(spec: CreateVm, host: str) -> Refused | None:
+    """Why the VM does not belong on this host, or None."""
+    if spec.host is not None and spec.host != host:
+        return Refused("no-capacity", f"host {spec.host} is asked for")
+    return None
+
+
+def port_taken(spec: CreateVm, others: Iterable[CreateVm]) -> Refused | None:
+    """Why the VM's ports can't be published beside those of other VMs, or None."""
+    wanted = {port.host_port for port in spec.publish}
+    for other in others if wanted else ():
+        taken = sorted(wanted & {port.host_port for port in other.publish})
+        if taken and other.vm_id != spec.vm_id:
+            return Refused("no-capacity", f"port {taken[0]} is published by VM {other.name or other.vm_id}")
+    return None
+
+
 def misfit(spec: CreateVm, image: Image | None, left: Free, vm_overhead: int = 0) -> Refused | None:
     """Why the VM can't be taken, or None if it can. `vm_overhead`: MiB beside its guest's memory."""
     if image is None:

@@ -1,5 +1,6 @@
 """The agent's configuration: one TOML file, checked in full before anything starts."""
 
+import ipaddress
 import socket
 import tomllib
 from collections.abc import Mapping
@@ -29,6 +30,15 @@ class HypervisorSettings(Struct, frozen=True, kw_only=True, forbid_unknown_field
     accelerator: Literal["auto", "kvm", "tcg"] = "auto"
 
 
+class NetworkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the VMs' network interfaces are. Left out: each VM is behind a network of its QEMU's own, which nobody
+    can reach. `network` (CIDR): the bridge is aetherscale's, and so are the addresses on it.
+    """
+
+    bridge: str = ""
+    network: str = ""
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that an agent is told. An empty file, or none, is enough for a broker on this machine."""
 
@@ -40,6 +50,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     broker: BrokerSettings = BrokerSettings()
     resources: Resources = Resources()
     hypervisor: HypervisorSettings = HypervisorSettings()
+    network: NetworkSettings = NetworkSettings()
 
 
 def load_config(path: Path | None, environ: Mapping[str, str]) -> AgentConfig:
@@ -55,9 +66,19 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> AgentConfig:
     for name in (host, *config.fleet):
         if not names.is_host_name(name):
             raise SettingsError(f"host name {name!r}: {names.HOST_RULE}", "set `host` in the agent's configuration")
+    _check_network(config.network)
     if not 1 <= config.heartbeat <= 60:
         raise SettingsError(f"heartbeat is {config.heartbeat}; it must be 1 to 60 seconds")
     return config
+
+
+def _check_network(settings: NetworkSettings) -> None:
+    try:
+        smallest = not settings.network or ipaddress.IPv4Network(settings.network).prefixlen <= 29
+    except ValueError as error:
+        raise SettingsError(f"network.network is {settings.network!r}: {error}", "example: 10.126.0.0/22") from None
+    if not smallest or (settings.network and not settings.bridge):
+        raise SettingsError("network.network needs a bridge, and room for a few VMs (/29)", "example: 10.126.0.0/22")
 
 
 def _read(path: Path) -> AgentConfig:

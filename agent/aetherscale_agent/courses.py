@@ -68,6 +68,8 @@ def course_of(step: Step) -> Course:
             return ("create.acknowledge", *BUILD, "create.answer")
         case Refuse(_, final=True):
             return ("create.refuse", "create.acknowledge", "create.answer")
+        case Refuse(_, remember=True):
+            return ("create.remember", "create.acknowledge", "create.answer")
         case Refuse():
             return ("create.acknowledge", "create.answer")
         case Begin():

@@ -15,6 +15,7 @@ from aetherscale_agent.journal import Record
 from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
+from aetherscale_agent.succession import find_past, may_follow, memory_of, with_memory
 from aetherscale_protocol.answers import Answer, Offer
 from aetherscale_protocol.commands import encode_request
 from aetherscale_protocol.errors import Refused
@@ -56,7 +57,8 @@ class CreateFlow:
         queue = died_in(self._delivery.queue, self._delivery.headers)
         vm = host.vms.get(self._vm_id)
         record = vm.record if vm else None
-        known = d.recorded_request(record)
+        known = d.recorded_request(record, incoming.request_id)
+        over = find_past(record, incoming.request_id)
         facts = d.Facts(
             host=host.name,
             request_id=incoming.request_id,
@@ -67,6 +69,11 @@ class CreateFlow:
             dead_host=queue_host(queue),
             fleet=self._replies.fleet,
             recorded_request=known,
+            refused_before=ending_refusal(over) if over is not None else None,
+            guards_until=memory_of(record, host.clock()).until if known is None else 0.0,
+            holds_grave=record is not None and record.bound and may_follow(record, incoming.request_id),
+            name=self._spec.name or "",
+            wanted_host=self._spec.host or "",
             recorded_deadline=record.deadline if record else 0.0,
             same_options=record is None or _is_such(record.spec, incoming.create),
         )
@@ -79,6 +86,9 @@ class CreateFlow:
         facts.misfit = self._host.misfit(self._spec)
         if facts.misfit is None:
             self._host.reserve(self._vm_id, self._spec)
+            if self._spec.spread or self._spec.near:
+                own = d.HostOffer(self._host.name, self._host.score(), alike=self._host.count_alike(self._spec))
+                facts.choice = d.Choice("spread" if self._spec.spread else "near", own)
 
     async def run(self) -> None:
         """Take step after step until the copy is dealt with.
@@ -125,6 +135,8 @@ class CreateFlow:
                 await session.offer_capacity()
             case "create.refuse", d.Refuse(error):
                 await host.refuse(self._record(), error)
+            case "create.remember", d.Refuse(error):
+                await host.remember_refused(vm_id, self._facts.request_id, self._facts.deadline, error)
             case "create.prolong", _:
                 await host.prolong(vm_id, self._facts.deadline)
             case "create.acknowledge", _:
@@ -163,7 +175,8 @@ class CreateFlow:
 
     def _record(self) -> Record:
         now = self._host.clock()
-        return Record(
+        known = self._host.vms.get(self._vm_id)
+        record = Record(
             vm_id=self._vm_id,
             request_id=self._incoming.request_id,
             spec=self._spec,
@@ -171,16 +184,19 @@ class CreateFlow:
             created=now,
             since=now,
             phase="claimed",
+            bound=known is not None and known.record.bound,
         )
+        return with_memory(record, memory_of(known.record if known else None, now))
 
 
 def _is_such(made: CreateVm, asked: CreateVm) -> bool:
     """Whether a VM is what a create asks for; its disk is at least that, because its image may be larger."""
-    return (made.image, made.cpus, made.memory) == (asked.image, asked.cpus, asked.memory) and made.disk >= asked.disk
+    return msgspec.structs.replace(made, disk=asked.disk) == asked and made.disk >= asked.disk
 
 
 def _offer(answer: Answer) -> d.HostOffer:
     host = answer.host or ""
     if answer.ok and answer.response:
-        return d.HostOffer(host, msgspec.json.decode(answer.response, type=Offer).score)
+        offer = msgspec.json.decode(answer.response, type=Offer)
+        return d.HostOffer(host, offer.score, alike=offer.alike)
     return d.HostOffer(host, None, answer.execution_info.reason or "refused")

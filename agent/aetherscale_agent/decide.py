@@ -4,9 +4,12 @@ The order is the protocol's: claim → probe → journal → bind → acknowledg
 Every rule that a step depends on is one `if` here, so that a checker can walk all of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aetherscale_agent.journal import Record
+from aetherscale_agent.succession import may_follow
 from aetherscale_protocol.errors import Refused
 
 MAX_HOPS = 6
@@ -28,6 +31,18 @@ class HostOffer:
     host: str
     score: int | None
     refusal: str = ""
+    alike: int = 0  #: how many VMs it has of those that the new one is to be spread from, or near
+
+
+Sought = Literal["", "spread", "near"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A create that asks for a place: away from some VMs, or near them. `own`: this host's own offer."""
+
+    sought: Sought
+    own: HostOffer
 
 
 @dataclass
@@ -43,6 +58,9 @@ class Facts:
     dead_host: str = ""  #: the host in whose queue the copy died, '' if it was the shared queue
     fleet: list[str] = field(default_factory=list)  #: the hosts that the inventory names, if it is known
     recorded_request: str | None = None  #: request id of the journal's record for this VM id
+    refused_before: Refused | None = None  #: what the journal says of this create, if it is over already
+    guards_until: float = 0.0  #: this host guards the id until then, against copies of creates that are over
+    holds_grave: bool = False  #: the directory names this host for the id, because of a tombstone of another request
     recorded_deadline: float = 0.0  #: until when that record is kept at least
     same_options: bool = True  #: whether that record is of such a VM as this create asks for
     misfit: Refused | None = None
@@ -51,6 +69,9 @@ class Facts:
     claim: Claim | None = None
     held_elsewhere: bool | None = None  #: the probe's answer
     let_go: bool = False  #: the claim was taken back, if it was this host's
+    name: str = ""  #: the name that is asked for, if one is
+    wanted_host: str = ""  #: the host that is asked for, if one is
+    choice: Choice | None = None
 
 
 _NO_END = Refused(
@@ -76,10 +97,13 @@ class Rejoin(Step):
 
 @dataclass(frozen=True)
 class Refuse(Step):
-    """Say no. `final`: record it under the claim, so that a late copy meets the refusal."""
+    """Say no. `final`: record it under the claim, so that a late copy meets the refusal. `remember`: note it in the
+    record of the VM that has the id, for the same reason.
+    """
 
     error: Refused
     final: bool = False
+    remember: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,13 +143,19 @@ class Begin(Step):
     """It is ours: journal, bind, acknowledge, build."""
 
 
-def recorded_request(record: Record | None) -> str | None:
-    """The request that a journal's record is of; None for what is left over from a copy that got no further."""
-    return None if record is None or record.phase == "claimed" else record.request_id
+def recorded_request(record: Record | None, request_id: str) -> str | None:
+    """The request that a journal's record is of; None for what a create of this request may take the place of: what is
+    left over from a copy that got no further, and tombstones of other requests.
+    """
+    if record is None or record.phase == "claimed" or may_follow(record, request_id):
+        return None
+    return record.request_id
 
 
 def next_step(facts: Facts) -> Step:
     """What to do next with this copy of a create."""
+    if facts.refused_before is not None:
+        return Refuse(facts.refused_before)
     if facts.recorded_request is not None:
         return _known(facts)
     if facts.now > facts.deadline:
@@ -143,12 +173,24 @@ def _known(facts: Facts) -> Step:
         return Refuse(other)
     if facts.recorded_request == facts.request_id:
         return Rejoin(prolong=facts.deadline > facts.recorded_deadline)
-    return Refuse(
-        Refused("vm-id-taken", "this VM id is taken by another request", "leave the id out, or choose another")
-    )
+    return Refuse(_taken(facts), remember=True)
+
+
+def _taken(facts: Facts) -> Refused:
+    if facts.name:
+        return Refused("vm-id-taken", f"the name {facts.name} is taken by another VM", "choose another name")
+    return Refused("vm-id-taken", "this VM id is taken by another request", "leave the id out, or choose another")
 
 
 def _take(facts: Facts) -> Step:
+    if facts.choice is not None and facts.hops == 0 and not facts.guards_until:
+        if facts.offers is None:
+            return AskOffers()
+        best = best_offer([*facts.offers, facts.choice.own], facts.choice.sought)
+        if best != facts.host and best is not None:
+            return HandOn(best)
+    if facts.holds_grave:
+        return Begin()  # the directory names this host for the id, so nobody else can have it
     if facts.claim is None:
         return MakeClaim()
     if not facts.claim.won:
@@ -159,12 +201,26 @@ def _take(facts: Facts) -> Step:
 
 
 def _place_elsewhere(facts: Facts, misfit: Refused) -> Step:
+    if facts.guards_until:
+        return _settle(facts, _guarded(facts, misfit))
     if facts.offers is None:
         return AskOffers()
-    best = best_offer(facts.offers, but=facts.host)
+    sought = facts.choice.sought if facts.choice is not None else ""
+    best = best_offer([o for o in facts.offers if o.host != facts.host], sought)
     if best is not None and facts.hops < MAX_HOPS:
         return HandOn(best) if facts.hops == 0 or facts.let_go else _let_go(facts)
     return _settle(facts, no_host(facts, misfit))
+
+
+def _guarded(facts: Facts, misfit: Refused) -> Refused:
+    what = f"the name {facts.name}" if facts.name else "this VM id"
+    seconds = facts.guards_until - facts.now
+    return Refused(
+        "no-capacity",
+        f"host {facts.host} can't take this VM ({misfit.reason}), and keeps {what} for {seconds:.0f} s more, because "
+        "a VM or a create of it ended just now",
+        "repeat it after that time, or choose another name",
+    )
 
 
 def _let_go(facts: Facts) -> Step:
@@ -176,6 +232,8 @@ def _let_go(facts: Facts) -> Step:
 
 def _settle(facts: Facts, error: Refused) -> Step:
     """A final no. Claim first, so that no copy is taken afterwards; probe, because a VM outlives its claim."""
+    if facts.holds_grave:
+        return Refuse(error, final=True)
     if facts.claim is None:
         return MakeClaim()
     if not facts.claim.won:
@@ -210,10 +268,13 @@ def _nobody_took_it(facts: Facts) -> Refused:
     return Refused("no-host", reason, "repeat the command; list-hosts shows who is up")
 
 
-def best_offer(offers: list[HostOffer], *, but: str) -> str | None:
-    """The host with the highest score; of equals the first by name; never the one that could not take it."""
-    able = [o for o in offers if o.score is not None and o.host != but]
-    return min(able, key=lambda o: (-(o.score or 0), o.host)).host if able else None
+def best_offer(offers: Sequence[HostOffer], sought: Sought = "") -> str | None:
+    """The host with the highest score; of equals the first by name. If VMs are to be spread or near, their number
+    comes first.
+    """
+    sign = {"": 0, "spread": 1, "near": -1}[sought]
+    able = [o for o in offers if o.score is not None]
+    return min(able, key=lambda o: (sign * o.alike, -(o.score or 0), o.host)).host if able else None
 
 
 ABSENT = "its agent is not connected, or did not answer"
@@ -222,7 +283,9 @@ ABSENT = "its agent is not connected, or did not answer"
 def no_host(facts: Facts, misfit: Refused) -> Refused:
     """The final refusal, with every host's reason; in the seed's words if no host at all has the image."""
     reasons = {facts.host: misfit.reason, **{o.host: o.refusal for o in facts.offers or [] if o.refusal}}
-    absent = [host for host in facts.fleet if host not in {*reasons, *(o.host for o in facts.offers or [])}]
+    wanted = [facts.wanted_host] if facts.wanted_host else []
+    known = {*reasons, *(o.host for o in facts.offers or [])}
+    absent = [host for host in dict.fromkeys([*facts.fleet, *wanted]) if host not in known]
     reasons = dict(sorted({**reasons, **dict.fromkeys(absent, ABSENT)}.items()))
     nameless = 0 if absent else facts.silent_hosts
     if set(reasons.values()) == {misfit.reason} and misfit.code == "image-unknown" and not nameless:

@@ -41,7 +41,6 @@ class Incoming:
     operator: str  #: on whose behalf: the sender, or who the handing-on agent says it was
     reply_to: str
     correlation_id: str | None
-    internal: bool  #: it was sent by an agent
     named: bool = True  #: the client chose the request id; else it is made of what the message holds
 
     @property
@@ -105,8 +104,6 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
     request = decode_request(body)
     sender = properties.user_id or ""
     internal = is_agent(sender, own_user)
-    if request.command.internal and not internal:
-        raise Refused("forbidden", f"{request.command.name} is for agents only")
     headers: Mapping[str, Any] = properties.headers or {}
     if not isinstance(properties.message_id, str | None):
         raise Refused("bad-request", "message_id is not UTF-8")
@@ -120,7 +117,6 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
         operator=_internal_header(headers, "operator", str, sender) if internal else sender,
         reply_to=properties.reply_to or "",
         correlation_id=properties.correlation_id,
-        internal=internal,
         named=bool(properties.message_id),
     )
 

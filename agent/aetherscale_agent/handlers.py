@@ -35,7 +35,7 @@ from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
 from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
-from aetherscale_protocol.names import derive_vm_id, is_vm_id
+from aetherscale_protocol.names import derive_vm_id, id_of_name, is_vm_id
 from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Handlers:
                 misfit = host.misfit(incoming.create)
                 if misfit is not None:
                     raise misfit
-                return self._success(Offer(score=host.score()))
+                return self._success(Offer(score=host.score(), alike=host.count_alike(incoming.create)))
             case "open-stream":
                 return self._success(await self._streams.open(incoming))
             case "ping":
@@ -317,7 +317,7 @@ class Handlers:
         assert vm_id is not None
         async with self._host.turn(vm_id):
             known = self._host.vms.get(vm_id)
-            if recorded_request(known.record if known else None) is None:
+            if recorded_request(known.record if known else None, incoming.request_id) is None:
                 await session.settled_in()
             try:
                 await CreateFlow(self, self._host, session, delivery, incoming).run()
@@ -341,7 +341,8 @@ class Handlers:
 def _completed(incoming: Incoming, now: float) -> Incoming:
     """A create with its VM id and its deadline, made up for a client that gave none (the seed's)."""
     if incoming.create.vm_id is None:
-        incoming = incoming.with_vm_id(derive_vm_id(incoming.request_id))
+        name = incoming.create.name
+        incoming = incoming.with_vm_id(id_of_name(name) if name else derive_vm_id(incoming.request_id))
     if incoming.deadline is None:
         incoming = replace(incoming, deadline=now + DEFAULT_PATIENCE_S)
     return incoming

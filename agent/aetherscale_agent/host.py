@@ -18,10 +18,11 @@ from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMis
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
 from aetherscale_agent.steps import step
+from aetherscale_agent.succession import fall_back, with_refused
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
-from aetherscale_protocol.options import CreateVm
+from aetherscale_protocol.options import CreateVm, selects
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,11 @@ class Host:
 
     def free(self) -> capacity.Free:
         """What is left for new VMs; what creates in hand have reserved is counted."""
-        promised = [vm.record.spec for vm in self.vms.values() if vm.exists]
-        return capacity.free(self.hypervisor.resources(), [*promised, *self._reserved.values()])
+        return capacity.free(self.hypervisor.resources(), self._promised())
+
+    def _promised(self) -> list[CreateVm]:
+        """The VMs that are here, and those in hand."""
+        return [*(vm.record.spec for vm in self.vms.values() if vm.exists), *self._reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
@@ -94,12 +98,23 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
+        elsewhere = capacity.misplaced(spec, self.name) or capacity.port_taken(spec, self._promised())
+        if elsewhere is not None:
+            return elsewhere
+        if conflict := self.hypervisor.port_conflict(spec):
+            return Refused("no-capacity", conflict)
         overhead = self.hypervisor.resources().vm_overhead
         return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
     def score(self) -> int:
         """How well a VM could be taken now; higher is better."""
         return capacity.score(self.free())
+
+    def count_alike(self, spec: CreateVm) -> int:
+        """How many VMs there are here, those in hand included, that a create wants to be away from, or near."""
+        selector = spec.spread or spec.near
+        others = [one for one in self._promised() if one.vm_id != spec.vm_id]
+        return sum(selects(selector, one.labels) for one in others) if selector else 0
 
     def reserve(self, vm_id: str, spec: CreateVm) -> None:
         """Hold capacity for a create in hand."""
@@ -114,7 +129,9 @@ class Host:
 
     def details(self) -> list[VmDetails]:
         """A row for each VM, by id."""
-        return [reports.vm_details(vm) for _, vm in sorted(self.vms.items()) if vm.exists]
+        return [
+            reports.vm_details(vm, self.hypervisor.nic(vm_id)) for vm_id, vm in sorted(self.vms.items()) if vm.exists
+        ]
 
     async def show(self, vm_id: str, console_lines: int) -> VmReport:
         """All that there is to say about a VM.
@@ -123,7 +140,7 @@ class Host:
         """
         vm = self.get(vm_id)
         console = await self.hypervisor.console_tail(vm_id, console_lines) if console_lines else []
-        return reports.vm_report(vm, self.name, self.hypervisor.accelerator, console)
+        return reports.vm_report(vm, self.hypervisor.nic(vm_id), self.name, self.hypervisor.accelerator, console)
 
     def report(self, fleet: list[str], version: str) -> HostReport:
         """What this host has, and what is free."""
@@ -264,6 +281,11 @@ class Host:
         """
         await self.admit(record.but(phase="gone", ending=ending_of(error, record.request_id)))
         self.buried.set()
+
+    async def remember_refused(self, vm_id: str, request_id: str, deadline: float, error: Refused) -> None:
+        """Journal, now or later, that a create was refused because this VM has its id."""
+        vm, now = self.vms[vm_id], self.clock()
+        await self._records.change(vm, lambda r: with_refused(r, request_id, deadline, error, now))
 
     async def prolong(self, vm_id: str, deadline: float) -> None:
         """Journal, now or later, that a create was asked again: it, and its tombstone, last until that deadline."""
@@ -517,12 +539,17 @@ class Host:
         if vm is None:
             return
         async with vm.pen:
+            rest = fall_back(vm.record, self.clock())
             try:
-                await self.journal.drop(vm_id)
+                await (self.journal.drop(vm_id) if rest is None else self.journal.put(rest))
             except JournalError as error:
                 log.error("VM %s: %s", vm_id, error)
                 return
-            del self.vms[vm_id]
+            if rest is None:
+                del self.vms[vm_id]
+            else:
+                self.vms[vm_id] = Vm(rest, "creating")
+                self.buried.set()
 
     async def _cancel_shutdown(self, vm: Vm) -> None:
         if vm.shutdown is not None:

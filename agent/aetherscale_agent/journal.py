@@ -50,6 +50,14 @@ class Done(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, **changes)
 
 
+class Past(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A create of an id that is over, and what a late copy of it is answered; needed until `until`."""
+
+    request_id: str
+    until: float
+    ending: Ending
+
+
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One VM, or what is left of one. Times in seconds since the epoch."""
 
@@ -68,6 +76,7 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
     ending: Ending | None = None
     done: tuple[Done, ...] = ()  #: oldest first
+    past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first
 
     def but(self, **changes: object) -> "Record":
         """The same record with some fields changed."""

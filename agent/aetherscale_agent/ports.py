@@ -138,6 +138,9 @@ class Hypervisor(Protocol):
     def nic(self, vm_id: str) -> Nic:
         """The VM's network interface, with the addresses that it has now; cheap."""
 
+    def port_conflict(self, spec: CreateVm) -> str:
+        """Why the ports that this VM publishes can't be published on this host; '' if they can. Cheap."""
+
     async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
         """Connect to the VM's serial console: what the guest prints from now on, and what it is to read.
 

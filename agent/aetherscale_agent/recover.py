@@ -5,8 +5,9 @@ import enum
 from aetherscale_agent.courses import BURY, UNDO_CLAIM, Course
 from aetherscale_agent.journal import Record
 from aetherscale_agent.ports import Power
+from aetherscale_agent.succession import SLACK_S, last_deadline
 
-TOMBSTONE_SLACK_S = 5.0
+TOMBSTONE_SLACK_S = SLACK_S
 """How long after its create's deadline a tombstone stays: late copies may be on their way. Seconds."""
 
 
@@ -69,7 +70,7 @@ def undo_course(*, has_queue: bool) -> Course:
 
 def burial(record: Record, now: float, *, has_queue: bool = True) -> Course:
     """How a tombstone is buried, if it is one and its time has come; else nothing."""
-    if record.phase != "gone" or now <= record.deadline + TOMBSTONE_SLACK_S:
+    if record.phase != "gone" or now <= last_deadline(record) + TOMBSTONE_SLACK_S:
         return ()
     return _where_bound(BURY, has_queue=has_queue)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from aetherscale_agent.capacity import Free
-from aetherscale_agent.ports import HostResources
+from aetherscale_agent.ports import HostResources, Nic
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport
 
@@ -13,7 +13,7 @@ CONSOLE_BYTES = 256 << 10
 """How much of a console goes into one answer, as JSON."""
 
 
-def vm_details(vm: Vm) -> VmDetails:
+def vm_details(vm: Vm, nic: Nic) -> VmDetails:
     """A VM's row in list-vms."""
     spec, record = vm.record.spec, vm.record
     return VmDetails(
@@ -24,12 +24,16 @@ def vm_details(vm: Vm) -> VmDetails:
         memory=spec.memory,
         disk=spec.disk,
         since=record.since,
+        name=spec.name or "",
+        labels=spec.labels,
+        addresses=list(nic.addresses),
+        published=[f"{port.host_port}:{port.guest_port}" for port in spec.publish],
     )
 
 
-def vm_report(vm: Vm, host: str, accelerator: str, console: list[str]) -> VmReport:
+def vm_report(vm: Vm, nic: Nic, host: str, accelerator: str, console: list[str]) -> VmReport:
     """All that there is to say about a VM."""
-    details = vm_details(vm)
+    details = vm_details(vm, nic)
     row = {name: getattr(details, name) for name in VmDetails.__struct_fields__}
     return VmReport(
         **row,
@@ -37,6 +41,8 @@ def vm_report(vm: Vm, host: str, accelerator: str, console: list[str]) -> VmRepo
         created=vm.record.created,
         accelerator=accelerator,
         reason=vm.record.reason,
+        mac=nic.mac,
+        clone_of=vm.record.spec.clone_of or "",
         console=_at_most(console, CONSOLE_BYTES),
     )
 

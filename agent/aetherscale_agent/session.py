@@ -24,6 +24,7 @@ from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to, undo_course
 from aetherscale_agent.steps import step
+from aetherscale_agent.succession import last_deadline
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import encode_request
@@ -266,7 +267,7 @@ class Session:
         while True:
             self.host.buried.clear()
             await self._bury(has_queue=True)
-            ends = [vm.record.deadline + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
+            ends = [last_deadline(vm.record) + TOMBSTONE_SLACK_S for vm in self.host.vms.values() if vm.is_tomb]
             soon = min((end - self.host.clock() for end in ends), default=LOOK_FOR_BURIALS_S)
             await _wait(self.host.buried, max(0.1, min(soon, LOOK_FOR_BURIALS_S)))
 

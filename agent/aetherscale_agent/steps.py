@@ -24,6 +24,7 @@ STEPS: Mapping[str, str] = {
     "create.journal-bound": "journal that it is bound",
     "create.capacity": "consume creates with the priority that is right now",
     "create.refuse": "journal a final no",
+    "create.remember": "journal a no to a create whose id another VM has",
     "create.prolong": "journal the later deadline of a create that is asked again",
     "create.acknowledge": "acknowledge the create, and wait for the barrier",
     "build.disk": "make the overlay",

@@ -152,9 +152,3 @@ def test_a_late_command_is_not_begun_and_the_clock_is_named(client: SeedClient) 
     future = int((time.time() + 7200) * 1000)
     (answer,) = client.send("list-vms", "list-vms", properties={"headers": {"deadline": future}})
     assert answer["execution-info"]["code"] == "bad-request"
-
-
-@pytest.mark.usefixtures("host")
-def test_internal_commands_are_for_agents(client: SeedClient) -> None:
-    (answer,) = client.send("offer-vm", "offer-vm", image="ubuntu_base")
-    assert answer["execution-info"]["code"] == "forbidden"

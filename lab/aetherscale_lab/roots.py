@@ -36,6 +36,8 @@ BASE_PACKAGES = [
 # What can be installed in a host, with everything needed for it.
 REPOSITORY_PACKAGES = [
     "acl",
+    "dnsmasq-base",
+    "nftables",
     "qemu-system-x86",
     "qemu-utils",
     "rabbitmq-server",

@@ -56,7 +56,6 @@ class Command(Struct, frozen=True):
     options: type[Options]
     reach: Reach
     changes: bool  #: False: it only reads, and may be executed twice without harm
-    internal: bool  #: True: agents only; refused from anyone else
     summary: str
 
 
@@ -65,30 +64,30 @@ def _table(*rows: Command) -> Mapping[str, Command]:
 
 
 COMMANDS: Mapping[str, Command] = _table(
-    Command("create-vm", CreateVm, Reach.ONE, True, False, "create a VM and start it"),
-    Command("list-vms", NoOptions, Reach.ALL, False, False, "list the VMs of every host"),
-    Command("start-vm", VmRef, Reach.HOLDER, True, False, "start a stopped VM"),
-    Command("stop-vm", StopVm, Reach.HOLDER, True, False, "shut a VM down, or pull its plug"),
-    Command("reboot-vm", RebootVm, Reach.HOLDER, True, False, "shut a VM down and start it, or reset it"),
-    Command("pause-vm", VmRef, Reach.HOLDER, True, False, "freeze a running VM; its memory stays"),
-    Command("resume-vm", VmRef, Reach.HOLDER, True, False, "let a paused VM go on"),
-    Command("resize-vm", ResizeVm, Reach.HOLDER, True, False, "give a VM other cores, other memory, a larger disk"),
-    Command("snapshot-vm", SnapshotRef, Reach.HOLDER, True, False, "keep a VM's disk as it is now"),
-    Command("restore-vm", SnapshotRef, Reach.HOLDER, True, False, "take a stopped VM's disk back to a snapshot"),
-    Command("delete-snapshot", SnapshotRef, Reach.HOLDER, True, False, "delete a snapshot of a VM"),
-    Command("list-snapshots", VmRef, Reach.HOLDER, False, False, "list the snapshots of a VM"),
-    Command("extend-vm", ExtendVm, Reach.HOLDER, True, False, "set anew when a VM expires"),
-    Command("delete-vm", VmRef, Reach.HOLDER, True, False, "delete a VM and its disk"),
-    Command("show-vm", ShowVm, Reach.HOLDER, False, False, "show one VM: spec, state, host, console"),
-    Command("open-stream", OpenStream, Reach.HOLDER, False, False, "open a VM's console, its log, or a port of its"),
-    Command("list-hosts", NoOptions, Reach.ALL, False, False, "list the hosts, what they have and what is free"),
-    Command("list-images", NoOptions, Reach.ALL, False, False, "list the images of every host"),
-    Command("delete-image", DeleteImage, Reach.HOST, True, False, "delete an image that no VM uses"),
-    Command("drain-host", HostRef, Reach.HOST, True, False, "let a host take no new VMs"),
-    Command("undrain-host", HostRef, Reach.HOST, True, False, "let a host take VMs again"),
-    Command("offer-vm", CreateVm, Reach.ALL, False, False, "ask every host how well it could take a VM"),
-    Command("ping", NoOptions, Reach.ALL, False, False, "ask hosts whether they listen, and what time they have"),
-    Command("forget-host", ForgetHost, Reach.ONE, True, False, "forget a host that is gone for good"),
+    Command("create-vm", CreateVm, Reach.ONE, True, "create a VM and start it"),
+    Command("list-vms", NoOptions, Reach.ALL, False, "list the VMs of every host"),
+    Command("start-vm", VmRef, Reach.HOLDER, True, "start a stopped VM"),
+    Command("stop-vm", StopVm, Reach.HOLDER, True, "shut a VM down, or pull its plug"),
+    Command("reboot-vm", RebootVm, Reach.HOLDER, True, "shut a VM down and start it, or reset it"),
+    Command("pause-vm", VmRef, Reach.HOLDER, True, "freeze a running VM; its memory stays"),
+    Command("resume-vm", VmRef, Reach.HOLDER, True, "let a paused VM go on"),
+    Command("resize-vm", ResizeVm, Reach.HOLDER, True, "give a VM other cores, other memory, a larger disk"),
+    Command("snapshot-vm", SnapshotRef, Reach.HOLDER, True, "keep a VM's disk as it is now"),
+    Command("restore-vm", SnapshotRef, Reach.HOLDER, True, "take a stopped VM's disk back to a snapshot"),
+    Command("delete-snapshot", SnapshotRef, Reach.HOLDER, True, "delete a snapshot of a VM"),
+    Command("list-snapshots", VmRef, Reach.HOLDER, False, "list the snapshots of a VM"),
+    Command("extend-vm", ExtendVm, Reach.HOLDER, True, "set anew when a VM expires"),
+    Command("delete-vm", VmRef, Reach.HOLDER, True, "delete a VM and its disk"),
+    Command("show-vm", ShowVm, Reach.HOLDER, False, "show one VM: spec, state, host, console"),
+    Command("open-stream", OpenStream, Reach.HOLDER, False, "open a VM's console, its log, or a port of its"),
+    Command("list-hosts", NoOptions, Reach.ALL, False, "list the hosts, what they have and what is free"),
+    Command("list-images", NoOptions, Reach.ALL, False, "list the images of every host"),
+    Command("delete-image", DeleteImage, Reach.HOST, True, "delete an image that no VM uses"),
+    Command("drain-host", HostRef, Reach.HOST, True, "let a host take no new VMs"),
+    Command("undrain-host", HostRef, Reach.HOST, True, "let a host take VMs again"),
+    Command("offer-vm", CreateVm, Reach.ALL, False, "ask every host how well it could take a VM"),
+    Command("ping", NoOptions, Reach.ALL, False, "ask hosts whether they listen, and what time they have"),
+    Command("forget-host", ForgetHost, Reach.ONE, True, "forget a host that is gone for good"),
 )
 
 BROADCAST_KEYS: tuple[str, ...] = tuple(c.name for c in COMMANDS.values() if c.reach in (Reach.ALL, Reach.HOLDER))
@@ -125,7 +124,7 @@ def decode_request(body: bytes) -> Request:
         raise Refused("bad-request", f"not a command: {_in_short(error)}", _SHAPE_HINT) from None
     command = COMMANDS.get(envelope.command)
     if command is None:
-        known = ", ".join(c.name for c in COMMANDS.values() if not c.internal)
+        known = ", ".join(c.name for c in COMMANDS.values())
         raise Refused("unknown-command", f"unknown command {envelope.command[:64]!r}", f"known are: {known}")
     return Request(command, _decode_options(command, bytes(envelope.options)))
 

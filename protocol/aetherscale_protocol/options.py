@@ -21,8 +21,8 @@ MOST_LABELS = 32
 MOST_KEYS = 64
 MOST_PUBLISHED = 32
 LONGEST_KEY = 16_384
-LONGEST_USER_DATA = 256 << 10
-"""Characters. Together with the rest it must fit into one message."""
+LONGEST_TEXT = 256 << 10
+"""Bytes of user-data, and of all ssh keys together: with the rest they must fit into one message."""
 
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab", omit_defaults=True):
@@ -87,10 +87,10 @@ class CreateVm(Options, frozen=True):
         for key, value in [*self.labels.items(), *self.host_labels.items()]:
             if not names.is_label(key, value):
                 raise ValueError(f"label {key}={value}: {names.LABEL_RULE}")
-        for selector in filter(None, (self.spread, self.near)):
-            if not names.is_label(*split_selector(selector)):
+        for selector in (self.spread, self.near):
+            if selector is not None and not names.is_label(*split_selector(selector)):
                 raise ValueError(f"label {selector!r}: {names.LABEL_RULE}")
-        if self.spread and self.near:
+        if self.spread is not None and self.near is not None:
             raise ValueError("spread and near exclude each other")
         self._check_sizes()
 
@@ -100,10 +100,15 @@ class CreateVm(Options, frozen=True):
                 raise ValueError(f"ssh-keys: {key[:40]!r} is not one line of a public key")
         if len({port.host_port for port in self.publish}) < len(self.publish):
             raise ValueError("publish: a port of the host is named twice")
-        if len(self.user_data) > LONGEST_USER_DATA:
-            raise ValueError(f"user-data has {len(self.user_data)} characters; {LONGEST_USER_DATA} are the most")
+        for what, size in (
+            ("user-data has", len(self.user_data.encode())),
+            ("ssh-keys have", sum(len(key.encode()) for key in self.ssh_keys)),
+        ):
+            if size > LONGEST_TEXT:
+                raise ValueError(f"{what} {size} bytes; {LONGEST_TEXT} are the most")
         for what, many, most in (
             ("labels", len(self.labels), MOST_LABELS),
+            ("host-labels", len(self.host_labels), MOST_LABELS),
             ("ssh-keys", len(self.ssh_keys), MOST_KEYS),
             ("publish", len(self.publish), MOST_PUBLISHED),
         ):

@@ -14,12 +14,20 @@ from aetherscale_protocol.answers import (
     RESPONSES,
     Answer,
     ExecutionInfo,
+    ExpiryStatus,
     Fleet,
     ForgetReport,
     HostReport,
+    HostStatus,
+    ImageDone,
+    ImageRow,
     KnownVms,
+    Milestone,
     Offer,
     Pong,
+    SnapshotDone,
+    SnapshotRow,
+    StreamOpened,
     VmDetails,
     VmReport,
     VmState,
@@ -124,6 +132,8 @@ texts = st.text(max_size=30)
 counts = st.integers(-(2**31), 2**31)
 times = st.floats(0, 1e11)
 states = st.sampled_from(get_args(VmState))
+labels = st.dictionaries(texts, texts, max_size=3)
+some = st.lists(texts, max_size=3)
 DETAILS: dict[str, st.SearchStrategy[Any]] = {
     "vm_id": texts,
     "state": states,
@@ -132,11 +142,26 @@ DETAILS: dict[str, st.SearchStrategy[Any]] = {
     "memory": counts,
     "disk": counts,
     "since": times,
+    "name": texts,
+    "labels": labels,
+    "addresses": some,
+    "published": some,
+    "expires": times,
 }
 VALUES: dict[Any, st.SearchStrategy[Any]] = {
     VmStatus: st.builds(VmStatus, status=texts, vm_id=texts),
     list[str]: st.lists(texts, max_size=4),
-    Offer: st.builds(Offer, score=counts),
+    Offer: st.builds(Offer, score=counts, alike=counts),
+    SnapshotDone: st.builds(SnapshotDone, status=texts, vm_id=texts, snapshot=texts),
+    list[SnapshotRow]: st.lists(st.builds(SnapshotRow, snapshot=texts, created=times), max_size=3),
+    ExpiryStatus: st.builds(ExpiryStatus, status=texts, vm_id=texts, expires=times),
+    StreamOpened: st.builds(StreamOpened, stream=texts, window=counts),
+    list[ImageRow]: st.lists(
+        st.builds(ImageRow, image=texts, format=texts, virtual_size=counts, size=counts, sha256=texts, used_by=some),
+        max_size=3,
+    ),
+    ImageDone: st.builds(ImageDone, status=texts, image=texts),
+    HostStatus: st.builds(HostStatus, status=st.sampled_from(get_args(answers.HostState)), host=texts),
     Pong: st.builds(Pong, host=texts, agent_version=texts, clock=times),
     ForgetReport: st.builds(
         ForgetReport,
@@ -144,11 +169,16 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
         host=texts,
         vms=st.lists(st.builds(VmDetails, **DETAILS), max_size=3),
         told=times,
-        claims=st.lists(texts, max_size=3),
+        claims=some,
         in_fleet=st.booleans(),
     ),
     VmReport: st.builds(
-        VmReport, **DETAILS, host=texts, created=times, accelerator=texts, reason=texts, console=st.lists(texts)
+        VmReport,
+        **DETAILS,
+        **dict.fromkeys(("host", "accelerator", "reason", "instance", "mac", "clone_of"), texts),
+        created=times,
+        console=st.lists(texts),
+        reached=st.lists(st.sampled_from(get_args(Milestone)), max_size=4),
     ),
     HostReport: st.builds(
         HostReport,
@@ -156,8 +186,9 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
         vms=counts,
         running=counts,
         state=st.sampled_from(get_args(answers.HostState)),
-        images=st.lists(texts, max_size=3),
-        fleet=st.lists(texts, max_size=3),
+        images=some,
+        fleet=some,
+        labels=labels,
         **dict.fromkeys(("host", "accelerator", "agent_version"), texts),
     ),
 }
@@ -200,6 +231,13 @@ def test_keys_are_kebab_case() -> None:
         Pong,
         KnownVms,
         ForgetReport,
+        SnapshotRow,
+        SnapshotDone,
+        ExpiryStatus,
+        ImageRow,
+        ImageDone,
+        HostStatus,
+        StreamOpened,
     ):
         assert kind.__struct_encode_fields__ == tuple(name.replace("_", "-") for name in kind.__struct_fields__)
 

@@ -20,7 +20,23 @@ from aetherscale_protocol.commands import (
     encode_request,
 )
 from aetherscale_protocol.errors import Refused
-from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
+from aetherscale_protocol.options import (
+    CreateVm,
+    DeleteImage,
+    ExtendVm,
+    ForgetHost,
+    HostRef,
+    NoOptions,
+    OpenStream,
+    Options,
+    Publish,
+    RebootVm,
+    ResizeVm,
+    ShowVm,
+    SnapshotRef,
+    StopVm,
+    VmRef,
+)
 
 VM_ID = "sgeqxcfi"
 
@@ -30,20 +46,72 @@ SOME = settings(max_examples=40, deadline=None, database=None)
 vm_ids = st.text("abcdefghijklmnopqrstuvwxyz", min_size=8, max_size=8)
 images = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
 
+hosts = st.from_regex(names.HOST_PATTERN, fullmatch=True)
+vm_names = st.from_regex(names.VM_NAME_PATTERN, fullmatch=True)
+label_keys = st.from_regex(names.LABEL_KEY_PATTERN, fullmatch=True)
+label_values = st.from_regex(names.LABEL_VALUE_PATTERN, fullmatch=True)
+labels = st.dictionaries(label_keys, label_values, max_size=3)
+selectors = label_keys | st.builds("{}={}".format, label_keys, label_values)
+cpus = st.integers(1, 256)
+memory = st.integers(64, 4 * 1024 * 1024)
+disk = st.integers(1, 64 * 1024)
+ports = st.integers(1, 65535)
+ttls = st.none() | st.integers(1, 10 * 366 * 86_400)
+key_letters = st.characters(codec="utf-8").filter(str.isprintable)
+ssh_keys = st.text(key_letters, min_size=1, max_size=30).filter(lambda key: bool(key.strip()))
+
+
+@st.composite
+def creates(draw: st.DrawFn) -> CreateVm:
+    """Any create that keeps the rules across its fields."""
+    name = draw(st.none() | vm_names)
+    own = vm_ids if name is None else st.just(names.id_of_name(name))
+    spread, near = draw(st.sampled_from([(None, None), (draw(selectors), None), (None, draw(selectors))]))
+    published = draw(st.dictionaries(ports, ports, max_size=3))
+    return CreateVm(
+        image=draw(images),
+        vm_id=draw(st.none() | own),
+        name=name,
+        cpus=draw(cpus),
+        memory=draw(memory),
+        disk=draw(disk),
+        labels=draw(labels),
+        ssh_keys=tuple(draw(st.lists(ssh_keys, max_size=2))),
+        user_data=draw(st.text(max_size=40)),
+        publish=tuple(Publish(host_port=outer, guest_port=inner) for outer, inner in published.items()),
+        ttl=draw(ttls),
+        host=draw(st.none() | hosts),
+        host_labels=draw(labels),
+        spread=spread,
+        near=near,
+        clone_of=draw(st.none() | vm_ids),
+    )
+
+
+@st.composite
+def resizes(draw: st.DrawFn) -> ResizeVm:
+    sizes = draw(st.fixed_dictionaries({}, optional={"cpus": cpus, "memory": memory, "disk": disk}).filter(bool))
+    return ResizeVm(vm_id=draw(vm_ids), **sizes)
+
+
+lines = st.integers(0, 1000)
+windows = st.integers(1024, 4 << 20)
+
 OPTIONS: dict[type[Options], st.SearchStrategy[Options]] = {
     NoOptions: st.builds(NoOptions),
-    CreateVm: st.builds(
-        CreateVm,
-        image=images,
-        vm_id=st.none() | vm_ids,
-        cpus=st.integers(1, 256),
-        memory=st.integers(64, 4 * 1024 * 1024),
-        disk=st.integers(1, 64 * 1024),
-    ),
+    CreateVm: creates(),
     VmRef: st.builds(VmRef, vm_id=vm_ids),
     StopVm: st.builds(StopVm, vm_id=vm_ids, kill=st.booleans()),
-    ForgetHost: st.builds(ForgetHost, host=st.from_regex(names.HOST_PATTERN, fullmatch=True), dry_run=st.booleans()),
-    ShowVm: st.builds(ShowVm, vm_id=vm_ids, console_lines=st.integers(0, 1000)),
+    RebootVm: st.builds(RebootVm, vm_id=vm_ids, kill=st.booleans()),
+    ResizeVm: resizes(),
+    SnapshotRef: st.builds(SnapshotRef, vm_id=vm_ids, snapshot=st.from_regex(names.SNAPSHOT_PATTERN, fullmatch=True)),
+    ExtendVm: st.builds(ExtendVm, vm_id=vm_ids, ttl=ttls),
+    OpenStream: st.builds(OpenStream, vm_id=vm_ids, kind=st.just("tcp"), port=ports, lines=lines, window=windows)
+    | st.builds(OpenStream, vm_id=vm_ids, kind=st.sampled_from(["console", "log"]), lines=lines, window=windows),
+    HostRef: st.builds(HostRef, host=hosts),
+    DeleteImage: st.builds(DeleteImage, host=hosts, image=images),
+    ForgetHost: st.builds(ForgetHost, host=hosts, dry_run=st.booleans()),
+    ShowVm: st.builds(ShowVm, vm_id=vm_ids, console_lines=lines, reached=st.booleans()),
 }
 
 json_values = st.recursive(
@@ -68,7 +136,9 @@ def refusal(data: bytes) -> Refused:
 
 def test_the_table_is_closed() -> None:
     assert list(COMMANDS) == [
-        *("create-vm", "list-vms", "start-vm", "stop-vm", "delete-vm", "show-vm", "list-hosts", "offer-vm"),
+        *("create-vm", "list-vms", "start-vm", "stop-vm", "reboot-vm", "pause-vm", "resume-vm", "resize-vm"),
+        *("snapshot-vm", "restore-vm", "delete-snapshot", "list-snapshots", "extend-vm", "delete-vm", "show-vm"),
+        *("open-stream", "list-hosts", "list-images", "delete-image", "drain-host", "undrain-host", "offer-vm"),
         *("ping", "forget-host"),
     ]
 
@@ -79,18 +149,18 @@ def test_each_row_is_consistent(command: Command) -> None:
     assert command.options in OPTIONS, "a new kind of options needs a strategy here"
     assert command.name in RESPONSES
     assert command.summary == command.summary.strip(".").strip()
-    assert (command.name in BROADCAST_KEYS) == (command.reach is not Reach.ONE)
-    if command.reach is Reach.HOLDER:
-        assert issubclass(command.options, VmRef)
+    assert (command.name in BROADCAST_KEYS) == (command.reach in (Reach.ALL, Reach.HOLDER))
+    assert (command.reach is Reach.HOLDER) == issubclass(command.options, VmRef)
+    assert (command.reach is Reach.HOST) == issubclass(command.options, HostRef)
 
 
 def test_no_response_type_without_a_command() -> None:
     assert set(RESPONSES) == set(COMMANDS)
 
 
-def test_only_the_offer_is_internal_and_only_it_and_the_reading_ones_change_nothing() -> None:
-    assert [c.name for c in COMMANDS.values() if c.internal] == ["offer-vm"]
-    reading = ["list-vms", "show-vm", "list-hosts", "offer-vm", "ping"]
+def test_those_that_read_change_nothing() -> None:
+    """An offer promises nothing and changes nothing: a client asks for them too, to say where a VM would go."""
+    reading = ["list-vms", "list-snapshots", "show-vm", "open-stream", "list-hosts", "list-images", "offer-vm", "ping"]
     assert [c.name for c in COMMANDS.values() if not c.changes] == reading
 
 
@@ -153,13 +223,34 @@ BOUNDS = [
     ("create-vm", "disk", 1, 64 * 1024),
     ("offer-vm", "cpus", 1, 256),
     ("show-vm", "console-lines", 0, 1000),
+    ("create-vm", "ttl", 1, 316_224_000),
+    ("extend-vm", "ttl", 1, 316_224_000),
+    ("resize-vm", "cpus", 1, 256),
+    ("resize-vm", "memory", 64, 4 * 1024 * 1024),
+    ("resize-vm", "disk", 1, 64 * 1024),
+    ("open-stream", "port", 1, 65535),
+    ("open-stream", "lines", 0, 1000),
+    ("open-stream", "window", 1024, 4 * 1024 * 1024),
+]
+MAY_BE_NULL = [("create-vm", "ttl"), ("extend-vm", "ttl"), ("open-stream", "port")]
+MAY_BE_NULL += [("resize-vm", "cpus"), ("resize-vm", "memory"), ("resize-vm", "disk")]
+NO_NUMBERS: list[Any] = [True, False, None, "1", "", [], {}, [1]]
+OTHER_TYPES = [
+    (command, option, value)
+    for command, option, _, _ in BOUNDS
+    for value in NO_NUMBERS
+    if value is not None or (command, option) not in MAY_BE_NULL
 ]
 
 
 def with_option(command: str, option: str, value: Any) -> bytes:
-    required: dict[type[Options], dict[str, str]] = {
+    required: dict[type[Options], dict[str, Any]] = {
         CreateVm: {"image": "a"},
         ForgetHost: {"host": "h1"},
+        HostRef: {"host": "h1"},
+        DeleteImage: {"host": "h1", "image": "a"},
+        SnapshotRef: {"vm-id": VM_ID, "snapshot": "s"},
+        OpenStream: {"vm-id": VM_ID, "kind": "tcp", "port": 22},
         NoOptions: {},
     }
     base = required.get(COMMANDS[command].options, {"vm-id": VM_ID})
@@ -181,8 +272,7 @@ def test_what_lies_outside_of_a_range_is_refused_by_name(command: str, option: s
         assert f"$.{option}" in error.reason
 
 
-@pytest.mark.parametrize("value", [True, False, None, "1", "", [], {}, [1]])
-@pytest.mark.parametrize(("command", "option"), [(b[0], b[1]) for b in BOUNDS])
+@pytest.mark.parametrize(("command", "option", "value"), OTHER_TYPES)
 def test_a_number_of_another_type_is_refused_by_name(command: str, option: str, value: Any) -> None:
     assert f"$.{option}" in refusal(with_option(command, option, value)).reason
 
@@ -238,7 +328,7 @@ def test_an_unknown_command_is_named_with_those_that_are_known(name: str) -> Non
     assert error.code == "unknown-command"
     assert repr(name[:64]) in error.reason
     for command in COMMANDS.values():
-        assert (command.name in (error.hint or "")) == (not command.internal)
+        assert command.name in (error.hint or "")
 
 
 def test_the_largest_body_is_read_and_a_larger_one_is_not() -> None:

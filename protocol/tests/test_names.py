@@ -18,11 +18,15 @@ GOOD: dict[Rule, list[str]] = {
     names.is_vm_id: ["sgeqxcfi", "aaaaaaaa", "zzzzzzzz"],
     names.is_image_name: ["a", "0", "ubuntu_base", "Debian-12.1", "a..b", "a" * 64, "v1.", "x-"],
     names.is_host_name: ["a", "h1", "h-1", "node1.example.org", "1", "a" * 63, "a--b", "0.0"],
+    names.is_vm_name: ["a", "web1", "1", "web-1", "a" * 63, "a--b", "sgeqxcfi"],
+    names.is_snapshot_name: ["a", "0", "before-upgrade", "2024_01.02", "a..b", "a" * 64, "v1.", "x-"],
 }
 BAD: dict[Rule, list[str]] = {
     names.is_vm_id: ["sgeqxcf", "sgeqxcfii", "Sgeqxcfi", "sgeqxcf1", "sgeqxcf-", "ſgeqxcfi", "sgeqxcﬁ"],
     names.is_image_name: [".", "..", ".a", "-a", "_a", "a/b", "a\\b", "a b", "a:b", "a%b", "é", "a" * 65, "a@b", "١"],
     names.is_host_name: ["-a", "a-", ".a", "a.", "H1", "a_b", "a/b", "a b", "a" * 64, "h1:5672", "*", "#", "h١", "."],
+    names.is_vm_name: ["-a", "a-", ".a", "a.b", "a_b", "Web", "a/b", "a b", "a" * 64, "*", "é", "w١", "-", "a=b"],
+    names.is_snapshot_name: [".", "..", ".a", "-a", "_a", "a/b", "a b", "a:b", "a@b", "a%b", "é", "a" * 65, "١"],
 }
 RULES = [*GOOD]
 
@@ -54,6 +58,25 @@ def test_what_passes_is_harmless_in_paths_units_keys_and_patterns(rule: Rule, te
         assert len(text) <= 64
 
 
+# Labels
+
+LABELS = [("role", "web"), ("role", ""), ("a", "-"), ("example.org/role", "v1.2_3-x"), ("a" * 63, "b" * 63), ("0", "0")]
+NO_LABELS = [
+    *[(key, "web") for key in ("", "-a", "a-", ".a", "a.", "/a", "a/", "_", "a b", "a=b", "a" * 64, "é", "a\n", "a,b")],
+    *[("role", value) for value in ("a b", "a=b", "a/b", "a,b", "b" * 64, "é", "a\n", "\n", "*", "\0")],
+]
+
+
+@pytest.mark.parametrize(("key", "value"), LABELS)
+def test_a_good_label_passes(key: str, value: str) -> None:
+    assert names.is_label(key, value)
+
+
+@pytest.mark.parametrize(("key", "value"), NO_LABELS)
+def test_a_bad_label_does_not(key: str, value: str) -> None:
+    assert not names.is_label(key, value)
+
+
 # Ids
 
 
@@ -71,6 +94,21 @@ def test_derived_ids_never_change() -> None:
     request_id = names.derive_request_id("amq.rabbitmq.reply-to.x.y", "1", b"{}")
     assert request_id == "7e421cd33bd650b0f8783adacab3aa42"
     assert names.derive_vm_id(request_id) == "divmppcj"
+
+
+def test_the_id_of_a_name_never_changes() -> None:
+    """Who knows a VM's name finds it by this id, in any release: VMs made by an older one would else be lost."""
+    assert names.id_of_name("web1") == "lqrhsuri"
+    assert names.id_of_name("a") == "gqipkgiz"
+
+
+@MANY
+@given(st.from_regex(names.VM_NAME_PATTERN, fullmatch=True))
+def test_any_name_gives_a_vm_id_of_its_own_kind(name: str) -> None:
+    """A request id with the letters of a name must not lead to the VM of that name."""
+    assert names.is_vm_id(names.id_of_name(name))
+    assert names.id_of_name(name) != names.derive_vm_id(name)
+    assert names.id_of_name(name) != names.id_of_name(f"{name}1")
 
 
 @MANY

@@ -10,7 +10,12 @@ from aetherscale_protocol.errors import CODES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
-WHO = {Reach.ONE: "one agent", Reach.ALL: "all agents", Reach.HOLDER: "all, or `vm.<vm-id>`"}
+WHO = {
+    Reach.ONE: "one agent",
+    Reach.ALL: "all agents",
+    Reach.HOLDER: "all, or `vm.<vm-id>`",
+    Reach.HOST: "`host.<host>`",
+}
 
 
 def options(command: Command) -> str:
@@ -23,8 +28,7 @@ def options(command: Command) -> str:
 def command_table() -> str:
     rows = ["| command | reaches | options | |", "|---|---|---|---|"]
     for command in COMMANDS.values():
-        note = "; agents only" if command.internal else ""
-        rows.append(f"| `{command.name}` | {WHO[command.reach]} | {options(command)} | {command.summary}{note} |")
+        rows.append(f"| `{command.name}` | {WHO[command.reach]} | {options(command)} | {command.summary} |")
     return "\n".join(rows)
 
 

@@ -139,6 +139,8 @@ class FakeHypervisor:
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
+        #: Ports on which something else listens on this host.
+        self.ports_in_use: set[int] = set()
         #: Ports of the loopback that take the place of guests' ports.
         self.guest_ports: dict[int, int] = {}
         self._consoles: dict[str, FakeConsole] = {}
@@ -238,6 +240,10 @@ class FakeHypervisor:
 
     def nic(self, vm_id: str) -> Nic:
         return Nic(finalize_mac(vm_id), ("127.0.0.1",) if self._is_on(vm_id) else ())
+
+    def port_conflict(self, spec: CreateVm) -> str:
+        taken = [port.host_port for port in spec.publish if port.host_port in self.ports_in_use]
+        return f"port {taken[0]} is in use on this host" if taken else ""
 
     async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
         if not self._is_on(vm_id):

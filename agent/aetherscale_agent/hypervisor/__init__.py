@@ -25,6 +25,7 @@ async def open_hypervisor(config: AgentConfig) -> tuple[QemuHypervisor, Manifest
         memory=resources.memory,
         memory_reserve=resources.reserve_memory,
         disk=resources.disk,
+        network=config.network,
     )
     hypervisor = QemuHypervisor(settings)
     await hypervisor.open()

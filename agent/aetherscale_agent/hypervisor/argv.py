@@ -33,8 +33,8 @@ def finalize_accelerator(accelerator: str) -> list[str]:
     return ["-accel", f"tcg,tb-size={TRANSLATION_CACHE}", "-cpu", "max"]
 
 
-def finalize_argv(vm_id: str, spec: CreateVm, paths: VmPaths, accelerator: str) -> list[str]:
-    """QEMU's arguments for a VM."""
+def finalize_argv(vm_id: str, spec: CreateVm, paths: VmPaths, accelerator: str, *, bridged: bool = False) -> list[str]:
+    """QEMU's arguments for a VM. `bridged`: it has a tap, which `vm-net` made."""
     return [
         *("-name", f"{vm_id},debug-threads=on"),
         *("-nodefaults", "-no-user-config"),
@@ -52,7 +52,7 @@ def finalize_argv(vm_id: str, spec: CreateVm, paths: VmPaths, accelerator: str) 
         *("-blockdev", f"driver=file,node-name=file,filename={paths.disk},discard=unmap"),
         *("-blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap"),
         *("-device", "virtio-blk-pci,drive=disk"),
-        *("-netdev", "user,id=net"),
+        *("-netdev", f"tap,id=net,ifname=vm-{vm_id},script=no,downscript=no" if bridged else "user,id=net"),
         *("-device", f"virtio-net-pci,netdev=net,romfile=,mac={finalize_mac(vm_id)}"),
         *("-device", "virtio-rng-pci"),
     ]

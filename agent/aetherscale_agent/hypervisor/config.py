@@ -1,8 +1,10 @@
 """What the hypervisor can be told, and where its files are."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from aetherscale_agent.config import NetworkSettings
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class HypervisorConfig:
     disk_reserve: int | None = None  #: left free; None: 5 % of the file system
     start_timeout: float = 15.0  #: seconds until a QEMU that does not answer is given up
     build_timeout: float = 60.0  #: seconds for `qemu-img`
+    network: NetworkSettings = field(default_factory=NetworkSettings)
     console_limit: int = 1 << 20  #: bytes; a console log that is longer is cut, its tail kept
 
 
@@ -32,9 +35,19 @@ class VmPaths:
     env: Path  #: QEMU's arguments, out of the VM's reach
 
     @property
+    def net(self) -> Path:
+        """What `vm-net` is told of the VM, beside QEMU's arguments."""
+        return self.env.with_suffix(".net")
+
+    @property
     def disk(self) -> Path:
         """The overlay, qcow2."""
         return self.home / "disk.qcow2"
+
+    @property
+    def address(self) -> Path:
+        """The guest's IPv4 address, if its host chose it."""
+        return self.home / "address"
 
     @property
     def console(self) -> Path:

@@ -37,12 +37,16 @@ def _make_dir(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-def prepare_start(layout: Layout, paths: VmPaths, env: str) -> None:
-    """Write QEMU's arguments and clear away the sockets of the run before."""
+def prepare_start(layout: Layout, paths: VmPaths, env: str, net: str | None = None) -> None:
+    """Write QEMU's arguments, and what `vm-net` is told, and clear away the sockets of the run before."""
     make_dirs(layout, paths)
     for socket in (paths.agent_monitor, paths.stop_monitor, paths.console_socket):
         socket.unlink(missing_ok=True)
     paths.env.write_text(env)
+    if net is None:
+        paths.net.unlink(missing_ok=True)
+    else:
+        paths.net.write_text(net)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -56,6 +60,7 @@ def remove(layout: Layout, vm_id: str) -> None:
     """Remove all files of a VM; nothing happens if there are none."""
     paths = layout.vm(vm_id)
     paths.env.unlink(missing_ok=True)
+    paths.net.unlink(missing_ok=True)
     _remove_tree(paths.run)
     _remove_tree(paths.home)
 
@@ -75,7 +80,7 @@ def _remove_tree(path: Path) -> None:
 
 def find_ids(layout: Layout) -> set[str]:
     """The VMs of which there is any file."""
-    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.removesuffix(".env") for e in _entries(layout.envs))}
+    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.partition(".")[0] for e in _entries(layout.envs))}
     return {name for name in found if names.is_vm_id(name)}
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from aetherscale_agent import pipes
 from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
+from aetherscale_agent.hypervisor.network import Network
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.stalled import Stalled
@@ -37,6 +38,7 @@ class QemuHypervisor:
         self._layout = Layout(config.state_dir, config.run_dir)
         self._resources = Resources(config, self._layout.homes)
         self._units = Units(self._on_end)
+        self._network = Network(config.network, self._layout)
         self._accelerator = ""
         self._starting: set[str] = set()
         self._pulled: set[str] = set()
@@ -51,6 +53,7 @@ class QemuHypervisor:
         """
         with _as_hypervisor_error(f"{self._config.state_dir} or {self._config.run_dir} can't be used"):
             files.make_walls(self._layout)
+            self._network.load()
         await self._units.open()
         self._console_keeper = asyncio.create_task(self._keep_consoles(), name="consoles")
 
@@ -83,6 +86,7 @@ class QemuHypervisor:
         with _as_hypervisor_error("the disk could not be made"):
             files.make_dirs(self._layout, paths)
             console.make(paths.console)
+            self._network.take(vm_id)
             size = overlay.finalize_size(spec.disk, image)
             await overlay.make(image, paths.disk, size, self._config.build_timeout)
 
@@ -144,6 +148,7 @@ class QemuHypervisor:
             await self._sweep_limits(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
             await asyncio.to_thread(files.remove, self._layout, vm_id)
+        self._network.release(vm_id)
 
     async def list_remains(self) -> set[str]:
         """The ids of all VMs of which anything is on this host."""
@@ -157,7 +162,11 @@ class QemuHypervisor:
 
     def nic(self, vm_id: str) -> Nic:
         """The VM's network interface; a guest behind QEMU's own network has no address that its host could reach."""
-        return Nic(argv.finalize_mac(vm_id))
+        return self._network.nic(vm_id, argv.finalize_mac(vm_id))
+
+    def port_conflict(self, spec: CreateVm) -> str:
+        """Why the VM's ports can't be published on this host; '' if they can."""
+        return self._network.port_conflict(spec)
 
     async def open_console(self, vm_id: str) -> tuple[StreamReader, StreamWriter]:
         """Connect to the VM's serial console."""
@@ -183,9 +192,11 @@ class QemuHypervisor:
         return state in ("active", "activating", "reloading")
 
     async def _start_unit(self, vm_id: str, spec: CreateVm, paths: VmPaths) -> None:
-        arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg")
+        bridged = self._network.bridged
+        arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg", bridged=bridged)
+        net = self._network.finalize_wanted(vm_id, spec, argv.finalize_mac(vm_id))
         with _as_hypervisor_error("its run-time files could not be made"):
-            files.prepare_start(self._layout, paths, argv.finalize_env(arguments))
+            files.prepare_start(self._layout, paths, argv.finalize_env(arguments), net)
             console.make(paths.console)
         # Both at once: limits that come a moment after the start hold just as well.
         results = await asyncio.gather(

@@ -29,6 +29,9 @@ OFFERS = [
     [HostOffer(PEER, -1), HostOffer(THIRD, None, image_unknown("tiny"))],
 ]
 
+OVER = Refused("no-host", "no host can take this VM", "list-hosts shows what is free")
+CHOICE = d.Choice("spread", HostOffer(OWN, 9, alike=1))
+
 Path = list[tuple[Facts, d.Step]]
 
 
@@ -49,6 +52,26 @@ def starts() -> Iterator[Facts]:
             dead_host=dead or "",
             misfit=misfit,
         )
+    yield from successors()
+    for sought, hops in product(("spread", "near"), (0, 1)):
+        yield facts(choice=d.Choice(sought, HostOffer(OWN, 9, alike=1)), hops=hops)
+
+
+def successors() -> Iterator[Facts]:
+    """Every create of an id that this host guards against copies of creates that are over."""
+    for grave, late, hops, dead, misfit, choice in product(
+        (False, True), (False, True), (0, 2, d.MAX_HOPS), (False, True), (None, NO_MEMORY), (None, CHOICE)
+    ):
+        yield facts(
+            guards_until=NOW + 30,
+            holds_grave=grave,
+            now=LATE if late else NOW,
+            hops=hops,
+            dead_lettered=dead,
+            misfit=misfit,
+            choice=choice,
+        )
+    yield facts(refused_before=OVER)
 
 
 def learn(known: Facts, step: d.Step) -> list[Facts]:
@@ -127,10 +150,11 @@ def test_only_a_claim_of_its_own_that_guards_nothing_is_let_go_of() -> None:
 def test_no_begin_without_a_claim_that_was_won_and_a_probe_that_found_nobody() -> None:
     for known, step in moments():
         if isinstance(step, d.Begin):
-            assert known.claim == Claim(won=True)
-            assert known.held_elsewhere is False
             assert known.misfit is None
             assert known.recorded_request is None
+            if not known.holds_grave:  # for which it need not ask: the directory names this host
+                assert known.claim == Claim(won=True)
+                assert known.held_elsewhere is False
 
 
 def test_a_dead_lettered_create_is_never_begun_nor_given_to_a_host_by_its_offer() -> None:
@@ -142,15 +166,15 @@ def test_a_dead_lettered_create_is_never_begun_nor_given_to_a_host_by_its_offer(
 def test_a_final_no_follows_a_claim_that_was_won_and_a_probe_that_found_nobody() -> None:
     """Rules 2 and 3: the claim stays, so that a late copy meets the refusal; and a VM outlives its claim."""
     for known, step in moments():
-        if isinstance(step, d.Refuse) and step.final:
+        if isinstance(step, d.Refuse) and step.final and not known.holds_grave:
             assert known.claim == Claim(won=True), known
             assert known.held_elsewhere is False, known
 
 
 def test_a_no_that_is_not_final_says_that_others_may_know_more() -> None:
-    for _, step in moments():
+    for known, step in moments():
         if isinstance(step, d.Refuse) and not step.final:
-            assert step.error.code in ("vm-id-taken", "outcome-unknown")
+            assert step.error.code in ("vm-id-taken", "outcome-unknown") or step.error is known.refused_before
 
 
 def test_a_dead_lettered_create_that_somebody_owns_has_an_unknown_outcome() -> None:
@@ -180,7 +204,7 @@ def test_a_request_that_the_journal_knows_is_rejoined_and_another_is_refused_as_
             assert step == d.Rejoin(prolong=known.deadline > known.recorded_deadline)
         elif known.recorded_request is not None:
             assert isinstance(step, d.Refuse)
-            assert (step.error.code, step.final) == ("vm-id-taken", False)
+            assert (step.error.code, step.final, step.remember) == ("vm-id-taken", False, True)
         else:
             assert not isinstance(step, d.Rejoin)
 
@@ -211,10 +235,46 @@ def test_a_probe_comes_after_the_claim() -> None:
             assert known.claim == Claim(won=True)
 
 
-def test_offers_are_asked_for_only_what_does_not_fit_here() -> None:
+def test_offers_are_asked_for_only_what_does_not_fit_here_or_seeks_a_place() -> None:
     for known, step in moments():
         if isinstance(step, d.AskOffers):
-            assert known.misfit is not None
+            assert known.misfit is not None or (known.choice is not None and known.hops == 0)
+
+
+def test_what_guards_an_id_neither_lets_go_of_it_nor_gives_it_to_a_host_by_its_offer() -> None:
+    for known, step in moments():
+        if known.guards_until:
+            assert not isinstance(step, d.LetGo | d.AskOffers), known
+            if isinstance(step, d.HandOn):
+                assert known.claim == Claim(won=False, owner=step.host)
+
+
+def test_a_create_that_is_over_is_answered_the_same_again() -> None:
+    assert next_step(facts(refused_before=OVER)) == d.Refuse(OVER)
+
+
+def test_a_guard_without_room_says_for_how_long() -> None:
+    error = refused(misfit=NO_MEMORY, guards_until=NOW + 30, name="web1")
+    assert (error.code, "keeps the name web1 for 30 s more" in error.reason) == ("no-capacity", True)
+
+
+@pytest.mark.parametrize(
+    ("sought", "peer", "step"),
+    [
+        ("spread", HostOffer(PEER, 5, alike=0), d.HandOn(PEER)),
+        ("spread", HostOffer(PEER, 50, alike=1), d.HandOn(PEER)),
+        ("spread", HostOffer(PEER, 5, alike=1), d.MakeClaim()),
+        ("spread", HostOffer(PEER, 50, alike=2), d.MakeClaim()),
+        ("near", HostOffer(PEER, 5, alike=2), d.HandOn(PEER)),
+        ("near", HostOffer(PEER, 50, alike=0), d.MakeClaim()),
+        ("near", HostOffer(PEER, None, "drained"), d.MakeClaim()),
+    ],
+)
+def test_a_place_that_is_sought_comes_before_room(sought: d.Sought, peer: HostOffer, step: d.Step) -> None:
+    choice = d.Choice(sought, HostOffer(OWN, 9, alike=1))
+    assert next_step(facts(choice=choice)) == d.AskOffers()
+    assert next_step(facts(choice=choice, offers=[peer])) == step
+    assert next_step(facts(choice=choice, offers=[peer], hops=1)) == d.MakeClaim()
 
 
 def test_every_error_has_a_code_and_a_hint() -> None:
@@ -307,15 +367,13 @@ def test_what_nobody_took_says_whose_queue_it_died_in(host: str, words: str) -> 
         ([HostOffer("a", 0)], "a"),
         ([HostOffer("a", 1), HostOffer("b", 2)], "b"),
         ([HostOffer("b", 2), HostOffer("a", 2)], "a"),
-        ([HostOffer("h1", 9), HostOffer("b", 1)], "b"),
-        ([HostOffer("h1", 9)], None),
         ([HostOffer("a", -5), HostOffer("b", None)], "a"),
         ([HostOffer("h10", 1), HostOffer("h2", 1)], "h10"),
     ],
 )
 def test_the_best_offer(offers: list[HostOffer], best: str | None) -> None:
-    assert d.best_offer(offers, but=OWN) == best
-    assert d.best_offer(offers[::-1], but=OWN) == best
+    assert d.best_offer(offers) == best
+    assert d.best_offer(offers[::-1]) == best
 
 
 def test_clocks_are_named_as_what_may_be_off() -> None:

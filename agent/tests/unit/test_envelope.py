@@ -209,17 +209,17 @@ def read(
 
 
 @pytest.mark.parametrize(
-    ("user", "hops", "operator", "internal"),
+    ("user", "hops", "operator"),
     [
-        ("alice", 0, "alice", False),
-        (None, 0, "", False),
-        ("agent-h2", 3, "bob", True),
-        ("guest", 0, "guest", False),
+        ("alice", 0, "alice"),
+        (None, 0, ""),
+        ("agent-h2", 3, "bob"),
+        ("guest", 0, "guest"),
     ],
 )
-def test_internal_headers_count_only_from_agents(user: str | None, hops: int, operator: str, internal: bool) -> None:
+def test_internal_headers_count_only_from_agents(user: str | None, hops: int, operator: str) -> None:
     incoming = read(user_id=user, headers={"hops": 3, "operator": "bob"})
-    assert (incoming.hops, incoming.operator, incoming.internal) == (hops, operator, internal)
+    assert (incoming.hops, incoming.operator) == (hops, operator)
     assert incoming.sender == (user or "")
 
 
@@ -227,14 +227,6 @@ def test_internal_headers_count_only_from_agents(user: str | None, hops: int, op
 def test_internal_headers_of_another_type_are_ignored(value: Any) -> None:
     incoming = read(user_id="agent-h2", headers={"hops": value, "operator": 7})
     assert (incoming.hops, incoming.operator) == (0, "agent-h2")
-
-
-def test_internal_commands_are_refused_from_anyone_but_agents() -> None:
-    assert read("offer-vm", {"image": "a"}, user_id="agent-h2").internal
-    for user in (None, "alice"):
-        with pytest.raises(Refused) as caught:
-            read("offer-vm", {"image": "a"}, user_id=user)
-        assert caught.value.code == "forbidden"
 
 
 # Its ids

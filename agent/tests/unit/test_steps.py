@@ -30,6 +30,7 @@ ALL_COURSES = (
             decide.Rejoin(),
             decide.Rejoin(prolong=True),
             decide.Refuse(Refused("no-host", "no"), final=True),
+            decide.Refuse(Refused("vm-id-taken", "no"), remember=True),
             decide.Refuse(Refused("no-host", "no")),
             decide.Begin(),
         )

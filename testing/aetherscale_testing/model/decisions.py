@@ -4,14 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from aetherscale_agent import courses, decide, recover
+from aetherscale_agent import courses, decide, journal, recover
 from aetherscale_agent.courses import Course
 from aetherscale_agent.journal import Ending, Record
 from aetherscale_agent.ports import Power
 from aetherscale_agent.recover import Finding, Right
+from aetherscale_agent.refusals import ending_refusal
+from aetherscale_agent.succession import NO_MEMORY, Memory, fall_back, find_past, may_follow, memory_of
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import CreateVm
-from aetherscale_testing.model.state import SHARED, Entry, Known, Message
+from aetherscale_testing.model.state import SHARED, Entry, Known, Message, Past, Pasts
 
 DEADLINE = 10.0
 NOW = (0.0, DEADLINE + 1, DEADLINE + recover.TOMBSTONE_SLACK_S + 1)
@@ -39,6 +41,10 @@ class Decisions:
         self.barrier = True  #: Session.acknowledge awaits it
         self.same_connection = True  #: Session.cut cancels what is tied to it
         self.muster = True  #: Session waits for the fleet when the broker is new
+        self.memory_of: Callable[[Record | None, float], Memory] = memory_of
+        self.fall_back: Callable[[Record, float], Record | None] = fall_back
+        self.remembered = lru_cache(None)(self._remembered)
+        self.left = lru_cache(None)(self._left)
         self.next_step_for = lru_cache(None)(self._next_step)
         self.right = lru_cache(None)(lambda entry, has_queue: self.right_to(_record(entry), has_queue=has_queue))
         self.finding = lru_cache(None)(
@@ -65,7 +71,10 @@ class Decisions:
             hops=message.hops,
             dead_lettered=message.died is not None,
             dead_host="" if message.died in (None, SHARED) else f"h{message.died}",
-            recorded_request=decide.recorded_request(record),
+            recorded_request=decide.recorded_request(record, message.request),
+            refused_before=ending_refusal(over) if (over := find_past(record, message.request)) else None,
+            guards_until=self.memory_of(record, NOW[time]).until,
+            holds_grave=record is not None and record.bound and may_follow(record, message.request),
             recorded_deadline=record.deadline if record else 0.0,
             misfit=None if room else Refused("no-capacity", "full"),
             offers=offers,
@@ -74,6 +83,21 @@ class Decisions:
             let_go=known.let_go,
         )
         return self.next_step(facts)
+
+    def _remembered(self, entry: Entry | None, time: int) -> Pasts:
+        """What a create that follows this entry is to remember."""
+        known = self.memory_of(_record(entry) if entry else None, NOW[time]).past
+        return tuple(sorted(_model_past(one) for one in known))
+
+    def _left(self, entry: Entry, time: int) -> Entry | None:
+        """What is left of an entry that is forgotten."""
+        rest = self.fall_back(_record(entry), NOW[time])
+        if rest is None:
+            return None
+        assert rest.ending is not None
+        fresh = rest.deadline > DEADLINE
+        past = tuple(_model_past(one) for one in rest.past)
+        return Entry("gone", rest.request_id, ending=rest.ending.reason, fresh=fresh, past=past)
 
 
 @lru_cache(None)
@@ -91,7 +115,18 @@ def _record(entry: Entry) -> Record:
         boot_id={"now": BOOT, "old": "boot-1", "": ""}[entry.started],
         start_by=DEADLINE if entry.timed else 0.0,
         ending=ending,
+        past=tuple(_past(one) for one in entry.past),
     )
+
+
+def _model_past(one: journal.Past) -> Past:
+    return Past(one.request_id, one.ending.reason, one.until > NOW[2])
+
+
+def _past(one: Past) -> journal.Past:
+    code = "vm-id-taken" if one.ending == "taken" else "failed"
+    until = (FRESH_DEADLINE if one.fresh else DEADLINE) + recover.TOMBSTONE_SLACK_S
+    return journal.Past(request_id=one.request, until=until, ending=Ending(code=code, reason=one.ending))
 
 
 # Each rule taken out. The names are those of docs/reliability.md.
@@ -241,6 +276,30 @@ def _bind_before_journal(decisions: Decisions) -> None:
     decisions.course_of = course_of
 
 
+def _forget_refusals(decisions: Decisions) -> None:
+    def next_step(facts: decide.Facts) -> decide.Step:
+        step = decide.next_step(facts)
+        return decide.Refuse(step.error) if isinstance(step, decide.Refuse) and step.remember else step
+
+    decisions.next_step = next_step
+
+
+def _no_memory(decisions: Decisions) -> None:
+    decisions.memory_of = lambda _record, _now: NO_MEMORY
+
+
+def _no_falling_back(decisions: Decisions) -> None:
+    decisions.fall_back = lambda _record, _now: None
+
+
+def _let_go_of_graves(decisions: Decisions) -> None:
+    def next_step(facts: decide.Facts) -> decide.Step:
+        facts.guards_until, facts.holds_grave = 0.0, facts.holds_grave and facts.misfit is None
+        return decide.next_step(facts)
+
+    decisions.next_step = next_step
+
+
 @dataclass(frozen=True)
 class Rule:
     """One rule, how it is taken out, and the scenario that turns red then."""
@@ -279,6 +338,10 @@ RULES: dict[str, Rule] = {
     "10": Rule("an id is claimed before it is begun", _twisted(_no_claim), "two"),
     "11": Rule("an id is probed before it is begun, because VMs outlive claims", _twisted(_no_probe), "again"),
     "12": Rule("an id belongs to one request", _twisted(_any_request), "two"),
+    "12b": Rule("… and a create that is refused for that is remembered", _forget_refusals, "refused"),
+    "14": Rule("who takes over an id guards what its tombstone guarded", _no_memory, "reuse"),
+    "14b": Rule("… also when it got no further than its claim", _no_falling_back, "reuse"),
+    "14c": Rule("… and nobody else takes it as long as that lasts", _let_go_of_graves, "over"),
     "13": Rule(
         "a create that is asked again is remembered until its later deadline", _twisted(_no_prolonging), "again"
     ),

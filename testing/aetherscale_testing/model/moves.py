@@ -13,6 +13,7 @@ from aetherscale_testing.model.state import (
     Known,
     Line,
     Message,
+    Past,
     State,
     Tied,
     add,
@@ -28,6 +29,7 @@ LOCAL = frozenset(
         "create.journal-bound",
         "create.refuse",
         "create.prolong",
+        "create.remember",
         "connect.forget",
         "bury.forget",
         "create.capacity",
@@ -114,6 +116,9 @@ class Moves:
         if budget.delete and made:
             less = state._replace(budget=budget._replace(delete=budget.delete - 1)).tell("D", "asked")
             yield "the client sends delete-vm", self._publish(less, Message("D", "D"))
+        if budget.reuse and ("D", "deleted") in state.told:
+            less = state._replace(budget=budget._replace(reuse=budget.reuse - 1))
+            yield "a client creates the id anew", less._replace(comp=add(less.comp, Message("C", "B", fresh=True)))
         if budget.start:
             less = state._replace(budget=budget._replace(start=budget.start - 1))
             yield "the client sends start-vm", self._publish(less, Message("S", "S"))
@@ -373,10 +378,18 @@ class Moves:
                 yield f" to h{tied.to}", state.put(tied.to, message._replace(hops=message.hops + 1, died=None)), known
             case "create.journal" | "create.refuse":
                 assert message is not None
-                entry = Entry("claimed", message.request, fresh=message.fresh)
+                past = self._do.remembered(host.entry, state.time)
+                past = tuple(one for one in past if one.request != message.request)
+                bound = host.entry is not None and host.entry.bound
+                entry = Entry("claimed", message.request, bound, fresh=message.fresh, past=past)
                 if name == "create.refuse":
                     entry = entry._replace(phase="gone", ending="no")
                 yield "", state.host(number, entry=entry), known
+            case "create.remember":
+                assert message is not None
+                assert host.entry is not None
+                past = (*host.entry.past, Past(message.request, "taken", message.fresh))
+                yield "", state.host(number, entry=host.entry._replace(past=tuple(sorted(past)))), known
             case "create.prolong":
                 assert host.entry is not None
                 yield "", state.host(number, entry=host.entry._replace(fresh=True)), known
@@ -388,7 +401,8 @@ class Moves:
             case "connect.unbind" | "bury.unbind":
                 yield "", state._replace(bound=change(state.bound, number, False)), known
             case "connect.forget" | "bury.forget":
-                yield "", state.host(number, entry=None), known
+                assert host.entry is not None
+                yield "", state.host(number, entry=self._do.left(host.entry, state.time)), known
             case _ if name.startswith("connect."):
                 yield from ((label, after, known) for label, after in self._connecting(state, number, host, name))
             case _ if name.startswith(("erase.", "start.")) and not name.endswith(".look"):
@@ -430,7 +444,8 @@ class Moves:
                     return state.tell(message.asker, entry.ending)
                 if entry.phase == "ready":
                     return state.tell(message.asker, "ok")
-                line = host.line or Line((*self._do.build, BEGIN[-1]), 0, "ok", True, entry.asker)
+                state = self._without_old_line(state, number)
+                line = state.hosts[number].line or Line((*self._do.build, BEGIN[-1]), 0, "ok", True, entry.asker)
                 return state.host(number, line=line._replace(told=True))
         return state
 
@@ -498,7 +513,9 @@ class Moves:
             return state
         if entry.phase == "claimed":  # only without rule 5a
             entry = entry._replace(phase="bound", bound=True)
-        line = host.line
+        if entry.phase == "bound":
+            state = self._without_old_line(state, number)
+        line = state.hosts[number].line
         if entry.phase == "bound" and line is None:
             line = Line((*self._do.build, BEGIN[-1]), 0, "ok", False, entry.asker)
         state = state._replace(bound=change(state.bound, number, True))
@@ -518,8 +535,7 @@ class Moves:
         fresh = host.entry is not None and host.entry.fresh
         request = {"deleted": "D", "started": "S"}.get(line.outcome, line.request)
         if name.endswith(".answer"):
-            done = state.host(number, line=None)
-            yield what, done.tell(request, line.outcome) if line.told else done
+            yield what, self._answered(state, number, line)
             return
         first_of_command = line.told and line.step == 0 and line.outcome in ("deleted", "started")
         checked = name in self._do.due and (name.startswith("build.") or first_of_command)
@@ -537,6 +553,18 @@ class Moves:
             what,
             state._replace(hosts=change(state.hosts, number, after._replace(line=line._replace(step=line.step + 1)))),
         )
+
+    def _without_old_line(self, state: State, number: int) -> State:
+        """The line of the VM that had the id before is not this one's: nothing is left of it but its answer."""
+        line = state.hosts[number].line
+        old = line is not None and line.course[line.step].endswith(".answer")
+        return self._answered(state, number, line) if line is not None and old else state
+
+    @staticmethod
+    def _answered(state: State, number: int, line: Line) -> State:
+        done = state.host(number, line=None)
+        request = {"deleted": "D", "started": "S"}.get(line.outcome, line.request)
+        return done.tell(request, line.outcome) if line.told else done
 
     def _undone(self, state: State, number: int, line: Line) -> State:
         return state.host(number, line=Line((*self._do.erase, "create.answer"), 0, "no", line.told, line.request))

@@ -31,9 +31,15 @@ def world(hosts: tuple[HostState, ...], budget: Budget, *creates: Message, vm_on
     )
 
 
+def _told_ok(state: State) -> State:
+    """The same world, whose client was told that its VM was made."""
+    return state.tell("A", "ok")
+
+
 ROOM, FULL = HostState(), HostState(room=False)
 A, B = Message("C", "A"), Message("C", "B")
 STOPPED = HostState(entry=Entry("ready", "A", bound=True, wanted="off", started="now"), disk=True)
+OVER = HostState(entry=Entry("gone", "A", ending="no"), room=False)
 
 CLAIMED = HostState(entry=Entry("claimed", "A"), alive=False, connected=False, consuming=False)
 
@@ -79,6 +85,22 @@ SCENARIOS: dict[str, Scenario] = {
     "again": Scenario(
         "asked again long after; an agent dies, a connection is lost",
         world((ROOM, ROOM), Budget(crash=1, drop=1, again=1), A),
+    ),
+    "reuse": Scenario(
+        "a VM is deleted and its id used anew, while copies of its create are about; an agent dies",
+        _told_ok(world((STOPPED, ROOM), Budget(crash=1, delete=1, reuse=1, resend=1), vm_on=0)),
+    ),
+    "reuse-full": Scenario(
+        "the same where the host that had the VM has no room",
+        _told_ok(world((STOPPED._replace(room=False), ROOM), Budget(delete=1, reuse=1, resend=1), vm_on=0)),
+    ),
+    "over": Scenario(
+        "a create was refused, its id is used anew, a copy of it is about; a connection is lost",
+        world((OVER, ROOM), Budget(drop=1, resend=1), B._replace(fresh=True))._replace(claim=0).tell("A", "no"),
+    ),
+    "refused": Scenario(
+        "a create is refused because another VM has its id; that VM is deleted, copies of the create are about",
+        _told_ok(world((STOPPED, ROOM), Budget(delete=1, drop=1), B, B, vm_on=0)),
     ),
     "start": Scenario(
         "a start; an agent dies, a connection is lost, power is lost",

@@ -5,6 +5,17 @@ from typing import NamedTuple
 from aetherscale_agent.courses import Course
 
 
+class Past(NamedTuple):
+    """A create that is over, and what a late copy of it is answered: no, deleted, taken."""
+
+    request: str
+    ending: str
+    fresh: bool = False
+
+
+Pasts = tuple[Past, ...]
+
+
 class Message(NamedTuple):
     """A message in a queue. `died` is the queue in which it expired: a host's number, or SHARED; None if it did not."""
 
@@ -36,6 +47,7 @@ class Entry(NamedTuple):
     started: str = ""  #: now: since the host's last boot; old: before it; '': a start was begun and not finished
     timed: bool = False  #: the start that is not finished has a deadline
     fresh: bool = False  #: of a create that was asked again long after
+    past: Pasts = ()  #: creates of the id that are over
 
     @property
     def asker(self) -> str:
@@ -106,6 +118,7 @@ class Budget(NamedTuple):
     forget: int = 0
     fail: int = 0
     again: int = 0
+    reuse: int = 0
 
 
 class State(NamedTuple):

@@ -20,9 +20,9 @@ def _of_making(before: State, after: State) -> Iterator[str]:
     for old, new in zip(before.hosts, after.hosts, strict=True):
         if not new.disk or old.disk or new.entry is None:
             continue
-        if (new.entry.asker, "no") in before.told:
+        if before.told & {(new.entry.asker, "no"), (new.entry.asker, "taken")}:
             yield "MADE AFTER ITS CALLER WAS TOLD NO"
-        if ("D", "deleted") in before.told:
+        if ("D", "deleted") in before.told and new.entry.request == "A":
             yield "MADE AGAIN AFTER IT WAS DELETED"
         if after.time > 0 and not new.entry.fresh:
             yield "MADE AFTER THE DEADLINE"

@@ -1,5 +1,6 @@
 """What Ansible takes from the protocol: names, and the rules that they obey."""
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -56,6 +57,29 @@ def fleet_problems(groups: Mapping[str, Sequence[str]], operators: Sequence[str]
     return problems
 
 
+def network_problems(network: str, bridge: str) -> list[str]:
+    """What is wrong with the VMs' network, one sentence each."""
+    problems = []
+    if bridge and not re.fullmatch(r"[A-Za-z0-9._-]{1,15}", bridge):
+        problems.append(f"aetherscale_bridge {bridge!r}: a bridge's name is 1 to 15 letters, digits, '.', '_' or '-'")
+    try:
+        if ipaddress.IPv4Network(network).prefixlen > 29:
+            problems.append(f"aetherscale_network {network}: give it room for a few VMs, /29 at least")
+    except ValueError as error:
+        problems.append(f"aetherscale_network {network!r}: {error}")
+    return problems
+
+
+def network_address(network: str) -> str:
+    """The first address of a network."""
+    return str(ipaddress.IPv4Network(network).network_address)
+
+
+def network_mask(network: str) -> str:
+    """A network's mask, as 255.255.252.0."""
+    return str(ipaddress.IPv4Network(network).netmask)
+
+
 def broker_user(host: str) -> str:
     """The broker user of the agent on `host`."""
     user: str = _names().agent_user(host)
@@ -72,4 +96,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        return {"fleet_problems": fleet_problems, "broker_user": broker_user, "url_host": url_host}
+        filters = (fleet_problems, network_problems, network_address, network_mask, broker_user, url_host)
+        return {one.__name__: one for one in filters}

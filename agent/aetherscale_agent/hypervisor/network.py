@@ -1,0 +1,107 @@
+"""The VMs' network, as the agent sees it: each VM's address, and what `vm-net` is told of it.
+
+The agent chooses addresses and writes down what a VM wants; root's `vm-net`, which the VM's unit runs, makes it so
+and believes none of it. An address lies in the VM's home, so it stays for as long as the VM does.
+"""
+
+import hashlib
+import ipaddress
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from aetherscale_agent.config import NetworkSettings
+from aetherscale_agent.hypervisor import files
+from aetherscale_agent.hypervisor.config import Layout
+from aetherscale_agent.ports import HypervisorError, Nic
+from aetherscale_protocol.options import CreateVm
+
+LISTENING = "0A"
+TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
+
+
+class Network:
+    """The network of one host's VMs."""
+
+    def __init__(self, settings: NetworkSettings, layout: Layout) -> None:
+        self._settings = settings
+        self._layout = layout
+        self._addresses: dict[str, str] = {}
+
+    @property
+    def bridged(self) -> bool:
+        """Whether VMs are on a bridge; else each is behind a network of its QEMU's own."""
+        return bool(self._settings.bridge)
+
+    def load(self) -> None:
+        """Read the addresses that VMs have."""
+        for path in self._layout.homes.glob("*/address"):
+            self._addresses[path.parent.name] = path.read_text().strip()
+
+    def take(self, vm_id: str) -> None:
+        """Give a VM an address, unless it has one.
+
+        :raise HypervisorError: when none is left.
+        """
+        if not self._settings.network or vm_id in self._addresses:
+            return
+        address = find_address(vm_id, self._settings.network, self._addresses.values())
+        files.write_whole(self._layout.vm(vm_id).address, f"{address}\n".encode())
+        self._addresses[vm_id] = address
+
+    def release(self, vm_id: str) -> None:
+        """A VM is gone, and its home with it."""
+        self._addresses.pop(vm_id, None)
+
+    def nic(self, vm_id: str, mac: str) -> Nic:
+        """A VM's network interface."""
+        address = self._addresses.get(vm_id)
+        return Nic(mac, (address,) if address else ())
+
+    def finalize_wanted(self, vm_id: str, spec: CreateVm, mac: str) -> str | None:
+        """What `vm-net` is told of a VM; None if there is nothing for it to do."""
+        if not self.bridged:
+            return None
+        wanted = {
+            "mac": mac,
+            "address": self._addresses.get(vm_id, ""),
+            "name": spec.name or vm_id,
+            "published": [(port.host_port, port.guest_port) for port in spec.publish],
+        }
+        return json.dumps(wanted)
+
+    def port_conflict(self, spec: CreateVm) -> str:
+        """Why the ports of this VM can't be published on this host; '' if they can, or there are none."""
+        if not spec.publish:
+            return ""
+        if not self._settings.network:
+            return "ports can only be published where the VMs' network is aetherscale's own"
+        used = find_listening(TABLES)
+        taken = [port.host_port for port in spec.publish if port.host_port in used]
+        return f"port {taken[0]} is in use on this host" if taken else ""
+
+
+def find_address(vm_id: str, network: str, taken: Iterable[str]) -> str:
+    """An address for a VM: the one that its id says, or the next that is free. The first is the host's.
+
+    :raise HypervisorError: when none is left.
+    """
+    cidr = ipaddress.IPv4Network(network)
+    first, count = 2, cidr.num_addresses - 3
+    start = int.from_bytes(hashlib.sha256(vm_id.encode()).digest()[:8], "big") % count
+    others = set(taken)
+    for offset in range(count):
+        address = str(cidr[first + (start + offset) % count])
+        if address not in others:
+            return address
+    raise HypervisorError(f"no address is left in {network}")
+
+
+def find_listening(tables: Iterable[Path]) -> set[int]:
+    """The TCP ports on which this host listens. Source: proc(5), /proc/net/tcp."""
+    ports = set()
+    for table in tables:
+        if table.exists():
+            rows = [row.split() for row in table.read_text().splitlines()[1:]]
+            ports |= {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
+    return ports
