@@ -87,7 +87,9 @@ async def dial(vm_id: str, addresses: Sequence[str], port: int) -> tuple[StreamR
     """
     if not addresses:
         reason = f"VM {vm_id} has no address that its host knows"
-        raise NotThere(reason, "it may still be booting: repeat it; or see what it says: show-vm, logs-vm")
+        raise NotThere(
+            reason, "hosts know those that they gave themselves, not those of a bridge of your own; try console-vm"
+        )
     why = f"no answer within {DIAL_TIMEOUT_S:g} s"
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
