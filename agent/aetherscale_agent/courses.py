@@ -9,7 +9,7 @@ from aetherscale_agent.decide import AskOffers, Begin, HandOn, Leave, LetGo, Mak
 
 Course = tuple[str, ...]
 
-BUILD: Course = ("build.disk", "build.start", "build.journal")
+BUILD: Course = ("build.disk", "build.seed", "build.start", "build.journal")
 ERASE: Course = ("erase.journal", "erase.qemu", "erase.remove", "erase.entomb")
 
 BEGIN: Course = (
@@ -42,7 +42,16 @@ UNDO_CLAIM: Course = ("connect.unbind", "connect.forget")
 BURY: Course = ("bury.unbind", "bury.forget")
 
 DUE: frozenset[str] = frozenset(
-    {"build.disk", "build.start", "start.journal", "start.qemu", "stop.journal", "kill.journal", "erase.journal"}
+    {
+        "build.disk",
+        "build.seed",
+        "build.start",
+        "start.journal",
+        "start.qemu",
+        "stop.journal",
+        "kill.journal",
+        "erase.journal",
+    }
 )
 """What is not begun once the command's deadline has passed."""
 

@@ -250,6 +250,8 @@ class Host:
                 if image is None:
                     raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
                 await self.hypervisor.build(record.vm_id, record.spec, image)
+            case "build.seed":
+                await self.hypervisor.seed(record.vm_id, record.spec, record.instance)
             case "build.start":
                 await self.hypervisor.start(record.vm_id, record.spec)
             case "build.journal":

@@ -78,6 +78,11 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     done: tuple[Done, ...] = ()  #: oldest first
     past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first
 
+    @property
+    def instance(self) -> str:
+        """What tells this VM from others that had its id before, or will."""
+        return f"{self.vm_id}-{self.request_id[:8]}"
+
     def but(self, **changes: object) -> "Record":
         """The same record with some fields changed."""
         return msgspec.structs.replace(self, **changes)

@@ -105,6 +105,14 @@ class Hypervisor(Protocol):
         :raise HypervisorError: when it can't; what was begun is removed by `remove`.
         """
 
+    async def seed(self, vm_id: str, spec: CreateVm, instance: str) -> None:
+        """Make the VM's seed disc, from which cloud-init takes the name, the keys and the user-data of `spec`.
+
+        `instance`: another one for each VM that ever had this id; cloud-init begins anew when it changes.
+
+        :raise HypervisorError: when it can't; what was begun is removed by `remove`.
+        """
+
     async def start(self, vm_id: str, spec: CreateVm) -> None:
         """Start the VM with its limits; returns when QEMU runs the guest. Nothing happens if it runs already.
 

@@ -43,6 +43,7 @@ def vm_report(vm: Vm, nic: Nic, host: str, accelerator: str, console: list[str])
         reason=vm.record.reason,
         mac=nic.mac,
         clone_of=vm.record.spec.clone_of or "",
+        instance=vm.record.instance,
         console=_at_most(console, CONSOLE_BYTES),
     )
 

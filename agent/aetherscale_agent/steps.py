@@ -28,6 +28,7 @@ STEPS: Mapping[str, str] = {
     "create.prolong": "journal the later deadline of a create that is asked again",
     "create.acknowledge": "acknowledge the create, and wait for the barrier",
     "build.disk": "make the overlay",
+    "build.seed": "make the seed disc for cloud-init",
     "build.start": "start the VM's unit",
     "build.journal": "journal that the VM is ready",
     "create.answer": "hand the answer to the answers' connection",

@@ -1,30 +1,59 @@
 """The command line: what may be typed, and what it means. Nothing here does anything but parse."""
 
 import argparse
-import math
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
 
 from msgspec import Struct
 
+from aetherscale_cli import arguments_create, arguments_stream, values
 from aetherscale_cli.ssh import SshWish
 from aetherscale_cli.text import safe
-from aetherscale_protocol import commands, names, options, topology
-from aetherscale_protocol.options import CreateVm, ForgetHost, NoOptions, Options, ShowVm, StopVm, VmRef
+from aetherscale_protocol import commands, names
+from aetherscale_protocol.answers import VmState
+from aetherscale_protocol.options import (
+    DeleteImage,
+    ExtendVm,
+    ForgetHost,
+    HostRef,
+    NoOptions,
+    Options,
+    RebootVm,
+    ResizeVm,
+    ShowVm,
+    SnapshotRef,
+    StopVm,
+    VmRef,
+)
 
 PROGRAM = "aetherscale-cli"
 
 TIMEOUTS = {
     "list-vms": 5,
     "list-hosts": 5,
+    "list-images": 5,
+    "list-snapshots": 5,
     "show-vm": 5,
     "create-vm": 30,
+    "clone-vm": 120,
     "start-vm": 30,
     "stop-vm": 60,
+    "reboot-vm": 60,
+    "pause-vm": 30,
+    "resume-vm": 30,
+    "resize-vm": 30,
+    "snapshot-vm": 60,
+    "restore-vm": 60,
+    "delete-snapshot": 60,
+    "extend-vm": 30,
     "delete-vm": 30,
+    "delete-image": 30,
+    "drain-host": 30,
+    "undrain-host": 30,
     "forget-host": 30,
+    "wait-vm": 300,
+    "apply": 30,
     "doctor": 5,
     "console-vm": 15,
     "logs-vm": 15,
@@ -51,9 +80,15 @@ exit codes:
 """
 
 
+FORMATS = ("table", "wide", "json", "yaml", "name")
+
+
 class Invocation(Struct, frozen=True):
     """What was asked for. `options` holds the command's options, one per VM; `timeout` and `wait` (for hosts that are
     down) are in seconds; `own_ids`: whether VM id or request id were given.
+
+    `vms`: what was typed for each VM; where that is no id, the id in `options` is that of the VM with this name.
+    `until`: the milestone to wait for, `until_s` seconds at most. `space`: what only this command knows of.
     """
 
     command: str
@@ -72,6 +107,15 @@ class Invocation(Struct, frozen=True):
     lines: int = 0
     follow: bool = False
     ssh: SshWish | None = None
+    vms: tuple[str, ...] = ()
+    until: str | None = None
+    until_s: float = arguments_create.WAIT_S
+    space: argparse.Namespace = argparse.Namespace()
+
+    @property
+    def as_json(self) -> bool:
+        """Whether the answers are wanted as data; `outputs` makes the form of it."""
+        return self.output in ("json", "yaml", "name")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -98,16 +142,19 @@ def parse(argv: Sequence[str]) -> Invocation:
 
     :raise SystemExit: after `--help` and `--version` (0) and usage errors (2), with the text already printed.
     """
-    parser = build_parser()
+    parser = build_parser(argv)
     if not argv:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
-    argv, guest_command = _split_off_command(argv)
+    argv, guest_command = arguments_stream.split_off_command(argv)
     space = parser.parse_args(argv)
     common: dict[str, Any] = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
+    until, until_s = getattr(space, "until", None), getattr(space, "timeout", None) or arguments_create.WAIT_S
+    if until is not None:
+        timeout = min(timeout, _ANSWER_S[space.command])
     wait = getattr(space, "wait_for_host", None) or 0.0
-    own_ids = bool(getattr(space, "vm_id", None) or common["request_id"])
+    own_ids = bool(getattr(space, "vm_id", None) or common["request_id"] or getattr(space, "name", None))
     try:
         options = _finalize_options(space)
     except ValueError as error:
@@ -119,15 +166,21 @@ def parse(argv: Sequence[str]) -> Invocation:
         wait,
         own_ids,
         yes=getattr(space, "yes", False),
-        name=getattr(space, "name", ""),
+        name=getattr(space, "name", None) or "",
         debug=getattr(space, "debug", False),
+        vms=_vms(space),
+        until=until,
+        until_s=until_s,
+        space=space,
         **common,
-        **_stream_wishes(space, guest_command),
+        **arguments_stream.finalize_wishes(space, guest_command),
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line; also read by whatever makes completions and man pages."""
+def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The whole command line; also read by whatever makes completions and man pages. With `argv` only the commands
+    that occur in it have their options: each command costs half a millisecond.
+    """
     parser = _Parser(
         prog=PROGRAM,
         description="Command a private cloud: virtual machines on your own hosts, RabbitMQ in between.",
@@ -139,6 +192,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for name, summary in _summaries().items():
+        if argv is not None and name not in argv:
+            subparsers.add_parser(name, help=summary, add_help=False)
+            continue
         sub = subparsers.add_parser(
             name,
             help=summary,
@@ -153,10 +209,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _summaries() -> dict[str, str]:
     ours = {
+        "clone-vm": "create a VM whose disk is a copy of another's",
+        "wait-vm": "wait until VMs have come so far",
+        "apply": "make the VMs of a file, and say what differs",
         "doctor": "ping every host through the broker; name who does not answer, and why",
         "list-contexts": "list the brokers you can speak to",
         "use-context": "choose the broker to speak to",
-        **_STREAM_SUMMARIES,
+        **arguments_stream.SUMMARIES,
+        "completion": "print the completions for a shell",
     }
     return {c.name: c.summary for c in commands.COMMANDS.values() if c.name in _ADD} | ours
 
@@ -169,14 +229,16 @@ def _common_options(patience: str) -> _Parser:
     common.add_argument(
         "-o",
         "--output",
-        choices=("table", "json"),
-        help="table, or the list of answers as JSON (default: table on a terminal)",
+        choices=FORMATS,
+        metavar="|".join(FORMATS),
+        help="a table (wide: with more columns), the list of answers as JSON or YAML, or one name a line "
+        "(default: table on a terminal, else json)",
     )
     common.add_argument(
         "--timeout",
-        type=_seconds,
-        metavar="SECONDS",
-        help=f"how long to wait for hosts that do not answer ({patience})",
+        type=values.duration,
+        metavar="TIME",
+        help=f"30s, 5m, or seconds: how long to wait for hosts that do not answer ({patience})",
     )
     common.add_argument("--context", metavar="NAME", help="speak to this context's broker")
     common.add_argument("--debug", action="store_true", help="log what happens on the wire, and show tracebacks")
@@ -184,28 +246,34 @@ def _common_options(patience: str) -> _Parser:
 
 
 def _add_create(sub: argparse.ArgumentParser) -> None:
-    defaults = CreateVm(image="x")
-    sub.add_argument("--image", required=True, help="the base image, as list-hosts shows them")
-    sub.add_argument("--cpus", type=_cpus, default=defaults.cpus, metavar="N", help="cores (default: %(default)s)")
-    sub.add_argument(
-        "--memory",
-        type=_memory,
-        default=defaults.memory,
-        metavar="SIZE",
-        help="512M, 2G, or MiB as a number (default: 1G)",
-    )
-    sub.add_argument(
-        "--disk", type=_disk, default=defaults.disk, metavar="SIZE", help="10G, 1T, or GiB as a number (default: 10G)"
-    )
-    sub.add_argument("--vm-id", metavar="ID", help="8 lower-case letters of your own choice (default: random)")
+    arguments_create.add_create(sub)
     _add_request_id(sub)
     _add_wait(sub)
 
 
+def _add_clone(sub: argparse.ArgumentParser) -> None:
+    arguments_create.add_clone(sub)
+    _add_request_id(sub)
+
+
+def _add_wait_vm(sub: argparse.ArgumentParser) -> None:
+    _add_which(sub)
+    arguments_create.add_wait_vm(sub)
+
+
 def _add_vms(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("ids", nargs="*", metavar="ID", help="which VM; several are asked at once")
-    sub.add_argument("--vm-id", action="append", default=[], metavar="ID", help="the same, as an option")
+    _add_which(sub)
     _add_wait(sub)
+
+
+def _add_which(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "ids", nargs="*", type=values.vm, metavar="VM",
+        help="which VM: its id, its name, or the beginning of its id; several are asked at once",
+    )  # fmt: skip
+    sub.add_argument(
+        "--vm-id", action="append", default=[], type=values.vm, metavar="VM", help="the same, as an option"
+    )
 
 
 def _add_changing(sub: argparse.ArgumentParser) -> None:
@@ -218,10 +286,62 @@ def _add_stop(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--kill", action="store_true", help="pull the plug instead of pressing the power button")
 
 
+def _add_reboot(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument("--kill", action="store_true", help="press the reset button instead of the power button")
+
+
+def _add_delete(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument("--if-exists", action="store_true", help="a VM that does not exist is fine: absent")
+
+
+def _add_resize(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument("--cpus", type=values.cpus, metavar="N", help="cores; only while the VM is off")
+    sub.add_argument("--memory", type=values.memory, metavar="SIZE", help="512M or 2G; only while the VM is off")
+    sub.add_argument("--disk", type=values.disk, metavar="SIZE", help="20G or 1T; it can only grow")
+
+
+def _add_snapshot(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument("snapshot", metavar="SNAPSHOT", help="the snapshot's name, after the VMs")
+
+
+def _add_extend(sub: argparse.ArgumentParser) -> None:
+    _add_changing(sub)
+    sub.add_argument(
+        "--ttl", required=True, type=values.ttl_or_never, metavar="TIME",
+        help="from now on: 30m, 2h, 7d; or never",
+    )  # fmt: skip
+
+
+def _add_list_vms(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--label", type=values.selector, action="append", default=[], metavar="K[=V]",
+        help="only VMs with this label; repeatable: with all of them",
+    )  # fmt: skip
+    sub.add_argument("--state", choices=get_args(VmState), metavar="STATE", help="only VMs in this state")
+    sub.add_argument("--host", type=values.host, help="only VMs of this host")
+
+
+def _add_hosts(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("hosts", nargs="+", type=values.host, metavar="HOST", help="which host; several at once")
+
+
+def _add_delete_image(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("image", type=values.image, metavar="IMAGE", help="as list-images shows them")
+    sub.add_argument("--host", type=values.host, help="only there (default: wherever it is)")
+
+
+def _add_completion(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
+
+
 def _add_show(sub: argparse.ArgumentParser) -> None:
     _add_vms(sub)
     sub.add_argument(
-        "--console-lines", type=_lines, default=ShowVm(vm_id="aaaaaaaa").console_lines, metavar="N",
+        "--console-lines", type=values.lines, default=ShowVm(vm_id="aaaaaaaa").console_lines, metavar="N",
         help="how many of the console's last lines to show (default: %(default)s)",
     )  # fmt: skip
 
@@ -229,7 +349,7 @@ def _add_show(sub: argparse.ArgumentParser) -> None:
 def _add_request_id(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--request-id",
-        type=_request_id,
+        type=values.request_id,
         metavar="ID",
         help="ask again, after an unknown outcome, without doing it twice",
     )
@@ -238,7 +358,7 @@ def _add_request_id(sub: argparse.ArgumentParser) -> None:
 def _add_wait(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--wait-for-host",
-        type=_duration,
+        type=values.duration,
         metavar="TIME",
         help="if the host is down, ask again until it is back, for so long at most: 60s, 2m, or seconds",
     )
@@ -257,108 +377,42 @@ def _add_name(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", help="as list-contexts shows them")
 
 
-# The commands that speak with a VM itself, by a stream (docs/protocol.md)
-
-_STREAM_SUMMARIES = {
-    "console-vm": "be at a VM's serial console; Ctrl-] leaves",
-    "logs-vm": "show what a VM printed on its console",
-    "tunnel-vm": "connect standard input and output to a TCP port of a VM",
-    "ssh-vm": "log in to a VM by ssh, through the broker",
-}
-
-
-def _add_vm(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("vm", metavar="VM", type=_vm, help="which VM: its id or its name")
-
-
-def _add_console(sub: argparse.ArgumentParser) -> None:
-    _add_vm(sub)
-    sub.add_argument(
-        "-n", "--lines", type=_lines, default=10, metavar="N", help="show so many lines first (default: %(default)s)"
-    )
-
-
-def _add_logs(sub: argparse.ArgumentParser) -> None:
-    _add_vm(sub)
-    sub.add_argument("-f", "--follow", action="store_true", help="go on with what it prints from now on")
-    sub.add_argument(
-        "-n", "--lines", type=_lines, default=100, metavar="N", help="so many lines (default: %(default)s)"
-    )
-
-
-def _add_tunnel(sub: argparse.ArgumentParser) -> None:
-    _add_vm(sub)
-    sub.add_argument("port", type=_port, metavar="PORT", help="a TCP port that something in the guest listens on")
-
-
-def _add_ssh(sub: argparse.ArgumentParser) -> None:
-    sub.usage = f"{PROGRAM} ssh-vm [OPTIONS] VM [OPTIONS] [SSH OPTIONS] [-- COMMAND …]"
-    sub.epilog = "What follows VM and is not listed here is given to ssh as it is; what follows -- is run in the guest."
-    _add_ssh_options(sub)
-    _add_vm(sub)
-    sub.add_argument("rest", nargs=argparse.REMAINDER, metavar="SSH OPTIONS", help="of ssh itself, such as -L or -A")
-
-
-def _add_ssh_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--user", "-l", metavar="USER", default=argparse.SUPPRESS, help="who to be (default: root)")
-    parser.add_argument(
-        "--port", "-p", type=_port, metavar="PORT", default=argparse.SUPPRESS, help="of its sshd (default: 22)"
-    )
-    parser.add_argument(
-        "-i", dest="key", metavar="KEY", default=argparse.SUPPRESS, help="a private key (default: ssh's own choice)"
-    )
-
-
-def _split_off_command(argv: Sequence[str]) -> tuple[Sequence[str], tuple[str, ...]]:
-    """What is for us, and what ssh-vm is to run in the guest."""
-    if "--" not in argv or "ssh-vm" not in argv[: argv.index("--")]:
-        return argv, ()
-    at = argv.index("--")
-    return argv[:at], tuple(argv[at + 1 :])
-
-
-def _stream_wishes(space: argparse.Namespace, command: tuple[str, ...]) -> dict[str, Any]:
-    if space.command not in _STREAM_SUMMARIES:
-        return {}
-    wishes: dict[str, Any] = {name: getattr(space, name) for name in ("vm", "lines", "follow") if name in space}
-    if space.command == "ssh-vm":
-        more = _Parser(prog=f"{PROGRAM} ssh-vm", add_help=False, allow_abbrev=False)
-        _add_ssh_options(more)
-        _, options = more.parse_known_args(space.rest, space)
-        chosen = {name: getattr(space, name) for name in ("user", "port", "key") if name in space}
-        wishes["ssh"] = SshWish(**chosen, options=tuple(options), command=command)
-    elif space.command == "tunnel-vm":
-        wishes["port"] = space.port
-    return wishes
-
-
-def _vm(text: str) -> str:
-    if not (names.is_vm_id(text) or names.is_vm_name(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a VM's id nor a name: {names.VM_NAME_RULE}")
-    return text
-
-
-def _port(text: str) -> int:
-    return _whole(text, options.Port, "a TCP port")
-
-
 _ADD = {
-    "console-vm": _add_console,
-    "logs-vm": _add_logs,
-    "tunnel-vm": _add_tunnel,
-    "ssh-vm": _add_ssh,
+    **arguments_stream.ADD,
     "create-vm": _add_create,
-    "list-vms": _add_nothing,
+    "clone-vm": _add_clone,
+    "apply": arguments_create.add_apply,
+    "wait-vm": _add_wait_vm,
+    "list-vms": _add_list_vms,
     "start-vm": _add_changing,
     "stop-vm": _add_stop,
-    "delete-vm": _add_changing,
+    "reboot-vm": _add_reboot,
+    "pause-vm": _add_changing,
+    "resume-vm": _add_changing,
+    "resize-vm": _add_resize,
+    "snapshot-vm": _add_snapshot,
+    "restore-vm": _add_snapshot,
+    "delete-snapshot": _add_snapshot,
+    "list-snapshots": _add_vms,
+    "extend-vm": _add_extend,
+    "delete-vm": _add_delete,
     "show-vm": _add_show,
     "list-hosts": _add_nothing,
+    "list-images": _add_nothing,
+    "delete-image": _add_delete_image,
+    "drain-host": _add_hosts,
+    "undrain-host": _add_hosts,
     "forget-host": _add_host,
     "doctor": _add_nothing,
     "list-contexts": _add_nothing,
     "use-context": _add_name,
+    "completion": _add_completion,
 }
+
+
+_WITHOUT_OPTIONS = ("list-contexts", "use-context", "completion", "doctor", "clone-vm", "apply")
+_ANSWER_S = {"create-vm": 30.0, "clone-vm": 120.0, "wait-vm": 5.0}
+"""How long those that wait for a milestone wait for one answer at most, in seconds."""
 
 
 def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
@@ -366,98 +420,65 @@ def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:
 
     :raise ValueError: when they break a rule of the protocol.
     """
-    if space.command == "create-vm":
-        vm_id = space.vm_id if space.vm_id is not None else names.new_vm_id()
-        return (CreateVm(image=space.image, vm_id=vm_id, cpus=space.cpus, memory=space.memory, disk=space.disk),)
-    if space.command in ("list-vms", "list-hosts"):
+    command = space.command
+    if command == "create-vm":
+        return _finalize_create(space)
+    if command in ("list-vms", "list-hosts", "list-images"):
         return (NoOptions(),)
-    if space.command == "forget-host":
+    if command == "forget-host":
         return (ForgetHost(host=space.host),)
-    if space.command in ("list-contexts", "use-context", "doctor", *_STREAM_SUMMARIES):
+    if command in ("drain-host", "undrain-host"):
+        return tuple(HostRef(host=host) for host in dict.fromkeys(space.hosts))
+    if command == "delete-image":
+        return (DeleteImage(host=space.host, image=space.image),) if space.host else ()
+    if command == "apply" and space.prune != bool(space.label):
+        raise ValueError("--prune and --label K=V go together: VMs without that label are never deleted")
+    if command in _WITHOUT_OPTIONS or command in arguments_stream.SUMMARIES:
         return ()
-    ids = list(dict.fromkeys([*space.ids, *space.vm_id]))
-    if not ids:
-        raise ValueError("which VM? give its id, as list-vms shows it")
-    if len(ids) > 1 and getattr(space, "request_id", None):
+    return _finalize_references(space)
+
+
+def _finalize_create(space: argparse.Namespace) -> tuple[Options, ...]:
+    if space.file is not None:
+        beside = arguments_create.find_beside_file(space)
+        if beside:
+            raise ValueError(f"--file says what to make; {beside} does not go with it")
+        return ()
+    if space.image is None:
+        raise ValueError("the following arguments are required: --image")
+    return (arguments_create.finalize_create(space),)
+
+
+def _vms(space: argparse.Namespace) -> tuple[str, ...]:
+    """What was typed for each VM, each once."""
+    if not hasattr(space, "ids"):
+        return ()
+    return tuple(dict.fromkeys([*space.ids, *space.vm_id]))
+
+
+def _finalize_references(space: argparse.Namespace) -> tuple[Options, ...]:
+    vms = _vms(space)
+    if not vms:
+        raise ValueError("which VM? give its id or name, as list-vms shows it")
+    if len(vms) > 1 and getattr(space, "request_id", None):
         raise ValueError("--request-id goes with one VM")
-    return tuple(_finalize_reference(space, vm_id) for vm_id in ids)
+    return tuple(_finalize_reference(space, vm if names.is_vm_id(vm) else names.id_of_name(vm)) for vm in vms)
 
 
 def _finalize_reference(space: argparse.Namespace, vm_id: str) -> Options:
-    if space.command == "stop-vm":
-        return StopVm(vm_id=vm_id, kill=space.kill)
-    if space.command == "show-vm":
-        return ShowVm(vm_id=vm_id, console_lines=space.console_lines)
+    match space.command:
+        case "stop-vm":
+            return StopVm(vm_id=vm_id, kill=space.kill)
+        case "reboot-vm":
+            return RebootVm(vm_id=vm_id, kill=space.kill)
+        case "resize-vm":
+            return ResizeVm(vm_id=vm_id, cpus=space.cpus, memory=space.memory, disk=space.disk)
+        case "snapshot-vm" | "restore-vm" | "delete-snapshot":
+            return SnapshotRef(vm_id=vm_id, snapshot=space.snapshot)
+        case "extend-vm":
+            return ExtendVm(vm_id=vm_id, ttl=space.ttl)
+        case "show-vm":
+            return ShowVm(vm_id=vm_id, console_lines=space.console_lines)
+        case "wait-vm":
+            return ShowVm(vm_id=vm_id, console_lines=1, reached=True)
     return VmRef(vm_id=vm_id)
-
-
-def _seconds(text: str) -> float:
-    most = topology.MAX_PATIENCE_S
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0 and up to {most}")
-    return seconds
-
-
-def _duration(text: str) -> float:
-    """A time such as `60s`, `2m` or `90`, in seconds."""
-    most = topology.MAX_PATIENCE_S
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(s|m)?", text)
-    seconds = float(match[1]) * (60 if match[2] == "m" else 1) if match else math.nan
-    if not 0 < seconds <= most:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 60s or 2m, above 0 and up to {most}s")
-    return seconds
-
-
-def _request_id(text: str) -> str:
-    if re.fullmatch(r"[0-9a-f]{32}", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a request id: 32 hexadecimal digits")
-    return text
-
-
-def _whole(text: str, kind: Any, what: str) -> int:
-    """A whole number within the bounds that the protocol gives its type `kind`."""
-    meta = get_args(kind)[1]
-    if re.fullmatch("[0-9]{1,9}", text) is None or not meta.ge <= int(text) <= meta.le:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of {what} from {meta.ge} to {meta.le}")
-    return int(text)
-
-
-def _cpus(text: str) -> int:
-    return _whole(text, options.Cpus, "cores")
-
-
-def _lines(text: str) -> int:
-    return _whole(text, ShowVm.__annotations__["console_lines"], "lines")
-
-
-_UNITS = {"M": 1, "G": 1024, "T": 1024 * 1024}
-
-
-def _memory(text: str) -> int:
-    return _size(text, "M", options.MemoryMiB, "512M or 2G")
-
-
-def _disk(text: str) -> int:
-    return _size(text, "G", options.DiskGiB, "10G or 1T")
-
-
-def _size(text: str, unit: str, kind: Any, example: str) -> int:
-    """A size in units of `unit`, which is also what a bare number means.
-
-    :raise ArgumentTypeError: when it is none, no whole number of units, or out of the protocol's bounds.
-    """
-    match = re.fullmatch("([0-9]{1,9})([MGT]?)", text.upper().removesuffix("IB"))
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as {example}")
-    mebibytes = int(match[1]) * _UNITS[match[2] or unit]
-    amount, rest = divmod(mebibytes, _UNITS[unit])
-    meta = get_args(kind)[1]
-    if rest or not meta.ge <= amount <= meta.le:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a whole number of {unit} from {meta.ge}{unit} to {meta.le}{unit}"
-        )
-    return amount

@@ -48,20 +48,26 @@ def make_message(command: str, options: Options, key: str, timeout: float, reque
     )
 
 
-def make_call(command: Command, options: Options, timeout: float, request_id: str | None) -> Call:
-    """One command for one VM, ready to be sent."""
+def make_call(command: Command, options: Options, timeout: float, request_id: str | None, name: str = "") -> Call:
+    """One command for one VM or host, ready to be sent; `name`: of the VM, if it was named so."""
     vm_id: str = getattr(options, "vm_id", "")
-    key = command.name if command.reach is Reach.ONE else names.vm_key(vm_id)
-    return Call(command, options, vm_id, make_message(command.name, options, key, timeout, request_id))
+    message = make_message(command.name, options, _key(command, options), timeout, request_id)
+    return Call(command, options, vm_id, message, name=name)
 
 
-def ask_everyone(session: Session, command: str, timeout: float) -> Everyone:
+def _key(command: Command, options: Options) -> str:
+    if command.reach is Reach.HOST:
+        return names.host_key(getattr(options, "host", ""))
+    return command.name if command.reach is Reach.ONE else names.vm_key(getattr(options, "vm_id", ""))
+
+
+def ask_everyone(session: Session, command: str, timeout: float, options: Options | None = None) -> Everyone:
     """What all hosts answer to `command`; waits for the last of those alive, at most `timeout` seconds.
 
     :raise CliError: when no agent is running, or the broker fails.
     """
     deadline = time.monotonic() + timeout
-    message = make_message(command, NoOptions(), command, timeout)
+    message = make_message(command, options or NoOptions(), command, timeout)
     session.publish(message)
     session.count_consumers(topology.HOSTS)
     gathering = Gathering()

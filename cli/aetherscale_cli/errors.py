@@ -1,6 +1,7 @@
 """What can go wrong for the person at the keyboard, and the exit code that says it to a script."""
 
 import enum
+from collections.abc import Sequence
 
 
 class Exit(enum.IntEnum):
@@ -38,3 +39,11 @@ class NoAgent(CliError):
     def __init__(self) -> None:
         hint = "after a broker's restart agents are back in seconds; else, on a host: systemctl start aetherscale-agent"
         super().__init__("no agent is running", hint, Exit.UNREACHABLE)
+
+
+class ManifestError(CliError):
+    """A file of VMs that is wrong, perhaps in several places."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__(errors[0], "nothing was sent; docs/cli.md shows such a file", Exit.USAGE)
+        self.errors = errors

@@ -3,19 +3,17 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import msgspec
 
-from aetherscale_cli.ask import make_call
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.settle import Call
-from aetherscale_cli.waiting import AGAIN_S, Patience, Waiting
+from aetherscale_cli.waiting import AGAIN_S, Waiting
 from aetherscale_cli.wire import Message, Session
 from aetherscale_protocol import names, topology
-from aetherscale_protocol.commands import Command, encode_request
-from aetherscale_protocol.options import Options
+from aetherscale_protocol.commands import encode_request
 
 Connect = Callable[[], AbstractContextManager[Session]]
 
@@ -41,13 +39,6 @@ class Progress:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
             self._shown = False
-
-
-def make_calls(
-    command: Command, options: Sequence[Options], patience: Patience, request_id: str | None
-) -> tuple[Call, ...]:
-    """The calls, whose one deadline is that of all their tries."""
-    return tuple(make_call(command, one, patience.allowed, request_id) for one in options)
 
 
 def renew(call: Call, anew: bool) -> Message:

@@ -1,27 +1,26 @@
 """`aetherscale-cli`: parse, ask, show. Read this first; it calls everything else.
 
-arguments -> contexts -> broker (pika) -> ask -> gather / settle (who answered, what became of it) -> report
+arguments -> contexts -> broker (pika) -> dialogue -> resolve (which VM) -> ask -> gather / settle (who answered, what
+became of it) -> report. What takes more than that, such as a create that is waited for, is in workflows.
 """
 
 import contextlib
 import gc
 import os
 import sys
-import time
 import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from aetherscale_cli import ask, report
+import msgspec
+
+from aetherscale_cli import dialogue, report
 from aetherscale_cli.arguments import PROGRAM, Invocation, parse
 from aetherscale_cli.contexts import ContextStore, chosen, find_target
-from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import Outcome
-from aetherscale_protocol.commands import COMMANDS, Reach
 
 if TYPE_CHECKING:
-    from aetherscale_cli.insist import Connect
-    from aetherscale_cli.settle import Call
     from aetherscale_cli.wire import Session
 
 
@@ -45,6 +44,10 @@ def _spare_asyncio() -> None:
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Do what `argv` asks for; the exit code."""
     try:
+        if list(argv[:1]) == ["__complete"]:
+            from aetherscale_cli import live_words
+
+            return live_words.complete(argv[1:], environ)
         return _execute(parse(argv), environ)
     except SystemExit as error:  # argparse has said what there is to say
         return error.code if isinstance(error.code, int) else Exit.USAGE
@@ -61,19 +64,28 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
 
 def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
     store = ContextStore.of(environ)
-    as_json = _wants_json(invocation)
+    invocation = msgspec.structs.replace(invocation, output=_choose_output(invocation))
+    as_json = invocation.as_json
     if invocation.command == "use-context":
         store.use(invocation.name)
         return Exit.DONE
+    if invocation.command == "completion":
+        from aetherscale_cli import completion
+
+        return _show(Outcome(stdout=completion.script(invocation.name)))
     if invocation.command == "list-contexts":
-        return _show(_list_contexts(store, invocation, environ, as_json=as_json))
+        return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
     return _execute_remote(invocation, store, environ, as_json=as_json)
 
 
-def _wants_json(invocation: Invocation) -> bool:
+def _choose_output(invocation: Invocation) -> str:
     if invocation.output is not None:
-        return invocation.output == "json"
-    return sys.stdout is None or not sys.stdout.isatty()
+        return invocation.output
+    return "json" if sys.stdout is None or not sys.stdout.isatty() else "table"
+
+
+_LONGER = ("create-vm", "clone-vm", "wait-vm", "delete-image", "apply")
+"""Commands that are, or may be, more than a question and its answers."""
 
 
 def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
@@ -97,70 +109,21 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
     if invocation.command == "doctor":
         from aetherscale_cli import doctor, examine
 
-        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json))
+        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json), invocation)
+    if invocation.command in _LONGER:
+        from aetherscale_cli import workflows
+
+        return _show(workflows.run(connect, invocation, environ), invocation)
     if invocation.wait:
-        return _show(_insist(connect, invocation, as_json=as_json))
+        return _show(dialogue.insist(connect, invocation), invocation)
     if invocation.command == "forget-host":
         from aetherscale_cli import forget
 
         forget.check_somebody_can_be_asked(invocation)
         with connect() as session:
-            return _show(forget.forget_host(session, invocation, _show, as_json=as_json))
+            return _show(forget.forget_host(session, invocation, _show, as_json=as_json), invocation)
     with connect() as session:
-        return _show(_ask(session, invocation, as_json=as_json))
-
-
-def _insist(connect: "Connect", invocation: Invocation, *, as_json: bool) -> Outcome:
-    """Ask until hosts that are down are back."""
-    from aetherscale_cli import insist
-    from aetherscale_cli.waiting import Patience, Waiting
-
-    patience = Patience(time.monotonic(), invocation.wait, invocation.timeout)
-    command = COMMANDS[invocation.command]
-    calls = insist.make_calls(command, invocation.options, patience, invocation.request_id)
-    waiting = Waiting(calls, patience, insist.renew, own_ids=invocation.own_ids, grace=ask.GRACE_S)
-    interrupted = False
-    try:
-        insist.ask_until_back(connect, waiting)
-    except KeyboardInterrupt:
-        interrupted = True
-    return _report_each(calls, as_json=as_json, interrupted=interrupted)
-
-
-def _ask(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
-    try:
-        if COMMANDS[invocation.command].reach is Reach.ALL:
-            everyone = ask.ask_everyone(session, invocation.command, invocation.timeout)
-            return report.report_everyone(
-                invocation.command, everyone, invocation.timeout, time.time(), as_json=as_json
-            )
-        return _ask_each(session, invocation, as_json=as_json)
-    except NoAgent as error:
-        outcome = report.failed(error)
-        outcome.stdout = report.json_list([]) if as_json else ""
-        return outcome
-
-
-def _ask_each(session: "Session", invocation: Invocation, *, as_json: bool) -> Outcome:
-    command = COMMANDS[invocation.command]
-    calls = [
-        ask.make_call(command, options, invocation.timeout, invocation.request_id) for options in invocation.options
-    ]
-    interrupted = False
-    try:
-        ask.ask_each(session, calls, invocation.timeout)
-    except KeyboardInterrupt:
-        if any(call.pending for call in calls):  # nothing was sent
-            raise
-        interrupted = True
-    return _report_each(calls, as_json=as_json, interrupted=interrupted)
-
-
-def _report_each(calls: "Sequence[Call]", *, as_json: bool, interrupted: bool) -> Outcome:
-    outcome = report.report_each(calls, time.time(), as_json=as_json)
-    if interrupted:
-        outcome.exit_code = Exit.INTERRUPTED
-    return outcome
+        return _show(dialogue.ask(session, invocation), invocation)
 
 
 def _list_contexts(
@@ -180,8 +143,15 @@ def _list_contexts(
     return report.report_contexts(rows, broken, current, store.folder, as_json=as_json)
 
 
-def _show(outcome: Outcome) -> int:
-    """Print an outcome: answers first, then what there is to say about them; its exit code."""
+def _show(outcome: Outcome, invocation: Invocation | None = None) -> int:
+    """Print an outcome: answers first, then what there is to say about them; its exit code.
+
+    :param invocation: says in which form data are wanted.
+    """
+    if invocation is not None and invocation.output in ("yaml", "name"):
+        from aetherscale_cli import outputs
+
+        outcome = outputs.convert(outcome, invocation.output, outcome.names)
     try:
         if sys.stdout is not None and outcome.stdout:
             sys.stdout.buffer.write(outcome.stdout.encode("utf-8", "backslashreplace"))

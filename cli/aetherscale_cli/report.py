@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from aetherscale_cli import text, views
+from aetherscale_cli import lists, text, views
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.ask import Everyone
-from aetherscale_cli.errors import CliError, Exit, worst
+from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Reply
@@ -20,11 +20,15 @@ EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
 
 
 class Outcome(Struct):
-    """`stdout` for answers, `notes` (lines) for stderr, and the exit code."""
+    """`stdout` for answers, `notes` (lines) for stderr, and the exit code; `names` of VMs, by their ids, '' if they
+    have none; `done`: the ids of those for which it was done.
+    """
 
     stdout: str = ""
     notes: list[str] = []
     exit_code: Exit = Exit.DONE
+    names: dict[str, str] = {}
+    done: list[str] = []
 
     def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
         """Add an error, made safe for a terminal."""
@@ -50,9 +54,11 @@ class Outcome(Struct):
 
 
 def failed(error: CliError) -> Outcome:
-    """The outcome of a command that ended in an error of our own."""
+    """The outcome of a command that ended in an error of our own, or in several about one file."""
     outcome = Outcome()
-    outcome.fail(str(error), error.hint, error.exit_code)
+    for said in error.errors if isinstance(error, ManifestError) else [str(error)]:
+        outcome.fail(said, None, error.exit_code)
+    outcome.hint(error.hint)
     return outcome
 
 
@@ -62,12 +68,21 @@ def json_list(answers: Sequence[bytes]) -> str:
     return f"[{body}]\n"
 
 
-def report_everyone(command: str, everyone: Everyone, timeout: float, now: float, *, as_json: bool) -> Outcome:
-    """The outcome of a command that went to all hosts."""
+def report_everyone(
+    command: str,
+    everyone: Everyone,
+    timeout: float,
+    now: float,
+    *,
+    as_json: bool,
+    wide: bool = False,
+    few: bool = False,
+) -> Outcome:
+    """The outcome of a command that went to all hosts; `few`: it was asked for some of the VMs only."""
     outcome = Outcome()
     usable = [reply for reply in everyone.replies if not _report_refusal(outcome, reply)]
     try:
-        body, rows = _everyone_table(command, usable, everyone.missing, now)
+        body, rows = _everyone_table(command, usable, everyone.missing, now, wide=wide)
     except ValueError as error:
         body, rows = "", -1
         outcome.fail(f"an answer can't be read: {error}", "are all agents and the CLI of one version?")
@@ -76,20 +91,25 @@ def report_everyone(command: str, everyone: Everyone, timeout: float, now: float
         outcome.fail(
             f"{everyone.unreadable} of the answers can't be read", "are all agents and the CLI of one version?"
         )
-    _report_missing(outcome, everyone, timeout)
+    report_missing(outcome, everyone, timeout)
     if command == "list-vms" and rows == 0 and outcome.exit_code is Exit.DONE and not as_json:
-        outcome.notes.append(f"There are no VMs yet: {PROGRAM} create-vm --image IMAGE makes one.")
+        none = f"There are no VMs yet: {PROGRAM} create-vm --image IMAGE makes one."
+        outcome.notes.append("No VM is like that." if few else none)
     return outcome
 
 
-def _everyone_table(command: str, replies: Sequence[Reply], missing: Sequence[Missing], now: float) -> tuple[str, int]:
+def _everyone_table(
+    command: str, replies: Sequence[Reply], missing: Sequence[Missing], now: float, *, wide: bool
+) -> tuple[str, int]:
     """The table and its number of rows."""
+    if command == "list-images":
+        return lists.images_table(replies, wide=wide), 0
     if command == "list-vms":
-        rows = [row for reply in replies for row in views.vm_rows(reply, now)]
-        return text.table(views.VM_COLUMNS, rows), len(rows)
-    rows = [views.host_row(reply) for reply in replies] + [views.missing_row(host) for host in missing]
+        rows = [row for reply in replies for row in lists.vm_rows(reply, now)]
+        return lists.vms_table(rows, wide=wide), len(rows)
+    rows = [lists.host_row(reply) for reply in replies] + [lists.missing_row(host) for host in missing]
     rows.sort(key=lambda row: row[0])
-    return text.table(views.HOST_COLUMNS, rows), len(rows)
+    return text.partial_table(lists.HOST_COLUMNS, rows, {"LABELS"}), len(rows)
 
 
 def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
@@ -103,7 +123,7 @@ def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
     return True
 
 
-def _report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None:
+def report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None:
     for host in everyone.missing:
         what = "is not running" if host.state == "down" else f"did not answer within {timeout:g} s"
         outcome.fail(f"host {host.host} {what}", None, Exit.PARTIAL)
@@ -118,7 +138,7 @@ def _report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> Non
 def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
     """The outcome of commands that got one answer each."""
     outcome = Outcome()
-    done = [call for call in calls if not _report_trouble(outcome, call, len(calls) > 1)]
+    done = [call for call in calls if not report_trouble(outcome, call, len(calls) > 1)]
     try:
         body = _each_text(done, now)
     except ValueError as error:
@@ -127,7 +147,7 @@ def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
     outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
     _report_unfinished(outcome, done)
     if done and done[0].command.name == "create-vm" and not as_json:
-        outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].vm_id}")
+        outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].spoken}")
     return outcome
 
 
@@ -135,8 +155,8 @@ def _report_unfinished(outcome: Outcome, done: Sequence[Call]) -> None:
     """A VM that is still on its way down when the time was up is not off: no script may take it for that."""
     for call in done:
         if call.command.name == "stop-vm" and call.reply is not None and views.is_stopping(call.reply):
-            hint = f"{PROGRAM} show-vm {call.vm_id} tells when it is off; stop-vm --kill pulls its plug"
-            outcome.fail(f"VM {call.vm_id} is still shutting down", hint, Exit.UNKNOWN)
+            hint = f"{PROGRAM} show-vm {call.spoken} tells when it is off; stop-vm --kill pulls its plug"
+            outcome.fail(f"VM {call.spoken} is still shutting down", hint, Exit.UNKNOWN)
 
 
 def _each_text(done: Sequence[Call], now: float) -> str:
@@ -146,12 +166,15 @@ def _each_text(done: Sequence[Call], now: float) -> str:
     replies = [call.reply for call in done if call.reply is not None]
     if command == "forget-host":
         return "".join(views.forgotten_page(reply) for reply in replies)
+    if command == "list-snapshots":
+        return views.snapshots_table(done, now)
     if command == "show-vm":
         return "\n".join(views.vm_page(reply, now) for reply in replies)
-    return text.table(views.STATUS_COLUMNS, [views.status_row(command, reply) for reply in replies])
+    rows = [views.status_row(call, now) for call in done]
+    return text.partial_table(views.STATUS_COLUMNS, rows, views.STATUS_OPTIONAL)
 
 
-def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
+def report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     """Report a call that was not done, or not known to be; False if it was done."""
     if call.trouble is not None:
         error = call.trouble
@@ -161,7 +184,10 @@ def _report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     info, host = call.reply.answer.execution_info, call.reply.answer.host
     if call.reply.answer.ok:
         return False
-    where = f"{call.subject}: " if several or host is None else ""
+    if info.code == "vm-unknown":
+        outcome.fail(f"{call.subject} does not exist", info.hint)
+        return True
+    where = f"{call.subject}: " if (several or host is None) and info.code != "host-unknown" else ""
     where += f"{host}: " if host and call.vm_id else ""
     outcome.refuse(where, info)
     return True

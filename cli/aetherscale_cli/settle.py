@@ -23,12 +23,18 @@ class Call(Struct):
     message: Message
     reply: Reply | None = None
     trouble: CliError | None = None
+    name: str = ""  #: of the VM, if it was named so
 
     @property
     def subject(self) -> str:
         """What it speaks of, in words."""
         host = getattr(self.options, "host", None)
-        return f"host {host}" if host else f"VM {self.vm_id}"
+        return f"VM {self.spoken}" if self.vm_id else f"host {host}"
+
+    @property
+    def spoken(self) -> str:
+        """The VM, as the operator knows it."""
+        return self.name or self.vm_id
 
     @property
     def pending(self) -> bool:
@@ -90,7 +96,9 @@ def settle(call: Call, event: Delivered | Returned | Nacked) -> None:
     match event:
         case Returned():
             if call.command.reach is Reach.HOLDER:
-                call.reply = _vm_unknown()
+                call.reply = vm_unknown()
+            elif call.command.reach is Reach.HOST:
+                call.reply = _host_unknown(call.subject)
             else:
                 call.trouble = NoAgent()
         case Nacked():
@@ -103,7 +111,14 @@ def settle(call: Call, event: Delivered | Returned | Nacked) -> None:
                 call.trouble = unknown_outcome(call, garbled) if call.command.changes else garbled
 
 
-def _vm_unknown() -> Reply:
+def _host_unknown(subject: str) -> Reply:
+    answer = failure(
+        Refused("host-unknown", f"{subject} does not exist", f"{PROGRAM} list-hosts shows those that there are")
+    )
+    return Reply(encode_answer(answer), answer)
+
+
+def vm_unknown() -> Reply:
     """The answer that no agent has to give: the broker knows that nobody holds this VM."""
     answer = failure(Refused("vm-unknown", VM_UNKNOWN, f"{PROGRAM} list-vms shows those that there are"))
     return Reply(encode_answer(answer), answer)
@@ -115,8 +130,9 @@ def unknown_outcome(call: Call, why: CliError) -> CliError:
     message = f"{call.subject}: it is not known whether {call.command.name} was done: {reason}"
     if not call.vm_id:
         return CliError(message, "ask again: it goes on where it was, and changes nothing if it was done", Exit.UNKNOWN)
-    again = f"{call.command.name} --vm-id {call.vm_id} --request-id {call.message.request_id}"
+    which = f"--name {call.name}" if call.name and call.command.reach is Reach.ONE else f"--vm-id {call.spoken}"
+    again = f"{call.command.name} {which} --request-id {call.message.request_id}"
     if call.command.reach is Reach.ONE:
         again += " and the same options"
-    hint = f"find out with: {PROGRAM} show-vm {call.vm_id}; or ask again, which is safe: {PROGRAM} {again}"
+    hint = f"find out with: {PROGRAM} show-vm {call.spoken}; or ask again, which is safe: {PROGRAM} {again}"
     return CliError(message, hint, Exit.UNKNOWN)

@@ -17,6 +17,7 @@ from aetherscale_cli.contexts import ContextStore, Target
 from aetherscale_cli.conversation import Conversation, FileSink, FileSource, Opened, Sink
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import EXIT_OF
+from aetherscale_cli.resolve import resolve
 from aetherscale_cli.ssh import finalize_argv, finalize_proxy
 from aetherscale_cli.stream_session import StreamSession
 from aetherscale_cli.wire import Session
@@ -56,11 +57,6 @@ def execute(invocation: Invocation, target: Target, store: ContextStore, context
                 return _print_log(connect(), invocation)
 
 
-def find_vm_id(_session: Session, token: str) -> str:
-    """The id of the VM that was meant: an id, or a name."""
-    return token if names.is_vm_id(token) else names.id_of_name(token)
-
-
 def _console(connecting: AbstractContextManager[StreamSession], invocation: Invocation) -> int:
     with connecting as session:
         opened = _open(session, invocation, kind="console", lines=invocation.lines, window=CONSOLE_WINDOW)
@@ -95,7 +91,7 @@ def _follow(connecting: AbstractContextManager[StreamSession], invocation: Invoc
 
 def _print_log(connecting: AbstractContextManager[StreamSession], invocation: Invocation) -> int:
     with connecting as session:
-        vm_id = find_vm_id(session, invocation.vm)
+        vm_id = resolve(session, [invocation.vm], invocation.timeout)[0].vm_id
         report = _show(session, vm_id, invocation, lines=invocation.lines)
     with contextlib.suppress(BrokenPipeError):  # as `… | head` does: whoever read has seen enough
         FileSink(1, closes=False).write("".join(f"{text.safe(line)}\n" for line in report.console).encode())
@@ -107,7 +103,7 @@ def _ssh(
 ) -> int:
     """Become ssh. The VM is looked up here, so that what is wrong with it is said in our words."""
     with connecting as session:
-        vm_id = find_vm_id(session, invocation.vm)
+        vm_id = resolve(session, [invocation.vm], invocation.timeout)[0].vm_id
         report = _show(session, vm_id, invocation, lines=0)
     os.makedirs(store.folder, mode=0o700, exist_ok=True)
     known_hosts = os.path.join(store.folder, "known_hosts")
@@ -131,7 +127,7 @@ def _open(session: StreamSession, invocation: Invocation, *, window: int, **wish
 
     :raise CliError: when that can't be done.
     """
-    vm_id = find_vm_id(session, invocation.vm)
+    vm_id = resolve(session, [invocation.vm], invocation.timeout)[0].vm_id
     options = msgspec.convert({"vm-id": vm_id, "window": window, **wish}, OpenStream)
     answer, correlation_id = _ask(session, "open-stream", options, invocation.timeout)
     opened = _decode(answer, StreamOpened)

@@ -1,7 +1,7 @@
 """Text for people: made harmless, measured, and set in columns. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 # C0, DEL, C1; zero-width and bidirectional controls; line and paragraph separators; lone surrogates; tags.
 # Any of them could move the cursor, hide text or turn it round in the terminal of whoever reads an answer.
@@ -47,6 +47,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(line.rstrip() + "\n" for line in lines)
 
 
+def partial_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], optional: Collection[str], hidden: Collection[str] = ()
+) -> str:
+    """A table without its `hidden` columns, and without those `optional` ones that no row has anything to say in."""
+    empty = {column for place, column in enumerate(columns) if column in optional and not any(r[place] for r in rows)}
+    places = [place for place, column in enumerate(columns) if column not in hidden and column not in empty]
+    return table([columns[place] for place in places], [[row[place] for place in places] for row in rows])
+
+
 def block(pairs: Sequence[tuple[str, str]]) -> str:
     """Names and values, one pair a line, values aligned and made safe; pairs without a value are left out."""
     shown = [(name, safe(value)) for name, value in pairs if value]
@@ -78,6 +87,27 @@ def age(since: float, now: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit}"
     return "0s"
+
+
+def left(until: float, now: float) -> str:
+    """How long it is until `until`, in its largest unit; `now` when it is past, '' for 0 (never)."""
+    if not until:
+        return ""
+    return "now" if until <= now else age(now, until)
+
+
+def size(amount: int) -> str:
+    """A number of bytes, in the largest unit that it fills: `104M`."""
+    for power, unit in ((3, "G"), (2, "M"), (1, "K")):
+        if amount >= 1024**power:
+            whole = amount / 1024**power
+            return f"{whole:.0f}{unit}" if whole >= 10 else f"{whole:.1f}".removesuffix(".0") + unit
+    return f"{amount}B"
+
+
+def labels(of: Mapping[str, str]) -> str:
+    """Labels, as `--label` would take them."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(of.items()))
 
 
 def listed(names: Sequence[str]) -> str:

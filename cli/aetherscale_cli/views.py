@@ -9,55 +9,18 @@ from typing import Any
 import msgspec
 
 from aetherscale_cli import text
-from aetherscale_cli.gather import Missing
+from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Reply
-from aetherscale_protocol.answers import RESPONSES, ForgetReport, HostReport, VmDetails, VmReport, VmStatus
+from aetherscale_protocol.answers import RESPONSES, ExpiryStatus, ForgetReport, VmReport, VmStatus
 
-VM_COLUMNS = ("VM ID", "STATE", "HOST", "IMAGE", "CPUS", "MEMORY", "DISK", "SINCE")
-HOST_COLUMNS = ("HOST", "STATE", "CPUS", "MEMORY", "DISK", "VMS", "IMAGES", "ACCEL", "AGENT")
 FORGET_COLUMNS = ("VM ID", "STATE", "IMAGE", "CPUS", "MEMORY", "DISK")
-STATUS_COLUMNS = ("VM ID", "STATUS", "HOST")
+STATUS_COLUMNS = ("VM ID", "NAME", "SNAPSHOT", "IMAGE", "STATUS", "EXPIRES", "HOST")
+STATUS_OPTIONAL = ("VM ID", "NAME", "SNAPSHOT", "IMAGE", "EXPIRES")
+SNAPSHOT_COLUMNS = ("VM ID", "NAME", "SNAPSHOT", "AGE")
 
 
 def _response(command: str, reply: Reply) -> Any:
     return msgspec.json.decode(reply.answer.response or b"null", type=RESPONSES[command])
-
-
-def vm_rows(reply: Reply, now: float) -> list[Sequence[str]]:
-    """The VMs of one host; of a host that sends no details, their ids."""
-    host = reply.answer.host or ""
-    names: list[str] = _response("list-vms", reply)
-    if bytes(reply.answer.details) in (b"", b"null"):
-        return [(name.removeprefix("vm-"), "", host, "", "", "", "", "") for name in names]
-    details = msgspec.json.decode(reply.answer.details, type=list[VmDetails])
-    return [
-        (
-            vm.vm_id, vm.state, host, vm.image, str(vm.cpus),
-            text.mebibytes(vm.memory), text.gibibytes(vm.disk), text.age(vm.since, now),
-        )
-        for vm in details
-    ]  # fmt: skip
-
-
-def host_row(reply: Reply) -> Sequence[str]:
-    """One host: what it has in use, of what it has in all."""
-    report: HostReport = _response("list-hosts", reply)
-    return (
-        report.host,
-        report.state,
-        f"{report.cpus - report.cpus_free}/{report.cpus}",
-        f"{text.mebibytes(report.memory - report.memory_free)}/{text.mebibytes(report.memory)}",
-        f"{text.gibibytes(report.disk - report.disk_free)}/{text.gibibytes(report.disk)}",
-        f"{report.running}/{report.vms}",
-        ", ".join(report.images),
-        report.accelerator,
-        report.agent_version,
-    )
-
-
-def missing_row(missing: Missing) -> Sequence[str]:
-    """A host that did not answer."""
-    return (missing.host, missing.state, *[""] * (len(HOST_COLUMNS) - 2))
 
 
 def is_stopping(reply: Reply) -> bool:
@@ -69,10 +32,28 @@ def is_stopping(reply: Reply) -> bool:
     return status.status == "stopping"
 
 
-def status_row(command: str, reply: Reply) -> Sequence[str]:
-    """What a command did to a VM."""
-    status: VmStatus = _response(command, reply)
-    return (status.vm_id, status.status, reply.answer.host or "")
+def status_row(call: Call, now: float) -> tuple[str, ...]:
+    """What a command did to a VM, a host or an image; of the columns only some are filled."""
+    assert call.reply is not None, "reported before it was settled"
+    done = _response(call.command.name, call.reply)
+    expires = ""
+    if isinstance(done, ExpiryStatus):
+        expires = _expiry(done.expires, now) or "never"
+    return (
+        getattr(done, "vm_id", ""), call.name, getattr(done, "snapshot", ""), getattr(done, "image", ""),
+        done.status, expires, call.reply.answer.host or str(getattr(done, "host", "")),
+    )  # fmt: skip
+
+
+def snapshots_table(done: Sequence[Call], now: float) -> str:
+    """The snapshots of one VM, or of several."""
+    rows = [
+        (call.vm_id, call.name, row.snapshot, text.age(row.created, now))
+        for call in done
+        if call.reply is not None
+        for row in _response("list-snapshots", call.reply)
+    ]
+    return text.partial_table(SNAPSHOT_COLUMNS, rows, {"NAME"})
 
 
 def vm_page(reply: Reply, now: float) -> str:
@@ -81,20 +62,32 @@ def vm_page(reply: Reply, now: float) -> str:
     page = text.block(
         (
             ("VM ID", vm.vm_id),
+            ("Name", vm.name),
             ("State", f"{vm.state} for {text.age(vm.since, now)}"),
             ("Reason", vm.reason),
+            ("Reached", ", ".join(vm.reached)),
             ("Host", vm.host),
+            ("Addresses", ", ".join(vm.addresses)),
+            ("MAC", vm.mac),
+            ("Published", ", ".join(vm.published)),
+            ("Labels", text.labels(vm.labels)),
             ("Image", vm.image),
+            ("Clone of", vm.clone_of),
             ("CPUs", str(vm.cpus)),
             ("Memory", text.mebibytes(vm.memory)),
             ("Disk", text.gibibytes(vm.disk)),
             ("Accelerator", vm.accelerator),
             ("Created", f"{text.age(vm.created, now)} ago"),
+            ("Expires", _expiry(vm.expires, now)),
         )
     )
     if not vm.console:
         return page
     return page + "Console:\n" + "".join(f"  {text.safe(line)}\n" for line in vm.console)
+
+
+def _expiry(expires: float, now: float) -> str:
+    return f"in {text.left(expires, now)}" if expires > now else "now" if expires else ""
 
 
 def forget_page(reply: Reply, now: float) -> str:

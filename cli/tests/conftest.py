@@ -14,10 +14,12 @@ from typing import Any
 import pika
 import pytest
 
+from aetherscale_cli import broker as broker_module
 from aetherscale_cli.main import main
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import fleet_digest
 from aetherscale_testing.broker import TestBroker, private_broker
+from aetherscale_testing.session import MemorySession
 
 Behaviour = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
 
@@ -269,3 +271,21 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, request: pytest.Fixt
         return Ran(code, captured.out, captured.err)
 
     return run
+
+
+Use = Callable[[MemorySession], MemorySession]
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """Let commands speak to this session."""
+
+    def install(session: MemorySession) -> MemorySession:
+        @contextlib.contextmanager
+        def open_session(*_: Any) -> Iterator[MemorySession]:
+            yield session
+
+        monkeypatch.setattr(broker_module, "open_session", open_session)
+        return session
+
+    return install

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from aetherscale_protocol import topology
+from aetherscale_protocol import names, topology
 
 pytestmark = pytest.mark.broker
 
@@ -42,7 +42,36 @@ class TestAnswers:
     def test_a_table(self, cloud: Any, cli: Any) -> None:
         cloud.start_all("h1", "h2")
         ran = cli("list-vms", "-o", "table")
-        assert [line.split()[2] for line in ran.out.splitlines()[1:]] == ["h1", "h2"]
+        assert [line.split()[3] for line in ran.out.splitlines()[1:]] == ["h1", "h2"]
+
+    def test_a_vm_by_its_name_the_beginning_of_its_id_and_a_name_of_eight_letters(self, cloud: Any, cli: Any) -> None:
+        cloud.start_all("h1", "h2")
+        web1, webfront = names.id_of_name("web1"), names.id_of_name("webfront")
+        cloud.agents["h2"].hold(web1)
+        cloud.agents["h1"].hold(webfront)
+        cloud.agents["h1"].hold("habcdefg")
+        ran = cli("stop-vm", "web1", "webfront", "hab", "nobodyis", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [web1, webfront, "habcdefg"]
+        assert ran.err.splitlines()[0] == "error: VM nobodyis does not exist"
+        assert ran.code == 1
+
+    def test_waiting_for_a_vm_over_one_connection(self, cloud: Any, cli: Any) -> None:
+        reached: list[str] = []
+        fleet = ["h1"]
+
+        def behave(request: dict[str, Any]) -> dict[str, Any]:
+            if request["command"] == "create-vm":
+                return cloud.succeed({"status": "starting", "vm-id": names.id_of_name("web1")})
+            reached.append("running")
+            base = {"vm-id": names.id_of_name("web1"), "state": "running", "image": "u", "cpus": 1, "memory": 1024}
+            more = {"disk": 10, "since": 0, "host": "h1", "created": 0, "reached": reached[2:]}
+            return cloud.succeed({**base, **more})
+
+        cloud.start("h1", fleet, behave).hold(names.id_of_name("web1"))
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running", "-o", "table")
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.splitlines()[1].split()[:4] == [names.id_of_name("web1"), "web1", "running", "running"]
+        assert len(reached) == 3
 
     def test_what_goes_over_the_wire(self, cloud: Any, cli: Any) -> None:
         cloud.start_all("h1")
@@ -387,7 +416,7 @@ class TestProcess:
         shown = os.read(ours, 10_000).decode()
         os.close(ours)
         assert done.returncode == 0
-        assert shown.split()[:3] == ["VM", "ID", "STATE"]
+        assert shown.split()[:3] == ["VM", "ID", "NAME"]
 
     def test_debug_does_not_show_the_password(self, node: Any, tmp_path: Path, context: Any) -> None:
         environ = process_environ(node, tmp_path) | context(f"amqp://alice@{node.address}/cloud")

@@ -45,15 +45,15 @@ def report(
 def test_list_vms() -> None:
     outcome = report("list-vms", reply(host="h1", response=["vm-aaaaaaaa"], details=[vm("aaaaaaaa")]))
     assert outcome.stdout == (
-        "VM ID     STATE    HOST  IMAGE  CPUS  MEMORY  DISK  SINCE\n"
-        "aaaaaaaa  running  h1    u      2     512M    10G   3m\n"
+        "VM ID     NAME  STATE    HOST  ADDRESS  IMAGE  CPUS  MEMORY  DISK  SINCE\n"
+        "aaaaaaaa  -     running  h1    -        u      2     512M    10G   3m\n"
     )
     assert (outcome.notes, outcome.exit_code) == ([], Exit.DONE)
 
 
 def test_list_vms_of_an_agent_that_knows_only_the_seed_s_answer() -> None:
     outcome = report("list-vms", reply(response=["vm-aaaaaaaa"]))
-    assert outcome.stdout.splitlines()[1].split() == ["aaaaaaaa", *["-"] * 7]
+    assert outcome.stdout.splitlines()[1].split() == ["aaaaaaaa", *["-"] * 9]
 
 
 def test_no_vms_is_a_header_and_a_friendly_word() -> None:

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from aetherscale_cli import ssh
 from aetherscale_cli.arguments import parse
 from aetherscale_cli.ssh import SshWish
-from aetherscale_cli.stream_commands import CleanSink, find_vm_id
+from aetherscale_cli.stream_commands import CleanSink
 from aetherscale_cli.terminal import TypedSource
-from aetherscale_protocol.names import id_of_name
 
 
 @pytest.mark.parametrize(
@@ -89,11 +88,6 @@ def test_ssh_finds_this_program_again_and_never_mistakes_one_vm_for_another() ->
         "StrictHostKeyChecking=accept-new",
     ):
         assert argv[argv.index(option) - 1] == "-o"
-
-
-def test_a_name_leads_to_its_id() -> None:
-    assert find_vm_id(None, "abcdefgh") == "abcdefgh"  # type: ignore[arg-type]
-    assert find_vm_id(None, "web1") == id_of_name("web1")  # type: ignore[arg-type]
 
 
 class Collected:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aetherscale_cli.ask import make_call
 from aetherscale_cli.errors import CliError, Exit, NoAgent
-from aetherscale_cli.insist import make_calls, renew
+from aetherscale_cli.insist import renew
 from aetherscale_cli.report import report_each
 from aetherscale_cli.settle import Call
 from aetherscale_cli.waiting import AGAIN_S, Patience, Waiting
@@ -29,7 +30,7 @@ class Course:
         self.now = 1000.0
         options = [CreateVm(image="u", vm_id=i) if command == "create-vm" else VmRef(vm_id=i) for i in vm_ids or (VM,)]
         self.patience = Patience(self.now, WAIT, TIMEOUT)
-        self.calls = make_calls(COMMANDS[command], options, self.patience, None)
+        self.calls = tuple(make_call(COMMANDS[command], one, self.patience.allowed, None) for one in options)
         self.call: Call = self.calls[0]
         self.waiting = Waiting(self.calls, self.patience, renew, own_ids=own_ids, grace=GRACE)
         self.sent: list[Message] = []

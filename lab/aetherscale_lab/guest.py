@@ -30,6 +30,7 @@ _PACKAGES = [
     "libtomcrypt1",
     "libtommath1",
     "mtools",
+    "openssh-sftp-server",
     "syslinux",
     "syslinux-common",
     "zlib1g",
@@ -42,6 +43,7 @@ _MODULES = [
     "virtio_net",
     "button",
     "evdev",
+    "isofs",
     "vfat",
     "nls_cp437",
     "nls_iso8859-1",
@@ -65,7 +67,7 @@ _BOOT_SLACK_MIB = 4
 _DATA_MIB = 32
 _WORD = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DATA = Path(__file__).parent / "guest_data"
-_RECIPE = 1
+_RECIPE = 2
 
 
 def image_path() -> Path:
@@ -172,6 +174,9 @@ def _finalize_initramfs(tree: Path) -> list[guest_files.Entry]:
         make_file("init", (_DATA / "init").read_bytes(), 0o755),
         make_file("etc/inittab", (_DATA / "inittab").read_bytes()),
         make_file("etc/udhcpc.sh", (_DATA / "udhcpc.sh").read_bytes(), 0o755),
+        make_file("etc/seed.sh", (_DATA / "seed.sh").read_bytes()),
+        # where dropbear looks for it, which scp of OpenSSH 9 and later wants
+        make_file("usr/lib/sftp-server", _find_one(tree, "usr/lib/openssh/sftp-server").read_bytes(), 0o755),
         make_file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n"),
         make_file("etc/group", b"root:x:0:\n"),
         make_file("etc/shadow", f"root:{_PASSWORD_HASH}:19000:0:99999:7:::\n".encode(), 0o600),

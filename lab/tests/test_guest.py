@@ -66,7 +66,7 @@ def test_words_that_could_break_the_console_are_refused(word: str, tmp_path: Pat
         guest.with_word(tmp_path / "image", word, tmp_path / "out")
 
 
-@pytest.mark.parametrize("script", ["init", "udhcpc.sh"])
+@pytest.mark.parametrize("script", ["init", "seed.sh", "udhcpc.sh"])
 def test_guest_scripts_are_valid_shell(script: str) -> None:
     path = Path(guest.__file__).parent / "guest_data" / script
     assert subprocess.run(["sh", "-n", str(path)], check=False).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from aetherscale_protocol import names, options, topology
 from aetherscale_protocol.answers import RESPONSES, VmDetails

@@ -135,7 +135,7 @@ class FakeHypervisor:
         #: Guests that ignore the power button.
         self.deaf: set[str] = set()
         #: Why a VM's build, start or kill fails, by step and VM id; take the entry out to heal it.
-        self.broken: dict[str, dict[str, str]] = {"build": {}, "start": {}, "kill": {}, "remove": {}}
+        self.broken: dict[str, dict[str, str]] = {"build": {}, "seed": {}, "start": {}, "kill": {}, "remove": {}}
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
@@ -143,6 +143,8 @@ class FakeHypervisor:
         self.ports_in_use: set[int] = set()
         #: Ports of the loopback that take the place of guests' ports.
         self.guest_ports: dict[int, int] = {}
+        #: The instance on each VM's seed disc.
+        self.seeds: dict[str, str] = {}
         self._consoles: dict[str, FakeConsole] = {}
         self._images = images
         self._vms: dict[str, _Vm] = {}
@@ -180,6 +182,11 @@ class FakeHypervisor:
             self._save(vm_id, vm, vm.power)
             self._vms[vm_id] = vm
             self.builds[vm_id] += 1
+
+    async def seed(self, vm_id: str, spec: CreateVm, instance: str) -> None:  # noqa: ARG002
+        await self._pass("seed", 0)
+        self._check("seed", vm_id)
+        self.seeds[vm_id] = instance
 
     async def start(self, vm_id: str, spec: CreateVm) -> None:  # noqa: ARG002
         if self._is_on(vm_id):
@@ -231,6 +238,7 @@ class FakeHypervisor:
             (self._folder / f"{vm_id}.json").unlink(missing_ok=True)
         self._vms.pop(vm_id, None)
         self._consoles.pop(vm_id, None)
+        self.seeds.pop(vm_id, None)
 
     async def list_remains(self) -> set[str]:
         return set(self._vms)
@@ -291,7 +299,7 @@ class FakeHypervisor:
 
     @contextlib.contextmanager
     def holding(self, step: str) -> Iterator[asyncio.Event]:
-        """While in this block, every `probe`, `build`, `start`, `press`, `kill` or `remove` waits in its middle.
+        """While in this block, each `probe`, `build`, `seed`, `start`, `press`, `kill` or `remove` waits in its middle.
 
         Yields an event; setting it lets them go on before the block's end.
         """

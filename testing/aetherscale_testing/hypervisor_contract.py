@@ -144,6 +144,21 @@ class HypervisorContract:
         assert await world.count_boots(ONE) == 1
 
     @in_world
+    async def test_a_seed_can_be_made_again_and_again_and_goes_with_its_vm(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        await hypervisor.build(ONE, SPEC, world.image)
+        await hypervisor.seed(ONE, SPEC, "controne-1")
+        await hypervisor.seed(ONE, SPEC, "controne-1")
+        await hypervisor.start(ONE, SPEC)
+        await world.booted(ONE)
+        await hypervisor.seed(ONE, SPEC, "controne-1")
+        assert await power(hypervisor) is Power.ON
+        assert await hypervisor.list_remains() == {ONE}
+        await hypervisor.kill(ONE)
+        await hypervisor.remove(ONE)
+        assert await hypervisor.list_remains() == set()
+
+    @in_world
     async def test_a_lost_image_is_named(self, world: World) -> None:
         with pytest.raises(ImageMissing, match=world.lost_image.name):
             await world.hypervisor.build(ONE, SPEC, world.lost_image)

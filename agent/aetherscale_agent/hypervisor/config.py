@@ -36,8 +36,8 @@ class VmPaths:
 
     @property
     def net(self) -> Path:
-        """What `vm-net` is told of the VM, beside QEMU's arguments."""
-        return self.env.with_suffix(".net")
+        """What `vm-net` is told of the VM. It sees what the VM's unit sees; the VM itself can't write here."""
+        return self.home / "network.json"
 
     @property
     def disk(self) -> Path:
@@ -53,6 +53,11 @@ class VmPaths:
     def console(self) -> Path:
         """What the guest prints on its serial console."""
         return self.home / "console.log"
+
+    @property
+    def seed(self) -> Path:
+        """The seed disc for cloud-init; a VM that an older agent made has none."""
+        return self.home / "seed.iso"
 
     @property
     def console_socket(self) -> Path:

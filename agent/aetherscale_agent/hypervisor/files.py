@@ -56,11 +56,19 @@ def write_whole(path: Path, data: bytes) -> None:
     Path(file.name).rename(path)
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a directory's entries, on the disk itself."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def remove(layout: Layout, vm_id: str) -> None:
     """Remove all files of a VM; nothing happens if there are none."""
     paths = layout.vm(vm_id)
     paths.env.unlink(missing_ok=True)
-    paths.net.unlink(missing_ok=True)
     _remove_tree(paths.run)
     _remove_tree(paths.home)
 
@@ -80,7 +88,7 @@ def _remove_tree(path: Path) -> None:
 
 def find_ids(layout: Layout) -> set[str]:
     """The VMs of which there is any file."""
-    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.partition(".")[0] for e in _entries(layout.envs))}
+    found = {*_entries(layout.homes), *_entries(layout.runs), *(e.removesuffix(".env") for e in _entries(layout.envs))}
     return {name for name in found if names.is_vm_id(name)}
 
 

@@ -1,9 +1,9 @@
 """A VM's disk: a qcow2 overlay on a base image."""
 
 import asyncio
-import os
 from pathlib import Path
 
+from aetherscale_agent.hypervisor import files
 from aetherscale_agent.ports import HypervisorError, Image, ImageMissing
 
 GIB = 1 << 30
@@ -67,14 +67,6 @@ async def _run(command: list[str], timeout: float) -> None:
 def _settle(new: Path, disk: Path) -> None:
     # 0666 behind a wall of 0700: the VM's user of the day is not known before it starts.
     new.chmod(0o666)
-    _sync(new)
+    files.sync(new)
     new.rename(disk)
-    _sync(disk.parent)
-
-
-def _sync(path: Path) -> None:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+    files.sync(disk.parent)

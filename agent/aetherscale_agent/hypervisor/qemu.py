@@ -7,7 +7,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
 
 from aetherscale_agent import pipes
-from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe
+from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe, seed
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.network import Network
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
@@ -89,6 +89,14 @@ class QemuHypervisor:
             self._network.take(vm_id)
             size = overlay.finalize_size(spec.disk, image)
             await overlay.make(image, paths.disk, size, self._config.build_timeout)
+
+    async def seed(self, vm_id: str, spec: CreateVm, instance: str) -> None:
+        """Make the VM's seed disc."""
+        paths = self._layout.vm(vm_id)
+        contents = seed.finalize_files(vm_id, spec, instance, self.nic(vm_id).mac)
+        with _as_hypervisor_error("the seed disc could not be made"):
+            files.make_dirs(self._layout, paths)
+            await asyncio.to_thread(seed.make, paths.seed, contents)
 
     async def start(self, vm_id: str, spec: CreateVm) -> None:
         """Start the VM with its limits; returns when QEMU runs the guest."""
@@ -194,6 +202,8 @@ class QemuHypervisor:
     async def _start_unit(self, vm_id: str, spec: CreateVm, paths: VmPaths) -> None:
         bridged = self._network.bridged
         arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg", bridged=bridged)
+        if paths.seed.exists():
+            arguments += argv.finalize_seed(paths)
         net = self._network.finalize_wanted(vm_id, spec, argv.finalize_mac(vm_id))
         with _as_hypervisor_error("its run-time files could not be made"):
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments), net)

@@ -76,3 +76,15 @@ def test_the_limits_hold_the_guest_and_its_qemu(cpus: int, memory: int) -> None:
     assert kvm["MemoryMax"] >= (memory + 200) << 20
     assert tcg["MemoryMax"] == kvm["MemoryMax"] + (argv.TRANSLATION_CACHE << 20)
     assert cpus * 1_000_000 < kvm["CPUQuotaPerSecUSec"] < (cpus + 1) * 1_000_000
+
+
+def test_the_seed_disc_is_read_only_and_of_no_guessed_format() -> None:
+    text = " ".join(argv.finalize_seed(LAYOUT.vm("sgeqxcfi")))
+    assert "driver=file,node-name=seed,filename=/var/lib/aetherscale/vms/sgeqxcfi/seed.iso,read-only=on" in text
+    assert "virtio-blk-pci,drive=seed" in text
+    assert "format" not in text
+
+
+def test_a_seed_disc_takes_nothing_from_the_devices_before_it() -> None:
+    assert not set(argv.finalize_seed(LAYOUT.vm("sgeqxcfi"))[1::2]) & set(finalize())
+    assert "node-name=seed" not in " ".join(finalize())

@@ -545,7 +545,7 @@ class Moves:
             else:
                 yield f"{what}: too late", state.host(number, line=None).tell(request, "not-done")
             return
-        if name in ("build.disk", "build.start") and state.budget.fail:
+        if name in ("build.disk", "build.seed", "build.start") and state.budget.fail:
             less = state._replace(budget=state.budget._replace(fail=state.budget.fail - 1))
             yield f"{what} FAILS", self._undone(less, number, line)
         after = self._worked(host, name, line.outcome, asked=line.told)
@@ -577,6 +577,8 @@ class Moves:
         match name:
             case "build.disk":
                 return host._replace(disk=True)
+            case "build.seed":
+                return host  # it goes with the disk, and nothing depends on it
             case "build.start" | "start.qemu":
                 return host._replace(on=True)
             case "build.journal":

@@ -1,0 +1,228 @@
+"""`apply`: makes the VMs of a file that are missing, changes what can be changed at once, and says what differs.
+
+Each VM is asked for by its own id, so a host that is down hides no VM: what it holds is not known, and is not made
+twice. `--prune` needs to know all VMs, so it does nothing while a host is missing.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from aetherscale_cli import ask, differences, inputs, lists, report, text
+from aetherscale_cli.arguments import Invocation
+from aetherscale_cli.errors import CliError, Exit, ManifestError
+from aetherscale_cli.manifest import Wanted, read_manifest
+from aetherscale_cli.report import Outcome
+from aetherscale_cli.settle import Call
+from aetherscale_cli.targets import is_unknown
+from aetherscale_cli.wire import Session
+from aetherscale_protocol.answers import VmReport
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import CreateVm, Options, ShowVm, VmRef, selects
+
+if TYPE_CHECKING:
+    from aetherscale_cli.insist import Connect
+
+COLUMNS = ("VM", "RESULT", "DETAIL")
+_LOOK_S = 5.0
+
+
+class Row(Struct, frozen=True, rename="kebab", omit_defaults=True):
+    """What was done about a VM, or would be."""
+
+    vm: str
+    vm_id: str
+    result: str
+    detail: str = ""
+    needs: str = ""
+
+
+class Run(Struct):
+    """One run of apply: what it does, and what it has to tell."""
+
+    session: Session
+    invocation: Invocation
+    outcome: Outcome
+    rows: list[Row] = []
+
+    @property
+    def only_shown(self) -> bool:
+        """Whether nothing is to be changed (`--diff`)."""
+        return bool(self.invocation.space.diff)
+
+    def tell(self, vm: Wanted, result: str, detail: str = "", needs: str = "") -> None:
+        """Note what became of a VM."""
+        self.rows.append(Row(vm.name, vm.vm_id, result, detail, needs))
+
+    def send(self, command: str, options: Sequence[tuple[Options, str]]) -> list[Call]:
+        """Send these, each with its VM's name; what was not done is told."""
+        timeout = self.invocation.timeout
+        calls = [ask.make_call(COMMANDS[command], one, timeout, None, name) for one, name in options]
+        if calls:
+            ask.ask_each(self.session, calls, timeout)
+        return calls
+
+
+def read_file(path: str, environ: Mapping[str, str]) -> list[Wanted]:
+    """The VMs of a file, with the keys and the user data that it names; files are relative to it.
+
+    :raise CliError: when it, or one that it names, can't be read or is wrong; with every error of the file.
+    """
+    manifest = read_manifest(inputs.read_text(path, "file of VMs"), path)
+    if manifest.errors:
+        raise ManifestError(manifest.errors)
+    return [msgspec.structs.replace(one, options=_finalize(one, Path(path).parent, environ)) for one in manifest.vms]
+
+
+def _finalize(wanted: Wanted, folder: Path, environ: Mapping[str, str]) -> CreateVm:
+    try:
+        given = wanted.ssh_keys
+        keys = inputs.find_keys(given or (), none=given == (), environ=environ, folder=folder)
+        data = wanted.options.user_data
+        if wanted.user_data_file:
+            data = inputs.read_text(folder / Path(wanted.user_data_file).expanduser(), "user data")
+        return inputs.replace(wanted.options, ssh_keys=keys, user_data=data)
+    except CliError as error:
+        raise CliError(f"{wanted.where}: VM {wanted.name}: {error}", error.hint, error.exit_code) from None
+
+
+def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
+    """Do it.
+
+    :raise CliError: when nothing was sent.
+    """
+    space = invocation.space
+    vms = read_file(space.file, environ)
+    if space.prune and not (space.yes or space.diff or (sys.stdin is not None and sys.stdin.isatty())):
+        message = "apply --prune asks before it deletes, and there is no terminal to ask on; nothing was done"
+        raise CliError(message, "--yes does it without asking; --diff only shows", Exit.USAGE)
+    with connect() as session:
+        run = Run(session, invocation, Outcome())
+        _make_so(run, vms)
+        if space.prune:
+            _prune(run, vms)
+    return _finish(run, len(vms))
+
+
+def _make_so(run: Run, vms: Sequence[Wanted]) -> None:
+    """Look at each VM, make those that are missing, change what can be changed."""
+    calls = [
+        ask.make_call(COMMANDS["show-vm"], ShowVm(vm_id=vm.vm_id, console_lines=0), _LOOK_S, None, vm.name)
+        for vm in vms
+    ]
+    if calls:
+        ask.ask_each(run.session, calls, _LOOK_S)
+    missing = []
+    for vm, call in zip(vms, calls, strict=True):
+        if is_unknown(call):
+            missing.append(vm)
+        elif report.report_trouble(run.outcome, call, True):
+            run.tell(vm, "not known")
+        else:
+            _compare(run, vm, call)
+    _create(run, missing)
+
+
+def _create(run: Run, missing: Sequence[Wanted]) -> None:
+    if run.only_shown:
+        for vm in missing:
+            run.tell(vm, "would create", vm.options.image)
+        return
+    calls = run.send("create-vm", [(vm.options, vm.name) for vm in missing])
+    for vm, call in zip(missing, calls, strict=True):
+        if report.report_trouble(run.outcome, call, True):
+            run.tell(vm, "not created")
+        else:
+            assert call.reply is not None, "reported if there is none"
+            run.tell(vm, "created", f"on {call.reply.answer.host}")
+
+
+def _compare(run: Run, wanted: Wanted, call: Call) -> None:
+    assert call.reply is not None, "reported if there is none"
+    now = time.time()
+    try:
+        vm = msgspec.json.decode(call.reply.answer.response, type=VmReport)
+    except ValueError as error:
+        run.outcome.fail(f"{call.subject}: the answer can't be read: {error}", "are agent and CLI of one version?")
+        return run.tell(wanted, "not known")
+    found = differences.compare(wanted, vm, now)
+    refused = False
+    if not run.only_shown:
+        for command, options in differences.find_commands(wanted, vm, found, now):
+            (done,) = run.send(command, [(options, wanted.name)])
+            refused |= report.report_trouble(run.outcome, done, True)
+    _tell_differences(run, wanted, found, refused=refused)
+    return None
+
+
+def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Difference], *, refused: bool) -> None:
+    if not found:
+        run.tell(wanted, "unchanged")
+    for one in found:
+        if one.needs:
+            run.tell(wanted, "differs", str(one), one.needs)
+            run.outcome.fail(f"VM {wanted.name} differs: {one} ({one.needs})")
+        else:
+            done = "not changed" if refused else "changed"
+            run.tell(wanted, "would change" if run.only_shown else done, str(one))
+
+
+# --prune
+
+
+def _prune(run: Run, vms: Sequence[Wanted]) -> None:
+    """Delete what has the label and is not in the file, if all hosts tell of their VMs."""
+    everyone = ask.ask_everyone(run.session, "list-vms", _LOOK_S)
+    refused = [reply.answer.host or "?" for reply in everyone.replies if not reply.answer.ok]
+    if everyone.missing or everyone.nameless or everyone.unreadable or refused:
+        report.report_missing(run.outcome, everyone, _LOOK_S)
+        run.outcome.fail("nothing was pruned: not all hosts told of their VMs", None, Exit.PARTIAL)
+        return
+    kept = {vm.vm_id for vm in vms}
+    selectors = [f"{key}={value}" for key, value in run.invocation.space.label]
+    doomed = [
+        vm
+        for reply in everyone.replies
+        for vm in lists.details_of(reply)
+        if vm.vm_id not in kept and all(selects(one, vm.labels) for one in selectors)
+    ]
+    names = [(vm.vm_id, vm.name) for vm in doomed]
+    if not run.only_shown and names and not (run.invocation.space.yes or _agreed(names)):
+        run.outcome.notes.append("nothing was pruned")
+        run.outcome.exit_code = Exit.FAILED
+        return
+    _delete(run, names)
+
+
+def _agreed(names: Sequence[tuple[str, str]]) -> bool:
+    which = text.listed([text.safe(name or vm_id) for vm_id, name in names])
+    sys.stderr.write(f"Delete {which}, and {'its disk' if len(names) == 1 else 'their disks'}? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _delete(run: Run, names: Sequence[tuple[str, str]]) -> None:
+    if run.only_shown:
+        run.rows += [Row(name or vm_id, vm_id, "would delete") for vm_id, name in names]
+        return
+    calls = run.send("delete-vm", [(VmRef(vm_id=vm_id), name) for vm_id, name in names])
+    for call in calls:
+        failed = report.report_trouble(run.outcome, call, True)
+        run.rows.append(Row(call.spoken, call.vm_id, "not deleted" if failed else "deleted"))
+
+
+def _finish(run: Run, vms: int) -> Outcome:
+    outcome = run.outcome
+    if run.invocation.as_json:
+        outcome.stdout = report.json_list([msgspec.json.encode(row) for row in run.rows])
+        return outcome
+    outcome.stdout = text.partial_table(COLUMNS, [(row.vm, row.result, row.detail) for row in run.rows], {"DETAIL"})
+    if all(row.result == "unchanged" for row in run.rows) and outcome.exit_code is Exit.DONE:
+        many = "the one VM is" if vms == 1 else f"all {vms} VMs are"
+        outcome.notes.append(f"Nothing to do: {many} as the file says.")
+    return outcome

@@ -1,0 +1,180 @@
+"""Completions for bash, zsh and fish, made from the command line's own parser. VMs, hosts, images and contexts are
+completed live, by asking `aetherscale-cli __complete KIND`. Pure.
+
+Own code, as shtab knows no way to ask a program for live words in fish, and would be needed at run time.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from msgspec import Struct
+
+from aetherscale_cli.arguments import PROGRAM, build_parser
+
+LIVE = ("vms", "hosts", "images", "contexts")
+_BY_METAVAR = {"VM": "vms", "SOURCE": "vms", "HOST": "hosts", "IMAGE": "images"}
+_BY_DEST = {"image": "images", "host": "hosts", "context": "contexts"}
+_FILES = {"file", "user_data", "ssh_key"}
+
+
+class Argument(Struct, frozen=True):
+    """Something that may be typed. `kind`: `flag` (takes no value), one of LIVE, `file`, `words`, or `any`."""
+
+    flags: tuple[str, ...]
+    kind: str
+    words: tuple[str, ...] = ()
+    help: str = ""
+
+
+class Verb(Struct, frozen=True):
+    """A command: its options, and what its arguments are."""
+
+    name: str
+    help: str
+    options: tuple[Argument, ...]
+    positional: Argument | None
+
+
+def script(shell: str) -> str:
+    """The completions for `bash`, `zsh` or `fish`."""
+    verbs = list(_read_verbs(build_parser()))
+    if shell == "fish":
+        return _fish(verbs)
+    return _ZSH_HEAD + _bash(verbs) if shell == "zsh" else _bash(verbs)
+
+
+def _read_verbs(parser: argparse.ArgumentParser) -> Iterator[Verb]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
+    for name, sub in action.choices.items():
+        if name not in helps:
+            continue
+        arguments = [_read(name, one) for one in sub._actions]
+        options = tuple(one for one in arguments if one.flags)
+        yield Verb(name, helps[name], options, next((one for one in arguments if not one.flags), None))
+
+
+def _read(command: str, action: argparse.Action) -> Argument:
+    flags, said = tuple(action.option_strings), (action.help or "").replace("%(default)s", str(action.default))
+    if flags and action.nargs == 0:
+        return Argument(flags, "flag", (), said)
+    if action.choices:
+        return Argument(flags, "words", tuple(str(choice) for choice in action.choices), said)
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    kind = _BY_METAVAR.get(metavar) or _BY_DEST.get(action.dest) or ("file" if action.dest in _FILES else "any")
+    if command == "use-context" and not flags:
+        kind = "contexts"
+    return Argument(flags, kind, (), said)
+
+
+# bash, and zsh by its bashcompinit
+
+_ZSH_HEAD = f"""#compdef {PROGRAM}
+autoload -U +X compinit && compinit -u
+autoload -U +X bashcompinit && bashcompinit
+"""
+
+_BASH = """# {program}: completions; source it, or put it where your shell looks for them
+_aetherscale_cli() {{
+    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} command= context= word i kind words=
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${{COMP_WORDS[i]}}
+        if [[ ${{COMP_WORDS[i-1]}} == --context ]]; then context=$word; continue; fi
+        if [[ -z $command && " {commands} " == *" $word "* ]]; then command=$word; fi
+    done
+    case "$command $prev" in
+{values}
+    *) kind= ;;
+    esac
+    if [[ -z $kind && $cur == -* ]]; then
+        kind=words
+        case $command in
+{options}
+        *) words="--help --version" ;;
+        esac
+    elif [[ -z $kind ]]; then
+        case $command in
+        "") kind=words words="{commands}" ;;
+{positionals}
+        esac
+    fi
+    case $kind in
+    {live}) words=$({program} __complete "$kind" ${{context:+--context "$context"}} 2>/dev/null) ;;
+    file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    words) ;;
+    *) COMPREPLY=(); return ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}}
+complete -F _aetherscale_cli {program}
+"""
+
+
+def _bash(verbs: Sequence[Verb]) -> str:
+    return _BASH.format(
+        program=PROGRAM,
+        commands=" ".join(verb.name for verb in verbs),
+        values="\n".join(line for verb in verbs for line in _bash_values(verb)),
+        options="\n".join(f'        {verb.name}) words="{" ".join(_flags(verb))}" ;;' for verb in verbs),
+        positionals="\n".join(f"        {v.name}) {_bash_kind(v.positional)} ;;" for v in verbs if v.positional),
+        live="|".join(LIVE),
+    )
+
+
+def _flags(verb: Verb) -> list[str]:
+    return [flag for option in verb.options for flag in option.flags]
+
+
+def _bash_values(verb: Verb) -> Iterator[str]:
+    for option in verb.options:
+        if option.kind != "flag":
+            patterns = "|".join(f'"{verb.name} {flag}"' for flag in option.flags)
+            yield f"    {patterns}) {_bash_kind(option)} ;;"
+
+
+def _bash_kind(argument: Argument) -> str:
+    words = f' words="{" ".join(argument.words)}"' if argument.words else ""
+    return f"kind={argument.kind}{words}"
+
+
+# fish
+
+
+def _fish(verbs: Sequence[Verb]) -> str:
+    lines = [
+        f"# {PROGRAM}: completions",
+        "function __aetherscale_live",
+        "    set -l context",
+        "    set -l words (commandline -opc)",
+        "    if set -l at (contains -i -- --context $words); set context --context $words[(math $at + 1)]; end",
+        f"    {PROGRAM} __complete $argv[1] $context 2>/dev/null",
+        "end",
+        f"complete -c {PROGRAM} -f",
+    ]
+    for verb in verbs:
+        lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -a {verb.name} -d {_fish_quote(verb.help)}")
+        lines += [_fish_line(verb, argument) for argument in verb.options]
+        if verb.positional is not None and verb.positional.kind != "any":
+            lines.append(_fish_line(verb, verb.positional))
+    return "\n".join(lines) + "\n"
+
+
+def _fish_line(verb: Verb, argument: Argument) -> str:
+    parts = [f"complete -c {PROGRAM} -n '__fish_seen_subcommand_from {verb.name}'"]
+    parts += [f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in argument.flags]
+    if argument.kind == "file":
+        parts.append("-r -F")
+    elif argument.kind != "flag" and argument.flags:
+        parts.append("-x")
+    if argument.kind in LIVE:
+        parts.append(f"-a '(__aetherscale_live {argument.kind})'")
+    elif argument.words:
+        parts.append(f"-a '{' '.join(argument.words)}'")
+    if argument.flags and argument.help:
+        parts.append(f"-d {_fish_quote(argument.help)}")
+    return " ".join(parts)
+
+
+def _fish_quote(said: str) -> str:
+    escaped = said.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

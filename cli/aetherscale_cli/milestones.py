@@ -1,0 +1,218 @@
+"""Waiting until VMs have come so far (`--wait`, wait-vm): what their holders say, and what to make of it.
+
+The wait is not the VM: when the time is over the VM's true state is told, and it is not said to have failed.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from aetherscale_cli import ask, text
+from aetherscale_cli.arguments import PROGRAM
+from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.report import Outcome
+from aetherscale_cli.settle import Call
+from aetherscale_cli.wire import Session
+from aetherscale_protocol.answers import VmReport
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import ShowVm
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S, _GROWTH = 0.2, 2.0, 1.5
+_ANSWER_S = 5.0
+COLUMNS = ("VM ID", "NAME", "STATE", "REACHED", "HOST", "ADDRESS")
+
+Verdict = Literal["waiting", "reached", "hopeless"]
+
+
+class Watched(Struct):
+    """A VM that is waited for, and what was last said of it."""
+
+    vm_id: str
+    name: str = ""
+    verdict: Verdict = "waiting"
+    report: VmReport | None = None
+    raw: bytes = b""
+    trouble: str = ""  #: why nothing is known of it, or why waiting is of no use
+    hint: str = ""
+
+    @property
+    def spoken(self) -> str:
+        """The VM, as the operator knows it."""
+        return self.name or self.vm_id
+
+    def take(self, call: Call, milestone: str) -> None:
+        """What became of asking for it."""
+        if call.trouble is not None or call.reply is None:
+            self.trouble = str(call.trouble).removeprefix(f"{call.subject}: ")
+            return
+        answer = call.reply.answer
+        if not answer.ok:
+            self._take_refusal(answer.execution_info.code or "", answer.execution_info.reason or "refused")
+            return
+        try:
+            self.report = msgspec.json.decode(answer.response, type=VmReport)
+        except ValueError:
+            self.trouble = "the answer can't be read"
+            return
+        self.raw, self.trouble = call.reply.raw, ""
+        self._judge(self.report, milestone)
+
+    def _take_refusal(self, code: str, reason: str) -> None:
+        self.trouble = reason
+        if code == "vm-unknown":
+            self.verdict, self.trouble = "hopeless", "does not exist any more" if self.report else "does not exist"
+        elif code != "host-down":
+            self.verdict = "hopeless"
+
+    def _judge(self, report: VmReport, milestone: str) -> None:
+        if milestone in report.reached:
+            self.verdict = "reached"
+        elif report.state in _HINTS:
+            why = f": {report.reason}" if report.reason else ""
+            self.verdict, self.trouble = "hopeless", f"is {report.state}{why}"
+            self.hint = _HINTS[report.state].format(PROGRAM, self.spoken)
+
+
+_HINTS = {
+    "stopped": "{} start-vm {} starts it",
+    "failed": "{} show-vm {} shows more",
+    "paused": "{} resume-vm {} lets it go on",
+    "deleting": "",
+}
+"""The states in which a VM comes no further by itself, and what to do."""
+
+
+class Line:
+    """One line on stderr that tells how far it is; nothing where nobody would see it."""
+
+    def __init__(self) -> None:
+        self._on = sys.stderr is not None and sys.stderr.isatty()
+        self._shown = False
+
+    def show(self, said: str) -> None:
+        """Say this instead of what was said before."""
+        if self._on:
+            sys.stderr.write(f"\r\x1b[K{said}")
+            sys.stderr.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def wait_for(
+    session: Session,
+    watched: Sequence[Watched],
+    milestone: str,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
+    """Ask for the VMs, with growing pauses, until each has reached the milestone, or never will, or time is over.
+
+    :raise CliError: when the connection is lost.
+    """
+    until, pause, line = clock() + seconds, FIRST_PAUSE_S, Line()
+    try:
+        while True:
+            _look(session, [one for one in watched if one.verdict == "waiting"], milestone, until - clock())
+            waiting = [one for one in watched if one.verdict == "waiting"]
+            left = until - clock()
+            if not waiting or left <= 0:
+                return
+            line.show(_progress(waiting, milestone, left))
+            _rest(session, min(pause, left), clock)
+            pause = min(pause * _GROWTH, LONGEST_PAUSE_S)
+    finally:
+        line.clear()
+
+
+def _look(session: Session, watched: Sequence[Watched], milestone: str, left: float) -> None:
+    timeout = max(0.5, min(_ANSWER_S, left))
+    show = COMMANDS["show-vm"]
+    calls = [
+        ask.make_call(show, ShowVm(vm_id=one.vm_id, console_lines=1, reached=True), timeout, None, one.name)
+        for one in watched
+    ]
+    ask.ask_each(session, calls, timeout)
+    for one, call in zip(watched, calls, strict=True):
+        one.take(call, milestone)
+
+
+def _rest(session: Session, seconds: float, clock: Callable[[], float]) -> None:
+    """Do nothing for a while, but keep the connection alive."""
+    until = clock() + seconds
+    while clock() < until:
+        session.next_event(until)
+
+
+def _progress(waiting: Sequence[Watched], milestone: str, left: float) -> str:
+    states = text.listed([f"{text.safe(one.spoken)} ({_state(one)})" for one in waiting[:3]])
+    more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
+    return f"waiting for {milestone} of {states}{more}, {left:.0f} s left"
+
+
+def _truth(one: Watched) -> str:
+    return f"it is {_state(one)}" if one.report is not None and not one.trouble else _state(one)
+
+
+def _state(one: Watched) -> str:
+    if one.report is None or one.trouble:
+        return text.safe(one.trouble) or "not heard of"
+    reached = f", reached: {one.report.reached[-1]}" if one.report.reached else ""
+    return f"{one.report.state}{reached}"
+
+
+def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, interrupted: bool = False) -> Outcome:
+    """The outcome of a wait; stdout is the table."""
+    outcome = Outcome()
+    outcome.stdout = text.partial_table(COLUMNS, [_row(one) for one in watched if one.report is not None], {"NAME"})
+    for one in watched:
+        if one.verdict == "hopeless":
+            outcome.fail(f"VM {one.spoken} {one.trouble}", one.hint or None, Exit.FAILED)
+            _add_console(outcome, one)
+        elif one.verdict == "waiting":
+            why = "interrupted" if interrupted else f"not within {seconds:g} s"
+            outcome.fail(f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one)}", None, Exit.PARTIAL)
+            _add_console(outcome, one)
+    late = [one.spoken for one in watched if one.verdict == "waiting"]
+    if late:
+        outcome.hint(f"go on waiting: {PROGRAM} wait-vm {' '.join(late)} --for {milestone} --timeout 5m")
+    if interrupted:
+        outcome.exit_code = Exit.INTERRUPTED
+    return outcome
+
+
+def _row(one: Watched) -> Sequence[str]:
+    assert one.report is not None, "only what is known is shown"
+    vm = one.report
+    name = one.name or vm.name
+    return (vm.vm_id, name, vm.state, ", ".join(vm.reached), vm.host, ", ".join(vm.addresses))
+
+
+def _add_console(outcome: Outcome, one: Watched) -> None:
+    if one.report is not None and one.report.console:
+        outcome.notes.append(f"  its console's last line: {text.safe(one.report.console[-1])}")
+
+
+def wait_and_report(
+    session: Session, watched: Sequence[Watched], milestone: str, seconds: float, clock: Callable[[], float]
+) -> Outcome:
+    """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM."""
+    begun = clock()
+    try:
+        wait_for(session, watched, milestone, seconds, clock)
+    except KeyboardInterrupt:
+        return report_waits(watched, milestone, clock() - begun, interrupted=True)
+    except CliError as error:
+        outcome = report_waits(watched, milestone, clock() - begun)
+        outcome.fail(str(error), error.hint, error.exit_code)
+        return outcome
+    return report_waits(watched, milestone, seconds)

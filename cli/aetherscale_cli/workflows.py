@@ -1,0 +1,123 @@
+"""Commands that are more than a question and its answers: creates with all that belongs to them, waits, files."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from aetherscale_cli import dialogue, inputs, milestones, report
+from aetherscale_cli.arguments import Invocation
+from aetherscale_cli.errors import NoAgent, worst
+from aetherscale_cli.milestones import Watched
+from aetherscale_cli.report import Outcome
+from aetherscale_cli.resolve import Found, UnknownVm, find_each
+from aetherscale_cli.wire import Session
+
+if TYPE_CHECKING:
+    from aetherscale_cli.insist import Connect
+
+
+def run(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
+    """Do what was asked for.
+
+    :raise CliError: when nothing was sent.
+    """
+    try:
+        match invocation.command:
+            case "create-vm":
+                return _create(connect, invocation, environ)
+            case "clone-vm":
+                return _clone(connect, invocation, environ)
+            case "wait-vm":
+                with connect() as session:
+                    return _wait_for_these(session, invocation)
+            case "apply":
+                from aetherscale_cli import apply
+
+                return apply.apply(connect, invocation, environ)
+            case _:
+                return _delete_image(connect, invocation)
+    except NoAgent as error:
+        return dialogue.nobody(error, invocation)
+
+
+def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
+    if invocation.space.file:
+        from aetherscale_cli import apply
+
+        options = tuple(vm.options for vm in apply.read_file(invocation.space.file, environ))
+        invocation = msgspec.structs.replace(invocation, options=options, own_ids=True)
+    else:
+        invocation = inputs.add_inputs(invocation, environ)
+    if invocation.space.dry_run:
+        from aetherscale_cli import dry_run
+
+        with connect() as session:
+            return dry_run.ask_for_offers(session, invocation)
+    if not invocation.wait:
+        with connect() as session:
+            return _ask_and_wait(session, invocation)
+    outcome = dialogue.insist(connect, invocation)
+    if not invocation.until or not outcome.done:
+        return outcome
+    with connect() as session:
+        return _wait(session, invocation, outcome)
+
+
+def _clone(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
+    from aetherscale_cli import clone
+
+    with connect() as session:
+        options = clone.finalize_clone(session, invocation)
+        invocation = msgspec.structs.replace(invocation, command="create-vm", options=(options,))
+        return _ask_and_wait(session, inputs.add_inputs(invocation, environ))
+
+
+def _delete_image(connect: "Connect", invocation: Invocation) -> Outcome:
+    from aetherscale_cli import delete_image
+
+    with connect() as session:
+        if invocation.options:
+            return dialogue.ask(session, invocation)
+        return delete_image.delete_everywhere(session, invocation)
+
+
+def _ask_and_wait(session: Session, invocation: Invocation) -> Outcome:
+    outcome = dialogue.ask(session, invocation)
+    return _wait(session, invocation, outcome) if invocation.until and outcome.done else outcome
+
+
+def _wait(session: Session, invocation: Invocation, outcome: Outcome) -> Outcome:
+    """After VMs were made, wait for them; both outcomes in one."""
+    assert invocation.until is not None, "somebody wants to wait"
+    watched = [Watched(vm_id, outcome.names[vm_id]) for vm_id in outcome.done]
+    waited = milestones.wait_and_report(session, watched, invocation.until, invocation.until_s, time.monotonic)
+    waited.notes = [note for note in outcome.notes if not note.startswith("hint: see it boot")] + waited.notes
+    waited.exit_code = worst(outcome.exit_code, waited.exit_code)
+    waited.names = outcome.names
+    if invocation.as_json or not waited.stdout:
+        waited.stdout = outcome.stdout
+    return waited
+
+
+def _wait_for_these(session: Session, invocation: Invocation) -> Outcome:
+    assert invocation.until is not None, "wait-vm has a default"
+    watched = _find(session, invocation.vms, invocation.timeout)
+    outcome = milestones.wait_and_report(session, watched, invocation.until, invocation.until_s, time.monotonic)
+    outcome.names = {one.vm_id: one.name for one in watched}
+    if invocation.as_json:
+        outcome.stdout = report.json_list([one.raw for one in watched if one.raw])
+    return outcome
+
+
+def _find(session: Session, tokens: Sequence[str], timeout: float) -> list[Watched]:
+    watched = []
+    for token, found in zip(tokens, find_each(session, tokens, timeout, trust_ids=False), strict=True):
+        if isinstance(found, Found):
+            watched.append(Watched(found.vm_id, found.name))
+        elif isinstance(found, UnknownVm):
+            watched.append(Watched("", token, verdict="hopeless", trouble="does not exist"))
+        else:
+            raise found
+    return watched

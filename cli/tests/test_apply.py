@@ -1,0 +1,239 @@
+"""Files of VMs, made so: what is missing is made, a second run changes nothing, and what differs is told."""
+
+import io
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aetherscale_protocol import names
+from aetherscale_testing.session import MemorySession, refusal, success, vm
+
+Use = Any
+WEB1, WEB2, OLD = (names.id_of_name(name) for name in ("web1", "web2", "old"))
+CHANGING = {"create-vm", "resize-vm", "extend-vm", "delete-vm"}
+
+FILE = """\
+vms:
+- name: web1
+  image: debian
+  memory: 1G
+  disk: 10G
+  labels: {role: web}
+- name: web2
+  image: debian
+  ttl: 2h
+  ssh-keys: []
+"""
+
+
+class Cloud(MemorySession):
+    """Hosts that do what they are told: a VM that was created is there."""
+
+    def __init__(self, hosts: dict[str, list[dict[str, Any]]], **more: Any) -> None:
+        super().__init__(hosts, behave=self._do, **more)
+
+    def _do(self, host: str, command: str, options: dict[str, Any]) -> Any:
+        vms, now = self.hosts[host], time.time()
+        if command == "create-vm":
+            keys = ("image", "cpus", "memory", "disk", "labels", "name")
+            made = {key: options[key] for key in keys if key in options}
+            expires = {"expires": now + options["ttl"]} if "ttl" in options else {}
+            vms.append(vm(options["vm-id"], created=now, **made, **expires))
+            return success({"status": "starting", "vm-id": options["vm-id"]})
+        mine = next((one for one in vms if one["vm-id"] == options.get("vm-id")), None)
+        if mine is not None and command == "show-vm":
+            return success({"created": 0} | mine | {"host": host})
+        if mine is not None and command == "resize-vm":
+            mine |= {key: options[key] for key in ("cpus", "memory", "disk") if key in options}
+        if mine is not None and command == "extend-vm":
+            mine["expires"] = now + options["ttl"] if options["ttl"] else 0
+            return success({"status": "extended", "vm-id": mine["vm-id"], "expires": mine["expires"]})
+        if mine is not None and command == "delete-vm":
+            vms.remove(mine)
+        return {}
+
+    @property
+    def changes(self) -> list[str]:
+        """What was asked for that changes something."""
+        return [command for command in self.commands if command in CHANGING]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "vms.yml"
+    path.write_text(FILE)
+    return path
+
+
+def web1(**more: Any) -> dict[str, Any]:
+    return vm(WEB1, name="web1", **({"labels": {"role": "web"}} | more))
+
+
+def web2(**more: Any) -> dict[str, Any]:
+    now = time.time()
+    return vm(WEB2, name="web2", **({"created": now, "expires": now + 7200} | more))
+
+
+def rows(ran: Any) -> list[list[str]]:
+    return [re.split("  +", line) for line in ran.out.splitlines()[1:]]
+
+
+def test_what_is_missing_is_made_and_a_second_run_changes_nothing(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": []}))
+    first = cli("apply", "-f", str(file), "-o", "table")
+    assert (first.code, first.err) == (0, "")
+    assert rows(first) == [["web1", "created", "on h1"], ["web2", "created", "on h1"]]
+    assert session.changes == ["create-vm", "create-vm"]
+    second = cli("apply", "-f", str(file), "-o", "table")
+    assert rows(second) == [["web1", "unchanged"], ["web2", "unchanged"]]
+    assert (second.code, second.err) == (0, "Nothing to do: all 2 VMs are as the file says.\n")
+    assert session.changes == ["create-vm", "create-vm"]
+
+
+def test_diff_only_shows(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": [web1(disk=5)]}))
+    ran = cli("apply", "-f", str(file), "--diff", "-o", "table")
+    assert rows(ran) == [["web1", "would change", "disk 5G → 10G"], ["web2", "would create", "debian"]]
+    assert session.changes == []
+    assert cli("apply", "-f", str(file), "--diff").answers[0] == {
+        "vm": "web1", "vm-id": WEB1, "result": "would change", "detail": "disk 5G → 10G",
+    }  # fmt: skip
+
+
+def test_a_disk_that_grows_and_an_expiry_are_changed_at_once(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": [web1(disk=5), web2(expires=0)]}))
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert rows(ran)[0] == ["web1", "changed", "disk 5G → 10G"]
+    assert rows(ran)[1][:2] == ["web2", "changed"]
+    assert rows(ran)[1][2].startswith("ttl never → ")
+    assert session.changes == ["resize-vm", "extend-vm"]
+    assert session.asked[-1][2]["ttl"] in (7199, 7200)
+    assert "unchanged" in cli("apply", "-f", str(file), "-o", "table").out
+    assert session.changes == ["resize-vm", "extend-vm"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"memory": 512}, "memory 512M → 1G (needs stop: aetherscale-cli stop-vm web1; aetherscale-cli resize-vm web1"),
+        ({"image": "alpine"}, "image alpine → debian (delete-vm web1 and apply again makes it anew)"),
+        ({"disk": 20}, "disk 20G → 10G (a disk can only grow)"),
+        ({"labels": {}}, "labels none → role=web (labels can't be changed yet"),
+    ],
+)
+def test_what_can_not_be_changed_at_once_is_told_with_what_it_needs(
+    use: Use, cli: Any, file: Path, more: dict[str, Any], said: str
+) -> None:
+    session = use(Cloud({"h1": [web1(**more), web2()]}))
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert ran.code == 1
+    assert ran.err.startswith(f"error: VM web1 differs: {said}")
+    assert rows(ran)[0][1] == "differs"
+    assert session.changes == []
+
+
+def test_memory_of_a_vm_that_is_off_is_changed(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": [web1(memory=512, state="stopped"), web2()]}))
+    assert cli("apply", "-f", str(file)).code == 0
+    assert session.asked[-1][2] == {"vm-id": WEB1, "memory": 1024}
+
+
+def test_what_the_file_does_not_speak_of_is_left_alone(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": [web1(cpus=8, expires=4e9, published=["1:2"]), web2(labels={"a": "b"}, disk=99)]}))
+    assert cli("apply", "-f", str(file)).code == 0
+    assert session.changes == []
+
+
+def test_a_vm_whose_time_is_over_by_the_file_is_not_deleted_by_us(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": [web1(), web2(created=0)]}))
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert "its time is over" in ran.err
+    assert session.changes == []
+
+
+def test_a_vm_whose_host_is_down_is_not_made_twice_and_the_others_are_made(use: Use, cli: Any, file: Path) -> None:
+    session = use(Cloud({"h1": []}, down={"h2": [WEB1]}))
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert ran.code == 4
+    assert [row[0] for row in rows(ran) if row[1] == "created"] == ["web2"]
+    assert "host h2, which holds this VM, is not running" in ran.err
+    assert session.changes == ["create-vm"]
+
+
+class TestPruning:
+    def cloud(self, **more: Any) -> Cloud:
+        old = vm(OLD, name="old", labels={"role": "web"})
+        return Cloud({"h1": [web1(), web2(), old, vm("abcdefgh"), vm("bcdefghi", labels={"role": "db"})]}, **more)
+
+    def test_only_what_has_the_label_and_is_not_named(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(self.cloud())
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "--yes", "-o", "table")
+        assert ran.code == 0
+        assert rows(ran)[-1][:2] == ["old", "deleted"]
+        assert [key for key, command, _ in session.asked if command == "delete-vm"] == [f"vm.{OLD}"]
+
+    def test_diff_shows_it(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(self.cloud())
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "--diff", "-o", "table")
+        assert rows(ran)[-1] == ["old", "would delete"]
+        assert session.changes == []
+
+    def test_while_a_host_is_missing_nothing_is_pruned(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(self.cloud(down={"h2": []}))
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "--yes", "-o", "table")
+        assert ran.code == 4
+        assert "nothing was pruned: not all hosts told of their VMs" in ran.err
+        assert session.changes == []
+
+    def test_without_a_terminal_and_without_yes_nothing_is_done(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(self.cloud())
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web")
+        assert (ran.code, session.asked) == (2, [])
+        assert "--yes" in ran.err
+
+    @pytest.mark.parametrize(("answer", "code", "changes"), [("y\n", 0, ["delete-vm"]), ("n\n", 1, []), ("", 1, [])])
+    def test_it_asks(
+        self, use: Use, cli: Any, file: Path, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, changes: Any
+    ) -> None:
+        session = use(self.cloud())
+        keyboard = io.StringIO(answer)
+        monkeypatch.setattr(keyboard, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", keyboard)
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web")
+        assert (ran.code, session.changes) == (code, changes)
+        assert "Delete old, and its disk? [y/N]" in ran.err
+
+
+class TestFiles:
+    def test_every_error_is_told_and_nothing_is_sent(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(Cloud({"h1": []}))
+        file.write_text("vms:\n- {name: web1, cpus: x}\n- {name: web2}\n")
+        ran = cli("apply", "-f", str(file))
+        assert (ran.code, session.asked) == (2, [])
+        assert [line.partition(": ")[0] for line in ran.err.splitlines()] == ["error", "error", "hint"]
+        assert f"{file}:2: VM web1: cpus: 'x'" in ran.err
+
+    def test_files_that_it_names_are_relative_to_it_and_told_of(self, use: Use, cli: Any, file: Path) -> None:
+        session = use(Cloud({"h1": []}))
+        text = "vms:\n- name: web1\n  image: u\n  user-data-file: ud\n  ssh-keys: [key.pub]\n"
+        file.write_text(text)
+        (file.parent / "key.pub").write_text("ssh-ed25519 AAAA me\n")
+        ran = cli("apply", "-f", str(file))
+        assert ran.code == 2
+        assert f"{file}:2: VM web1: can't read user data" in ran.err
+        (file.parent / "ud").write_text("#cloud-config\n")
+        assert cli("apply", "-f", str(file)).code == 0
+        options = session.asked[-1][2]
+        assert (options["user-data"], options["ssh-keys"]) == ("#cloud-config\n", ["ssh-ed25519 AAAA me"])
+
+    def test_create_vm_makes_all_of_a_file_and_answers_for_each(self, use: Use, cli: Any, file: Path) -> None:
+        taken = refusal("vm-id-taken", "there is a VM web1 already")
+        use(MemorySession({"h1": []}, behave=lambda _h, _c, o: taken if o.get("name") == "web1" else {}))
+        ran = cli("create-vm", "-f", str(file), "-o", "table")
+        assert ran.code == 1
+        assert ran.out.splitlines()[1].split() == [WEB2, "web2", "done", "h1"]
+        assert ran.err.splitlines()[0] == "error: VM web1: h1: there is a VM web1 already"

@@ -1,0 +1,128 @@
+"""Completions, as the shells themselves make them of our scripts."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aetherscale_cli import completion
+from aetherscale_cli.arguments import build_parser
+from aetherscale_testing.session import MemorySession, vm
+
+Use = Any
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder whose `aetherscale-cli` knows two VMs, and two hosts in context lab, where others would be asked."""
+    program = tmp_path / "aetherscale-cli"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in\n"__complete vms") echo web1; echo web2; echo abcdefgh;;\n'
+        '"__complete hosts --context lab") echo h1; echo h2;;\n"__complete images") echo debian;;\nesac\n'
+    )
+    program.chmod(0o755)
+    return tmp_path
+
+
+def complete(shell: str, folder: Path, line: str) -> list[str]:
+    """The words that a shell offers at the end of this line."""
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"there is no {shell} here")
+    (folder / "script").write_text(completion.script(shell))
+    words = line.split(" ")
+    if shell == "fish":
+        code = f"source {folder}/script; complete -C '{line}'"
+    else:
+        quoted = " ".join(f"'{word}'" for word in words)
+        code = (
+            f"source {folder}/script; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; "
+            'COMPREPLY=(); _aetherscale_cli; printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        if shell == "zsh":
+            code = code.replace("COMP_WORDS=", "emulate bash 2>/dev/null; setopt ksharrays; COMP_WORDS=", 1)
+    path = f"{folder}:{os.environ['PATH']}"
+    environ = {"PATH": path, "HOME": str(folder)}
+    for name in ("FPATH", "LD_LIBRARY_PATH"):
+        if name in os.environ:
+            environ[name] = os.environ[name]
+    done = subprocess.run([program, "-c", code], env=environ, cwd=folder, capture_output=True, text=True, timeout=20)
+    assert done.stderr == ""
+    offered = sorted(one.split("\t")[0] for one in done.stdout.splitlines() if one)
+    if shell == "zsh":  # its compgen leaves it to compadd to take those that begin so
+        offered = [one for one in offered if one.startswith(words[-1])]
+    return offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("stop", ["stop-vm"]),
+        ("stop-vm we", ["web1", "web2"]),
+        ("stop-vm web1 a", ["abcdefgh"]),
+        ("stop-vm --k", ["--kill"]),
+        ("create-vm --image d", ["debian"]),
+        ("create-vm --wait s", ["ssh"]),
+        ("list-vms -o y", ["yaml"]),
+        ("list-vms --state paus", ["paused"]),
+        ("drain-host --context lab h", ["h1", "h2"]),
+        ("drain-host h", []),
+        ("completion z", ["zsh"]),
+        ("apply --file scr", ["script"]),
+    ],
+)
+def test_what_a_shell_offers(shell: str, folder: Path, typed: str, offered: list[str]) -> None:
+    assert complete(shell, folder, f"aetherscale-cli {typed}") == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_command_and_every_option_is_in_the_script(shell: str, cli: Any) -> None:
+    script = cli("completion", shell).out
+    verbs = list(completion._read_verbs(build_parser()))
+    assert len(verbs) > 20
+    for verb in verbs:
+        assert verb.name in script
+        for option in verb.options:
+            assert all((flag if shell != "fish" else flag.lstrip("-")) in script for flag in option.flags)
+
+
+class TestLive:
+    @pytest.fixture(autouse=True)
+    def _session(self, use: Use) -> None:
+        use(MemorySession({"h1": [vm("abcdefgh", name="web1"), vm("bbbbbbbb")]}, down={"h2": []}))
+
+    @pytest.mark.parametrize(
+        ("kind", "out"),
+        [
+            ("vms", "abcdefgh\nbbbbbbbb\nweb1\n"),
+            ("hosts", "h1\nh2\n"),
+            ("images", "debian\n"),
+            ("contexts", ""),
+            ("nonsense", ""),
+        ],
+    )
+    def test_words(self, cli: Any, kind: str, out: str) -> None:
+        ran = cli("__complete", kind)
+        assert (ran.code, ran.out, ran.err) == (0, out, "")
+
+    def test_it_is_no_command_for_people(self, cli: Any) -> None:
+        assert "__complete" not in cli("--help").out
+
+
+@pytest.mark.parametrize("environ", [{"RABBITMQ_HOST": "127.0.0.1:1"}, {"AETHERSCALE_CONTEXT": "none"}])
+def test_what_goes_wrong_is_not_told_in_the_middle_of_a_line(cli: Any, environ: dict[str, str]) -> None:
+    for argv in (["vms"], ["vms", "--context", "none"], []):
+        ran = cli("__complete", *argv, environ=environ)
+        assert (ran.code, ran.out, ran.err) == (0, "", "")
+
+
+def test_scripts_need_no_broker(tmp_path: Path) -> None:
+    environ = {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path), "RABBITMQ_HOST": "127.0.0.1:1"}
+    run = "from aetherscale_cli.main import run; run()"
+    done = subprocess.run([sys.executable, "-c", run, "completion", "bash"], env=environ, capture_output=True)
+    assert done.returncode == 0

@@ -1,0 +1,149 @@
+"""Waiting for a VM to come so far: the wait may end, the VM is what it is."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.milestones import Watched, report_waits, wait_and_report, wait_for
+from aetherscale_protocol import names
+from aetherscale_testing.session import MemorySession, refusal, success, vm
+
+WEB1 = names.id_of_name("web1")
+DOWN = refusal("host-down", "host h1, which holds this VM, is not running", down="h1")
+
+Use = Any
+
+
+def course(*states: dict[str, Any] | None) -> Callable[..., Any]:
+    """A host that tells of its VM: each time it is asked the next of these, and the last for ever."""
+    left = list(states)
+
+    def behave(_host: str, command: str, options: dict[str, Any]) -> Any:
+        if command != "show-vm":
+            return {}
+        now = left.pop(0) if len(left) > 1 else left[0]
+        if now is None or "execution-info" in now:
+            return now
+        return success(vm(options["vm-id"], name="web1") | {"host": "h1", "created": 0} | now)
+
+    return behave
+
+
+def wait(*states: dict[str, Any] | None, seconds: float = 300) -> tuple[Watched, MemorySession]:
+    session = MemorySession({"h1": [vm(WEB1)]}, behave=course(*states))
+    watched = Watched(WEB1, "web1")
+    wait_for(session, [watched], "ssh", seconds, session.clock)
+    return watched, session
+
+
+def test_it_ends_with_the_milestone_and_asks_for_how_far_it_is() -> None:
+    watched, session = wait(
+        {"state": "starting"}, {"reached": ["running", "ip"]}, {"reached": ["running", "ip", "ssh"]}
+    )
+    assert watched.verdict == "reached"
+    assert session.commands == ["show-vm"] * 3
+    assert session.asked[0][2] == {"vm-id": WEB1, "console-lines": 1, "reached": True}
+
+
+def test_pauses_grow_up_to_two_seconds() -> None:
+    _, session = wait({}, seconds=60)
+    assert 30 < len(session.asked) < 40
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "hint"),
+    [
+        ({"state": "stopped"}, "VM web1 is stopped", "start-vm web1"),
+        ({"state": "failed", "reason": "QEMU ended"}, "VM web1 is failed: QEMU ended", "show-vm web1"),
+        ({"state": "paused"}, "VM web1 is paused", "resume-vm web1"),
+        (refusal("vm-unknown", "VM does not exist"), "VM web1 does not exist any more", ""),
+    ],
+)
+def test_a_vm_that_will_not_come_so_far_is_told_at_once(state: dict[str, Any], said: str, hint: str) -> None:
+    watched, session = wait({"state": "starting"}, state)
+    assert len(session.asked) == 2
+    outcome = report_waits([watched], "ssh", 300)
+    assert outcome.exit_code is Exit.FAILED
+    assert outcome.notes[0] == f"error: {said}"
+    assert hint in " ".join(outcome.notes)
+
+
+def test_when_the_time_is_over_the_true_state_is_told_and_how_to_go_on() -> None:
+    watched, _ = wait({"reached": ["running", "ip"], "console": ["Starting OpenSSH\x1b[0m"]}, seconds=10)
+    outcome = report_waits([watched], "ssh", 10)
+    assert outcome.exit_code is Exit.PARTIAL
+    assert outcome.notes == [
+        "error: VM web1 has not reached ssh: not within 10 s; it is running, reached: ip",
+        "  its console's last line: Starting OpenSSH\\x1b[0m",
+        "hint: go on waiting: aetherscale-cli wait-vm web1 --for ssh --timeout 5m",
+    ]
+    assert "failed" not in " ".join(outcome.notes)
+
+
+@pytest.mark.parametrize("trouble", [DOWN, None])
+def test_a_host_that_is_gone_for_a_while_does_not_end_the_wait(trouble: Any) -> None:
+    watched, _ = wait({}, trouble, trouble, {"reached": ["running", "ip", "ssh"]})
+    assert watched.verdict == "reached"
+
+
+def test_a_host_that_stays_down_is_told_of() -> None:
+    watched, _ = wait({}, DOWN, seconds=5)
+    assert "; host h1, which holds this VM, is not running" in report_waits([watched], "ssh", 5).notes[0]
+
+
+def test_a_lost_connection_ends_the_wait_and_the_vm_is_what_it_was() -> None:
+    class Lost(MemorySession):
+        def publish(self, message: Any) -> None:
+            if self.asked:
+                raise CliError("the broker went away", None, Exit.UNREACHABLE)
+            super().publish(message)
+
+    session = Lost({"h1": [vm(WEB1)]}, behave=course({}))
+    outcome = wait_and_report(session, [Watched(WEB1, "web1")], "ssh", 60, session.clock)
+    assert "the broker went away" in " ".join(outcome.notes)
+    assert "hint: go on waiting" in " ".join(outcome.notes)
+    assert outcome.exit_code is not Exit.DONE
+
+
+def test_ctrl_c_tells_the_state_and_how_to_go_on() -> None:
+    class Impatient(MemorySession):
+        def next_event(self, deadline: float) -> Any:
+            if not self._events:
+                raise KeyboardInterrupt
+            return super().next_event(deadline)
+
+    session = Impatient({"h1": [vm(WEB1)]}, behave=course({}))
+    outcome = wait_and_report(session, [Watched(WEB1, "web1")], "ssh", 60, session.clock)
+    assert outcome.exit_code is Exit.INTERRUPTED
+    assert "interrupted; it is running" in outcome.notes[0]
+
+
+class TestWholeCommands:
+    def test_create_and_wait(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": [vm(WEB1)]}, behave=course({"reached": ["running"], "addresses": ["10.0.0.9"]})))
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running", "-o", "table")
+        assert (ran.code, ran.err) == (0, "")
+        assert ran.out.splitlines()[1].split() == [WEB1, "web1", "running", "running", "h1", "10.0.0.9"]
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running")
+        assert ran.answers[0]["response"] == {"status": "done", "vm-id": WEB1}
+
+    def test_a_create_that_was_refused_is_not_waited_for(self, use: Use, cli: Any) -> None:
+        session = use(MemorySession({"h1": []}, behave=lambda *_: refusal("vm-id-taken", "there is a VM web1")))
+        assert cli("create-vm", "--image", "u", "--name", "web1", "--wait", "ssh").code == 1
+        assert session.commands == ["create-vm"]
+
+    def test_wait_vm_for_several_of_which_one_is_not_there(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": [vm(WEB1), vm("abcdefgh")]}, behave=course({"reached": ["running", "ssh"]})))
+        ran = cli("wait-vm", "web1", "abcdefgh", "webfront", "--for", "ssh", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [WEB1, "abcdefgh"]
+        assert ran.err.splitlines()[0] == "error: VM webfront does not exist"
+        assert ran.code == 1
+        assert len(cli("wait-vm", "web1", "--for", "ssh").answers) == 1
+
+    def test_a_short_time_bounds_the_wait_too(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": [vm(WEB1)]}, behave=course({})))
+        ran = cli("wait-vm", "web1", "--for", "ssh", "--timeout", "0.05s", "-o", "table")
+        assert ran.code == 4
+        assert "not within 0.05 s" in ran.err
