@@ -210,6 +210,19 @@ def test_a_tunnel_that_is_ended_as_ssh_does_leaves_its_place(cloud: Cloud, numbe
     assert tunnel.ends() == 130
 
 
+def test_a_vm_is_reached_by_its_name_or_the_beginning_of_its_id(cloud: Cloud, client: SeedClient) -> None:
+    (made,) = client.ask("create-vm", 1, image="tiny", name="web1")
+    for token in ("web1", made["response"]["vm-id"][:5]):
+        done = subprocess.run(
+            [*CLI, "tunnel-vm", token, "2"], env=cloud.environ, input=b"hello", capture_output=True, timeout=PATIENCE_S
+        )
+        assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+    unknown = cloud.cli("console-vm", "web2")
+    assert unknown.ends() == 1
+    assert b"error: " in unknown.err
+    assert b"does not exist" in unknown.err
+
+
 # What stalls
 
 
