@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import ipaddress
+import os
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Sequence
 from typing import Protocol
@@ -86,7 +87,9 @@ async def dial(vm_id: str, addresses: Sequence[str], port: int) -> tuple[StreamR
     """
     if not addresses:
         reason = f"VM {vm_id} has no address that its host knows"
-        raise NotThere(reason, "it may still be booting: repeat it; or see what it says: show-vm, logs-vm")
+        raise NotThere(
+            reason, "hosts know those that they gave themselves, not those of a bridge of your own; try console-vm"
+        )
     why = f"no answer within {DIAL_TIMEOUT_S:g} s"
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
@@ -94,7 +97,7 @@ async def dial(vm_id: str, addresses: Sequence[str], port: int) -> tuple[StreamR
                 try:
                     return await asyncio.open_connection(address, port, limit=CHUNK)
                 except OSError as error:
-                    why = f"{address}: {error.strerror or error}"
+                    why = f"{address}: {os.strerror(error.errno) if error.errno else error}"
     except TimeoutError:
         pass
     raise NotThere(f"port {port} of VM {vm_id} can't be reached: {why}", "does anything in the guest listen there yet?")

@@ -67,7 +67,7 @@ class PowerChange:
 
 @dataclass(frozen=True)
 class Nic:
-    """A VM's network interface. `addresses`: those that its host knows of; none while it has asked for none."""
+    """A VM's network interface. `addresses`: those that its host knows of, if any."""
 
     mac: str
     addresses: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ class Hypervisor(Protocol):
         """
 
     def nic(self, vm_id: str) -> Nic:
-        """The VM's network interface, with the addresses that it has now; cheap."""
+        """The VM's network interface, with the addresses that its host knows of, also while it is off; cheap."""
 
     def port_conflict(self, spec: CreateVm) -> str:
         """Why the ports that this VM publishes can't be published on this host; '' if they can. Cheap."""

@@ -1,6 +1,9 @@
 """Agents and operators as site.yml makes them: users of their own with the protocol's rights, on a real broker."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,6 +67,26 @@ def test_the_whole_life_of_a_vm_with_least_rights(locked_down: Fleet, broker: Te
         locked_down.agents["h1"].stop()
         (down,) = [a for a in client.ask("stop-vm", 2, vm_id=vm_id) if a["execution-info"].get("code") == "host-down"]
         assert "host h1" in down["execution-info"]["reason"]
+
+
+def test_a_console_with_least_rights(locked_down: Fleet, broker: TestBroker, tmp_path: Path) -> None:  # noqa: ARG001
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+    contexts = tmp_path / "aetherscale" / "contexts"
+    contexts.mkdir(parents=True)
+    context = contexts / "lab.toml"
+    context.write_text(f'[broker]\nurl = "amqp://operator@{broker.address}/{VHOST}"\npassword = "{PASSWORD}"\n')
+    context.chmod(0o600)
+    environ = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = "from aetherscale_cli.main import run; run()"
+    typed = subprocess.run(
+        [sys.executable, "-c", program, "console-vm", vm_id],
+        env=environ,
+        input=b"hello",
+        capture_output=True,
+        timeout=20,
+    )
+    assert (typed.returncode, typed.stdout) == (0, b"hello"), typed.stderr
 
 
 Attempt = Callable[[Any, str], object]

@@ -171,7 +171,7 @@ def test_who_types_from_a_pipe_sees_what_came_until_its_end(cloud: Cloud) -> Non
         capture_output=True,
         timeout=PATIENCE_S,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (0, b"by pipe\r"), done.stderr
     later = cloud.console("-n", "5")
     later.sees(b"by pipe")
 
@@ -198,6 +198,29 @@ def test_a_tunnel_carries_bytes_both_ways_and_ends_when_both_have_ended(cloud: C
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == data
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_a_tunnel_that_is_ended_as_ssh_does_leaves_its_place(cloud: Cloud, number: signal.Signals) -> None:
+    tunnel = cloud.cli("tunnel-vm", cloud.vm_id, "2")
+    tunnel.type(b"through")
+    tunnel.sees(b"through")
+    tunnel.process.send_signal(number)
+    eventually(lambda: "port 2 of VM" in cloud.log and ": closed" in cloud.log, cloud.log, 3)
+    assert tunnel.ends() == 130
+
+
+def test_a_vm_is_reached_by_its_name_or_the_beginning_of_its_id(cloud: Cloud, client: SeedClient) -> None:
+    (made,) = client.ask("create-vm", 1, image="tiny", name="web1")
+    for token in ("web1", made["response"]["vm-id"][:5]):
+        done = subprocess.run(
+            [*CLI, "tunnel-vm", token, "2"], env=cloud.environ, input=b"hello", capture_output=True, timeout=PATIENCE_S
+        )
+        assert (done.returncode, done.stdout) == (0, b"hello"), done.stderr
+    unknown = cloud.cli("console-vm", "web2")
+    assert unknown.ends() == 1
+    assert b"error: " in unknown.err
+    assert b"does not exist" in unknown.err
 
 
 # What stalls
@@ -388,6 +411,10 @@ def test_the_terminal_is_as_it_was(cloud: Cloud, end: str) -> None:
     eventually(lambda: not termios.tcgetattr(terminal)[3] & termios.ICANON)
     os.write(master, b"echo\x03\r")
     eventually(lambda: b"echo\x03\r" in screen, "Ctrl-C is the guest's")
+    for _ in range(20):
+        viewer.process.send_signal(signal.SIGWINCH)
+    os.write(master, b"resized")
+    eventually(lambda: b"resized" in screen)
     match end:
         case "ctrl-]":
             os.write(master, b"\x1d")

@@ -82,6 +82,7 @@ class Conversation:
         self._slots = threading.Semaphore(READ_AHEAD)
         self._incoming: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._heard = time.monotonic()
+        self._shown = self._heard
         self._over = False
         self._error: CliError | None = None
 
@@ -108,6 +109,11 @@ class Conversation:
         writer.join()
         if self._error is not None:
             raise self._error
+
+    @property
+    def quiet_s(self) -> float:
+        """For how many seconds nothing has come."""
+        return time.monotonic() - self._shown
 
     def leave(self) -> None:
         """Leave it: nothing more is wanted."""
@@ -161,6 +167,7 @@ class Conversation:
         self._heard = time.monotonic()
         match frame.kind:
             case "data":
+                self._shown = self._heard
                 self._intake.take(len(frame.body))
                 self._incoming.put(frame.body)
             case "eof":

@@ -43,32 +43,35 @@ def execute(invocation: Invocation, target: Target, store: ContextStore, context
     def connect() -> AbstractContextManager[StreamSession]:
         return open_session_of(StreamSession, target, f"{PROGRAM} {invocation.command}")
 
-    match invocation.command:
-        case "console-vm":
-            return _console(connect(), invocation)
-        case "tunnel-vm":
-            return _tunnel(connect(), invocation)
-        case "logs-vm" if invocation.follow:
-            return _follow(connect(), invocation)
-        case "logs-vm":
-            return _print_log(connect(), invocation)
-        case _:
-            return _ssh(connect(), invocation, store, context)
+    if invocation.command == "ssh-vm":
+        return _ssh(connect(), invocation, store, context)
+    with terminal.signals_as_interrupts():
+        match invocation.command:
+            case "console-vm":
+                return _console(connect(), invocation)
+            case "tunnel-vm":
+                return _tunnel(connect(), invocation)
+            case "logs-vm" if invocation.follow:
+                return _follow(connect(), invocation)
+            case _:
+                return _print_log(connect(), invocation)
 
 
 def _console(connecting: AbstractContextManager[StreamSession], invocation: Invocation) -> int:
     with connecting as session:
         opened = _open(session, invocation, kind="console", lines=invocation.lines, window=CONSOLE_WINDOW)
         print(f"connected to the console of VM {opened.vm_id}; Ctrl-] leaves it", file=sys.stderr, flush=True)
-        sink = FileSink(1, closes=False)
-        source = terminal.TypedSource(0, lambda: session.call(lambda: conversation.leave()))
-        conversation = Conversation(session, opened, source, sink)
-        with terminal.raw(0) as is_raw, terminal.resizes(conversation.resize) if is_raw else contextlib.nullcontext():
-            try:
-                conversation.run()
-            finally:
-                if is_raw:
-                    print("\r", file=sys.stderr, flush=True)  # whatever the guest left the cursor at
+
+        def leave() -> None:
+            session.call(conversation.leave)
+
+        def resize(columns: int, lines: int) -> None:
+            session.call(functools.partial(conversation.resize, columns, lines))
+
+        source = terminal.TypedSource(0, leave, lambda: conversation.quiet_s)
+        conversation = Conversation(session, opened, source, FileSink(1, closes=False))
+        with terminal.raw(0) as is_raw, terminal.resizes(resize) if is_raw else contextlib.nullcontext():
+            conversation.run()
     return Exit.DONE
 
 
@@ -145,7 +148,7 @@ def _ask(session: Session, command: str, options: Options, timeout: float) -> tu
     answer = call.reply.answer
     if not answer.ok:
         info = answer.execution_info
-        where = f"{answer.host}: " if answer.host and info.code != "host-down" else ""
+        where = f"{answer.host or call.subject}: " if info.code != "host-down" else ""
         reason = info.reason or "refused without a reason"
         raise CliError(f"{where}{reason}", info.hint, EXIT_OF.get(info.code or "", Exit.FAILED))
     return answer, call.message.correlation_id

@@ -2,9 +2,12 @@
 
 import contextlib
 import os
+import queue
 import signal
 import sys
 import termios
+import threading
+import time
 import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -13,12 +16,20 @@ LEAVE = b"\x1d"
 """Ctrl-], as telnet and virsh have it."""
 
 
-class TypedSource:
-    """What is typed, until Ctrl-]: then `left` is called, and there is no more."""
+LINGER_S = 1.0
+"""How long a console must be quiet before who typed from a file or a pipe has seen what came of it, in seconds."""
 
-    def __init__(self, descriptor: int, left: Callable[[], None]) -> None:
+
+class TypedSource:
+    """What is typed, until Ctrl-]: then `left` is called, and there is no more.
+
+    `quiet` says for how many seconds nothing was shown: what comes from a pipe ends when that has its answer.
+    """
+
+    def __init__(self, descriptor: int, left: Callable[[], None], quiet: Callable[[], float]) -> None:
         self._descriptor = descriptor
         self._left = left
+        self._quiet = quiet
         self._is_left = False
 
     def read(self, most: int) -> bytes:
@@ -26,6 +37,9 @@ class TypedSource:
         if self._is_left:
             return b""
         typed, key, _ = os.read(self._descriptor, most).partition(LEAVE)
+        if not (typed or key):
+            while (quiet := self._quiet()) < LINGER_S:
+                time.sleep(LINGER_S - quiet)
         if key:
             self._is_left = True
             if not typed:
@@ -40,17 +54,21 @@ def raw(descriptor: int) -> Iterator[bool]:
         yield False
         return
     before = termios.tcgetattr(descriptor)
-    with _signals_as_interrupts():
-        try:
-            tty.setraw(descriptor, termios.TCSANOW)
-            yield True
-        finally:
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+    try:
+        tty.setraw(descriptor, termios.TCSANOW)
+        yield True
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSANOW, before)
+        with contextlib.suppress(OSError):
+            print(file=sys.stderr, flush=True)  # the guest left the cursor anywhere
 
 
 @contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """Let what would end the process at once end it as Ctrl-C does elsewhere: in good order."""
+def signals_as_interrupts() -> Iterator[None]:
+    """Let what would end the process at once end it as Ctrl-C does: the terminal is restored, and the stream closed.
+
+    ssh ends its ProxyCommand by SIGHUP; a stream that was left so would keep its place for half a minute.
+    """
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -65,16 +83,23 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def resizes(tell: Callable[[int, int], None]) -> Iterator[None]:
-    """Tell the terminal's size (columns, lines) now and whenever it changes; nothing where there is none."""
+    """Tell the terminal's size (columns, lines) now and whenever it changes; nothing where there is none.
 
-    def on_change(_number: int = 0, _frame: FrameType | None = None) -> None:
-        with contextlib.suppress(OSError):
-            size = os.get_terminal_size(sys.stdout.fileno())
-            tell(size.columns, size.lines)
+    `tell` is called in a thread: a signal comes in the middle of anything, and only a SimpleQueue may be used there.
+    """
+    changes: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    before = signal.signal(signal.SIGWINCH, on_change)
-    on_change()
+    def watch() -> None:
+        while changes.get():
+            with contextlib.suppress(OSError):
+                size = os.get_terminal_size(sys.stdout.fileno())
+                tell(size.columns, size.lines)
+
+    threading.Thread(target=watch, daemon=True).start()
+    changes.put(True)
+    before = signal.signal(signal.SIGWINCH, lambda *_: changes.put(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)
+        changes.put(False)

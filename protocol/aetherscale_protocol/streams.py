@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 from msgspec import Struct
 
-STREAM, KIND, SEQ, BYTES, REASON, HINT = "stream", "kind", "seq", "bytes", "reason", "hint"
+from aetherscale_protocol.errors import Code
+
+STREAM, KIND, SEQ, BYTES, CODE, REASON, HINT = "stream", "kind", "seq", "bytes", "code", "reason", "hint"
 COLUMNS, LINES = "columns", "lines"
 
 Kind = Literal["data", "credit", "eof", "close", "ping", "resize"]
@@ -34,6 +36,8 @@ AGENT_SILENCE_S = 20.0
 """After how many seconds without a message a client takes the agent for gone."""
 
 LONGEST_REASON = 500
+
+GONE: Code = "stream-gone"
 
 
 class StreamError(Exception):
@@ -60,6 +64,7 @@ class Frame(Struct, frozen=True):
             headers[BYTES] = self.bytes
         if self.kind == "close":
             headers |= {REASON: self.reason[:LONGEST_REASON], HINT: self.hint[:LONGEST_REASON]}
+            headers |= {CODE: GONE} if self.reason else {}
         if self.size is not None:
             headers[COLUMNS], headers[LINES] = self.size
         return headers

@@ -54,6 +54,11 @@ def test_what_is_no_frame_is_refused(headers: dict[str, object], body: bytes) ->
         read_frame(headers, body)
 
 
+def test_a_stream_that_is_gone_says_so_to_programs() -> None:
+    assert Frame("s", "close", 0, reason="the VM is off").headers["code"] == "stream-gone"
+    assert "code" not in Frame("s", "close", 0).headers
+
+
 def test_a_reason_is_never_long() -> None:
     frame = Frame("s", "close", 0, reason="x" * 5000)
     assert len(read_frame(frame.headers, b"").reason) == LONGEST_REASON

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 
 import pytest
 
-from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Power, PowerChange
+from aetherscale_agent.ports import (
+    Hypervisor,
+    HypervisorError,
+    Image,
+    ImageMissing,
+    NotThere,
+    Power,
+    PowerChange,
+)
 from aetherscale_protocol.options import CreateVm
 
 PATIENCE = 30.0
@@ -304,6 +312,33 @@ class HypervisorContract:
         assert await world.count_boots(ONE) == 1
         await world.power_off_inside(ONE)
         assert (await next_change(changes)).vm_id == ONE
+
+    @in_world
+    async def test_a_console_lasts_as_long_as_its_vm(self, world: World) -> None:
+        hypervisor = await begin(world)
+        reader, writer = await hypervisor.open_console(ONE)
+        writer.close()
+        await writer.wait_closed()
+        assert await reader.read() == b""
+        reader, writer = await hypervisor.open_console(ONE)  # for one at a time, but again and again
+        await hypervisor.kill(ONE)
+        assert await reader.read() == b""
+        writer.close()
+
+    @in_world
+    async def test_there_is_nothing_to_connect_to_in_a_vm_that_is_off(self, world: World) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.kill(ONE)
+        for vm_id in (ONE, ABSENT):
+            with pytest.raises(NotThere):
+                await hypervisor.open_console(vm_id)
+            with pytest.raises(NotThere):
+                await hypervisor.dial(vm_id, 22)
+
+    @in_world
+    async def test_a_mac_address_is_the_vms_own(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        assert len({hypervisor.nic(vm_id).mac for vm_id in (ONE, ONE, OTHER)}) == 2
 
     @in_world
     async def test_many_vms_start_and_end_at_once(self, world: World) -> None:

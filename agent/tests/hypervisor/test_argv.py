@@ -49,6 +49,13 @@ def test_only_the_vms_own_files_are_named() -> None:
     )
 
 
+def test_what_the_console_prints_is_appended_to_its_log_whether_or_not_somebody_looks() -> None:
+    (console,) = (word for word in finalize() if "id=console" in word)
+    assert console.startswith("socket,")
+    assert {"server=on", "wait=off", "logappend=on"} < set(console.split(","))
+    assert "logfile=/var/lib/aetherscale/vms/sgeqxcfi/console.log" in console
+
+
 def test_the_environment_file_is_one_line_that_systemd_splits_again() -> None:
     text = argv.finalize_env(finalize())
     assert text.count("\n") == 1

@@ -1,6 +1,8 @@
 """The console's last lines are harmless text, and its log is bounded."""
 
+import asyncio
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aetherscale_agent.hypervisor import console
+from aetherscale_agent.ports import NotThere
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,16 @@ def test_making_a_log_again_keeps_it(tmp_path: Path) -> None:
 
 def test_there_may_be_no_log_to_cut(tmp_path: Path) -> None:
     assert not console.cut(tmp_path / "nothing", limit=1)
+
+
+def test_a_vm_of_an_older_agent_has_no_console_to_connect_to(tmp_path: Path) -> None:
+    with pytest.raises(NotThere, match="older agent") as caught:
+        asyncio.run(console.connect(tmp_path / "console.sock", "sgeqxcfi"))
+    assert "stop and start it once" in caught.value.hint
+
+
+def test_a_socket_that_its_qemu_left_behind_is_no_console(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "console.sock"))
+    with pytest.raises(NotThere, match="sgeqxcfi: Connection refused"):
+        asyncio.run(console.connect(tmp_path / "console.sock", "sgeqxcfi"))

@@ -21,7 +21,7 @@ from aetherscale_agent.hypervisor import HypervisorConfig, ManifestImages, QemuH
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_testing import guests
-from aetherscale_testing.hypervisor_contract import SPEC, HypervisorContract, OpenWorld, in_world
+from aetherscale_testing.hypervisor_contract import ONE, SPEC, HypervisorContract, OpenWorld, begin, in_world
 
 SYSTEM_CONTROL = Path("/run/systemd/system.control")
 
@@ -128,6 +128,17 @@ class TestRealHypervisor(HypervisorContract):
                 assert await world.hypervisor.list_remains() == set()
 
         asyncio.run(refused())
+
+    @in_world
+    async def test_what_a_guest_prints_goes_to_whoever_looks_and_to_the_log(self, world: RealWorld) -> None:
+        hypervisor = await begin(world)
+        reader, writer = await hypervisor.open_console(ONE)
+        await monitor.execute(world.layout.vm(ONE).stop_monitor, "system_reset", 5)
+        assert (await reader.readuntil(b"up\r\n")).endswith(b"up\r\n")
+        await world.booted(ONE, 2)
+        writer.close()
+        await monitor.execute(world.layout.vm(ONE).stop_monitor, "system_reset", 5)
+        await world.booted(ONE, 3)  # nobody looks, and nothing waits for that
 
     @in_world
     async def test_the_kvm_probe_says_yes_to_what_works(self, world: RealWorld) -> None:

@@ -224,6 +224,14 @@ async def test_a_log_can_not_be_written_to(desk: Desk) -> None:
     assert desk.data(log) == b""
 
 
+@at_desk
+async def test_a_resize_changes_nothing_and_breaks_nothing(desk: Desk) -> None:
+    console = await desk.open(kind="console")
+    desk.tell(console, "resize", size=(132, 50))
+    desk.tell(console, "data", b"as before")
+    await until(lambda: desk.data(console) == b"as before")
+
+
 # Ends
 
 
