@@ -1,0 +1,176 @@
+"""Addresses of VMs, what `vm-net` is told of them, and what it believes of that."""
+
+import importlib.machinery
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from aetherscale_agent.config import NetworkSettings
+from aetherscale_agent.hypervisor import argv
+from aetherscale_agent.hypervisor.config import Layout
+from aetherscale_agent.hypervisor.network import Network, find_address, find_listening
+from aetherscale_agent.ports import HypervisorError
+from aetherscale_protocol.options import CreateVm, Publish
+
+CIDR = "10.126.0.0/22"
+MAC = "52:54:00:01:02:03"
+VM, OTHER = "sgeqxcfi", "enplzfer"
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 00000000:0016 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+   1: 0100007F:1F90 0100007F:9C40 01 00000000:00000000 00:00000000 00000000     0        0 1 1 0 100 0 0 10 0
+"""
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    layout = Layout(tmp_path, tmp_path / "run")
+    for vm_id in (VM, OTHER):
+        layout.vm(vm_id).home.mkdir(parents=True)
+    return layout
+
+
+@pytest.fixture
+def network(layout: Layout) -> Network:
+    return Network(NetworkSettings(bridge="aetherscale0", network=CIDR), layout)
+
+
+# Addresses
+
+
+def test_an_address_follows_from_the_id_and_is_the_hosts_never() -> None:
+    found = [find_address(VM, cidr, ()) for cidr in (CIDR, CIDR)]
+    assert found[0] == found[1]
+    everyone = set()
+    for _ in range(5):  # a /29 has room for five guests
+        everyone.add(find_address(VM, "10.0.0.0/29", everyone))
+    assert everyone == {f"10.0.0.{n}" for n in range(2, 7)}
+    with pytest.raises(HypervisorError, match=r"no address is left in 10\.0\.0\.0/29"):
+        find_address(VM, "10.0.0.0/29", everyone)
+
+
+def test_an_address_lasts_as_long_as_its_vm(network: Network, layout: Layout) -> None:
+    network.take(VM)
+    network.take(OTHER)
+    mine, others = (network.nic(vm_id, MAC).addresses for vm_id in (VM, OTHER))
+    assert mine != others
+    again = Network(NetworkSettings(bridge="aetherscale0", network=CIDR), layout)
+    again.load()
+    again.take(VM)
+    assert again.nic(VM, MAC).addresses == mine
+    again.release(VM)
+    assert again.nic(VM, MAC).addresses == ()
+
+
+def test_without_a_network_of_ours_nobody_knows_addresses(layout: Layout) -> None:
+    for settings in (NetworkSettings(), NetworkSettings(bridge="br0")):
+        network = Network(settings, layout)
+        network.take(VM)
+        assert network.nic(VM, MAC).addresses == ()
+        assert network.port_conflict(CreateVm(image="a")) == ""
+        wish = CreateVm(image="a", publish=(Publish(host_port=8080, guest_port=80),))
+        assert "only be published where" in network.port_conflict(wish)
+
+
+def test_what_vm_net_is_told(network: Network, layout: Layout) -> None:
+    network.take(VM)
+    spec = CreateVm(image="a", name="web1", publish=(Publish(host_port=8080, guest_port=80),))
+    told = json.loads(network.finalize_wanted(VM, spec, MAC) or "")
+    assert told == {"mac": MAC, "address": network.nic(VM, MAC).addresses[0], "name": "web1", "published": [[8080, 80]]}
+    assert Network(NetworkSettings(), layout).finalize_wanted(VM, spec, MAC) is None
+
+
+def test_qemu_has_the_tap_that_vm_net_makes(layout: Layout) -> None:
+    arguments = argv.finalize_argv(VM, CreateVm(image="a"), layout.vm(VM), "tcg", bridged=True)
+    assert f"tap,id=net,ifname=vm-{VM},script=no,downscript=no" in arguments
+    assert "user,id=net" in argv.finalize_argv(VM, CreateVm(image="a"), layout.vm(VM), "tcg")
+
+
+def test_ports_on_which_the_host_listens(tmp_path: Path) -> None:
+    (tmp_path / "tcp").write_text(TCP)
+    assert find_listening([tmp_path / "tcp", tmp_path / "tcp6"]) == {22}
+
+
+# vm-net, which is root, and believes nothing
+
+
+@pytest.fixture
+def vm_net(tmp_path: Path) -> Any:
+    path = Path(__file__).parents[2] / "systemd/vm-net"
+    loader = importlib.machinery.SourceFileLoader("vm_net", str(path))
+    spec = importlib.util.spec_from_loader("vm_net", loader)
+    assert spec is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    module.__dict__["STATE"] = tmp_path
+    (tmp_path / "vms").mkdir()
+    return module
+
+
+OWN = {"bridge": "aetherscale0", "own": True, "network": CIDR}
+WISH = {"mac": MAC, "address": "10.126.1.2", "name": "web1", "published": [[8080, 80]]}
+
+
+def test_a_wish_that_is_right_is_taken(vm_net: Any) -> None:
+    assert vm_net.check(WISH, OWN) == {**WISH, "published": [(8080, 80)]}
+    assert vm_net.check(WISH, {**OWN, "own": False})["address"] == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mac": "52:54:00:01:02:03\n"},
+        {"mac": "02:00:00:00:00:01"},
+        {"mac": None},
+        {"address": "10.127.0.2"},
+        {"address": "10.126.1.2 }; delete table ip nat"},
+        {"address": ""},
+        {"name": "web 1"},
+        {"name": "-web"},
+        {"name": "x,set:y"},
+        {"published": [[0, 80]]},
+        {"published": [[8080, 70_000]]},
+        {"published": [["8080", 80]]},
+        {"published": [[8080]]},
+        {"published": 7},
+    ],
+)
+def test_a_wish_that_is_wrong_is_refused(vm_net: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        vm_net.check({**WISH, **wrong}, OWN)
+    with pytest.raises(ValueError, match="no object"):
+        vm_net.check([WISH], OWN)
+
+
+def test_two_vms_with_one_address_or_port_are_refused(vm_net: Any, tmp_path: Path) -> None:
+    (tmp_path / "vms" / f"{OTHER}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
+    mine = vm_net.check({**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": []}, OWN)
+    vm_net.refuse_clashes(VM, mine)
+    for wrong, words in (
+        ({"mac": MAC}, "same address"),
+        ({"address": "10.126.1.2"}, "same address"),
+        ({"published": [(8080, 81)]}, f"port 8080 is published by VM {OTHER}"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            vm_net.refuse_clashes(VM, {**mine, **wrong})
+    vm_net.refuse_clashes(OTHER, vm_net.check({**WISH, "published": []}, OWN))  # itself is no clash
+
+
+def test_the_rules_know_each_vm_that_is_up(vm_net: Any, tmp_path: Path) -> None:
+    assert "add element" not in vm_net.finalize_elements(OWN)
+    (tmp_path / "vms" / f"{VM}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
+    said = vm_net.finalize_elements(OWN)
+    assert f'add element bridge aetherscale macs {{ "vm-{VM}" . {MAC} }}' in said
+    assert f'add element bridge aetherscale addresses {{ "vm-{VM}" . {MAC} . 10.126.1.2 }}' in said
+    assert "add element ip aetherscale published { 8080 : 10.126.1.2 . 80 }" in said
+    assert "published" not in vm_net.finalize_elements({**OWN, "own": False})
+
+
+def test_a_link_in_the_place_of_a_wish_is_not_followed(vm_net: Any, tmp_path: Path) -> None:
+    (tmp_path / "wish").symlink_to("/etc/passwd")
+    with pytest.raises(OSError):
+        vm_net.read(tmp_path / "wish")
