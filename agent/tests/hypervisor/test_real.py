@@ -116,7 +116,7 @@ class TestRealHypervisor(HypervisorContract):
     def test_what_systemd_or_qemu_refuses_is_told_and_leaves_nothing(
         self, function: str, result: object, reason: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(argv, function, lambda *_: result)
+        monkeypatch.setattr(argv, function, lambda *_args, **_more: result)
 
         async def refused() -> None:
             async with open_real() as world:
