@@ -1,0 +1,121 @@
+"""The VMs' network on real hosts: who reaches whom, in whose name, and what is left of it."""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+PORT = 8080
+GATEWAY = "10.126.0.1"
+SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G", "--host", "h1")
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Rollout]:
+    rollout = Rollout()
+    yield rollout
+    rollout.cli("delete-vm", "--if-exists", "net1", "net2", check=False)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ssh") / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(fleet: Rollout, key: Path) -> dict[str, str]:
+    """Two guests on one host, by name; their addresses."""
+    keyed = ("--ssh-key", f"{key}.pub", "--wait", "ssh", "--timeout", "2m")
+    fleet.cli("create-vm", "--name", "net1", *SMALL, *keyed, "--publish", f"{PORT}:22")
+    fleet.cli("create-vm", "--name", "net2", *SMALL, *keyed)
+    return {name: fleet.show(name, 0)["addresses"][0] for name in ("net1", "net2")}
+
+
+def inside(fleet: Rollout, key: Path, name: str, command: str) -> str:
+    return fleet.cli("ssh-vm", "-i", str(key), name, "--", command).stdout.strip()
+
+
+def answers(fleet: Rollout, key: Path, address: str) -> bool:
+    said = inside(fleet, key, "net1", f"ping -c 2 -W 2 {address} > /dev/null 2>&1 && echo yes || echo no")
+    return said == "yes"
+
+
+def test_guests_reach_each_other_their_host_and_the_outside(fleet: Rollout, pair: dict[str, str], key: Path) -> None:
+    outside = next(row["address"] for row in fleet.lab.inventory() if row["name"] == "broker1")
+    for address in (pair["net2"], GATEWAY, outside):
+        assert answers(fleet, key, address), address
+
+
+def test_a_guest_reaches_no_service_of_its_host(fleet: Rollout, pair: dict[str, str], key: Path) -> None:
+    assert set(pair) == {"net1", "net2"}
+    said = inside(fleet, key, "net1", f"nc -w 2 {GATEWAY} 22 < /dev/null | head -c 4; echo end")
+    assert said == "end"
+
+
+@pytest.mark.parametrize(
+    ("lie", "truth"),
+    [
+        ("ifconfig eth0 down; ifconfig eth0 hw ether 52:54:00:99:99:99 up", "hw ether {mac} up"),
+        ("ifconfig eth0 {other} netmask 255.255.252.0", "{own} netmask 255.255.252.0"),
+    ],
+    ids=["another MAC address", "another guest's address"],
+)
+def test_a_guest_speaks_in_nobody_elses_name(
+    fleet: Rollout, pair: dict[str, str], key: Path, lie: str, truth: str
+) -> None:
+    """It tries for a moment, and tells afterwards; while it lies, it is not heard."""
+    names = {"mac": fleet.show("net1", 0)["mac"], "own": pair["net1"], "other": pair["net2"]}
+    script = (
+        f"sleep 1; {lie}; ifconfig eth0 up; ping -c 3 -W 1 {GATEWAY} > /dev/null 2>&1 && echo heard > /tmp/lie "
+        f"|| echo unheard > /tmp/lie; ifconfig eth0 down; ifconfig eth0 {truth}; ifconfig eth0 up"
+    ).format(**names)
+    inside(fleet, key, "net1", f"rm -f /tmp/lie; nohup sh -c '{script}' > /dev/null 2>&1 &")
+    time.sleep(8)
+    fleet.eventually(
+        lambda: fleet.cli("wait-vm", "net1", "--for", "ssh", "--timeout", "20s", check=False).returncode == 0
+    )
+    assert inside(fleet, key, "net1", "cat /tmp/lie") == "unheard"
+
+
+def test_a_published_port_leads_to_its_guest(fleet: Rollout, pair: dict[str, str]) -> None:
+    assert set(pair) == {"net1", "net2"}
+    host = next(row["address"] for row in fleet.lab.inventory() if row["name"] == "h1")
+    with socket.create_connection((host, PORT), timeout=5) as connection:
+        connection.settimeout(5)
+        assert connection.recv(4) == b"SSH-"
+    refused = fleet.cli("create-vm", *SMALL, "--publish", f"{PORT}:80", check=False)
+    assert f"port {PORT} is published by VM net1" in refused.stderr
+    refused = fleet.cli("create-vm", *SMALL, "--publish", "22:22", check=False)
+    assert "port 22 is in use on this host" in refused.stderr
+
+
+def test_the_rules_come_back_when_somebody_took_them_away(fleet: Rollout, pair: dict[str, str], key: Path) -> None:
+    fleet.run("h1", "nft", "flush", "ruleset")
+    fleet.run("h1", "systemctl", "reload", "aetherscale-network.service")
+    assert answers(fleet, key, pair["net2"])
+    assert f'"vm-{fleet.show("net1", 0)["vm-id"]}"' in fleet.run(
+        "h1", "nft", "list", "set", "bridge", "aetherscale", "macs"
+    )
+
+
+def test_an_address_outlives_a_stop_and_nothing_outlives_the_vm(
+    fleet: Rollout, pair: dict[str, str], key: Path
+) -> None:
+    vm_id = fleet.show("net1", 0)["vm-id"]
+    fleet.cli("stop-vm", "net1")
+    assert vm_id not in fleet.run("h1", "ip", "link")
+    fleet.cli("start-vm", "net1")
+    fleet.cli("wait-vm", "net1", "--for", "ssh", "--timeout", "60s")
+    assert f"inet {pair['net1']}/" in inside(fleet, key, "net1", "ip -4 addr")
+    fleet.cli("delete-vm", "net1")
+    for command in (("ip", "link"), ("nft", "list", "ruleset"), ("find", "/run/aetherscale-network")):
+        assert vm_id not in fleet.run("h1", *command)
