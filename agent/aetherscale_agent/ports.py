@@ -66,6 +66,14 @@ class PowerChange:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A VM's disk as it was once. `created` in seconds since the epoch."""
+
+    name: str
+    created: float
+
+
+@dataclass(frozen=True)
 class Nic:
     """A VM's network interface. `addresses`: those that its host knows of, if any."""
 
@@ -112,6 +120,8 @@ class Hypervisor(Protocol):
     async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
         """Make the VM's disk: an overlay on `image` of `spec.disk` GiB, or of the image's size if that is more.
 
+        With `spec.clone_of` it is a copy of that VM's disk as it is now, without its snapshots; that VM must be off.
+
         :raise HypervisorError: when it can't; what was begun is removed by `remove`.
         """
 
@@ -134,6 +144,45 @@ class Hypervisor(Protocol):
 
     async def kill(self, vm_id: str) -> None:
         """Pull the plug; the VM is off when this returns. Nothing happens if it is off already."""
+
+    async def pause(self, vm_id: str) -> None:
+        """Let the guest stand still; its memory stays. Nothing happens if it does already.
+
+        :raise HypervisorError: when it is off, or QEMU does not answer. So do `resume` and `reset`.
+        """
+
+    async def resume(self, vm_id: str) -> None:
+        """Let a paused guest go on. Nothing happens if it runs."""
+
+    async def reset(self, vm_id: str) -> None:
+        """Press the reset button; QEMU goes on."""
+
+    async def is_paused(self, vm_id: str) -> bool:
+        """Whether somebody paused the guest. One that is off, or stalled by a full disk, is not paused.
+
+        :raise HypervisorError: when its QEMU does not answer.
+        """
+
+    async def disk_size(self, vm_id: str) -> int:
+        """The size of the VM's disk in GiB, rounded down, whether or not it runs.
+
+        :raise HypervisorError: when there is none, or it can't be looked at. So do all that follow here.
+        """
+
+    async def resize_disk(self, vm_id: str, gib: int) -> None:
+        """Make the VM's disk so large, whether or not it runs. Nothing happens if it is; it is never made smaller."""
+
+    async def snapshot(self, vm_id: str, name: str) -> None:
+        """Keep the VM's disk as it is now, whether or not it runs. Nothing happens if there is one of that name."""
+
+    async def restore(self, vm_id: str, name: str) -> None:
+        """Take the disk of a VM that is off back to a snapshot, and to the size that it had then."""
+
+    async def delete_snapshot(self, vm_id: str, name: str) -> None:
+        """Delete a snapshot, whether or not the VM runs. Nothing happens if there is none of that name."""
+
+    async def list_snapshots(self, vm_id: str) -> "list[Snapshot]":
+        """The snapshots of the VM's disk, oldest first."""
 
     async def wait_off(self, vm_id: str) -> Power:
         """Wait until the VM's unit is at rest, and say how it came to it. Cancel it to stop waiting."""

@@ -17,10 +17,11 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import time
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -37,6 +38,7 @@ from aetherscale_agent.ports import (
     NotThere,
     Power,
     PowerChange,
+    Snapshot,
 )
 from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import MIB_PER_GIB, CreateVm
@@ -93,6 +95,15 @@ class Delays:
 
 
 @dataclass(frozen=True)
+class FakeSnapshot:
+    """A disk as it was once."""
+
+    created: float
+    disk: int  #: GiB
+    content: str = ""
+
+
+@dataclass(frozen=True)
 class FakeVmFile:
     """What a fake host's folder says of one VM: there is a disk, and a QEMU if `power` is on."""
 
@@ -101,6 +112,9 @@ class FakeVmFile:
     power: Power = Power.OFF
     rest: Power = Power.OFF  #: how it came to rest last
     boots: int = 0
+    paused: bool = False
+    content: str = ""  #: what the guest wrote
+    snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
 
 
 def read_fake_vms(folder: Path) -> dict[str, FakeVmFile]:
@@ -122,7 +136,8 @@ def write_fake_vm(folder: Path, vm_id: str, vm: FakeVmFile) -> None:
 def lose_power(folder: Path) -> None:
     """A fake host on which no agent runs any more loses power: all its VMs are off."""
     for vm_id, vm in read_fake_vms(folder).items():
-        write_fake_vm(folder, vm_id, FakeVmFile(vm.disk, vm.image, boots=vm.boots))
+        off = replace(vm, power=Power.OFF, rest=Power.OFF, paused=False)
+        write_fake_vm(folder, vm_id, off)
 
 
 @dataclass
@@ -131,6 +146,9 @@ class _Vm:
     image: Image
     power: Power = Power.OFF
     rest: Power = Power.OFF  #: how it came to rest last
+    paused: bool = False
+    content: str = ""
+    snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
     at_rest: asyncio.Event = field(default_factory=asyncio.Event)
     button: asyncio.TimerHandle | None = None
 
@@ -152,7 +170,11 @@ class FakeHypervisor:
         #: Guests that ignore the power button.
         self.deaf: set[str] = set()
         #: Why a VM's build, start or kill fails, by step and VM id; take the entry out to heal it.
-        self.broken: dict[str, dict[str, str]] = {"build": {}, "seed": {}, "start": {}, "kill": {}, "remove": {}}
+        self.broken: dict[str, dict[str, str]] = {
+            step: {} for step in ("build", "seed", "start", "kill", "remove", "pause", "disk")
+        }
+        #: What was really asked to change something, and of which VM.
+        self.calls: list[tuple[str, str]] = []
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
@@ -175,7 +197,7 @@ class FakeHypervisor:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             for vm_id, vm in read_fake_vms(folder).items():
-                self._vms[vm_id] = _Vm(vm.disk, vm.image, vm.power, vm.rest)
+                self._vms[vm_id] = _Vm(vm.disk, vm.image, vm.power, vm.rest, vm.paused, vm.content, dict(vm.snapshots))
                 self.boots[vm_id], self.builds[vm_id] = vm.boots, 1
 
     # -- what the agent sees: the Hypervisor protocol
@@ -198,6 +220,12 @@ class FakeHypervisor:
             raise ImageMissing(f'the file of image "{image.name}" is gone')
         if vm_id not in self._vms:
             vm = _Vm(max(spec.disk, -(-image.virtual_size // GIB)), image)
+            if spec.clone_of is not None:
+                source = self._vms.get(spec.clone_of)
+                if source is None or source.power is Power.ON:
+                    why = "has no disk on this host" if source is None else "is running"
+                    raise HypervisorError(f"VM {spec.clone_of}, which is to be cloned, {why}")
+                vm.disk, vm.content = max(vm.disk, source.disk), source.content
             self._save(vm_id, vm, vm.power)
             self._vms[vm_id] = vm
             self.builds[vm_id] += 1
@@ -224,7 +252,8 @@ class FakeHypervisor:
     async def press_power_button(self, vm_id: str) -> None:
         vm = self._vms.get(vm_id)
         await self._pass("press", 0)
-        if vm is None or vm.power is not Power.ON or vm_id in self.deaf or vm.button is not None:
+        self.calls.append(("press", vm_id))
+        if vm is None or not self._hears(vm_id, vm) or vm.button is not None:
             return
         vm.button = asyncio.get_running_loop().call_later(self.delays.shutdown, self.guest_powers_off, vm_id)
 
@@ -236,6 +265,55 @@ class FakeHypervisor:
         if vm is not None and vm.power is not Power.OFF:
             self._save(vm_id, vm, Power.OFF)
             vm.power = Power.OFF
+
+    async def pause(self, vm_id: str) -> None:
+        await self._set_paused(vm_id, True)
+
+    async def resume(self, vm_id: str) -> None:
+        await self._set_paused(vm_id, False)
+
+    async def reset(self, vm_id: str) -> None:
+        await self._pass("pause", 0)
+        self._check("pause", vm_id)
+        vm = self._on(vm_id)
+        self._save(vm_id, vm, vm.power, boots=1)
+        self.boots[vm_id] += 1
+
+    async def is_paused(self, vm_id: str) -> bool:
+        vm = self._vms.get(vm_id)
+        return vm is not None and vm.power is Power.ON and vm.paused
+
+    async def disk_size(self, vm_id: str) -> int:
+        return self._disk(vm_id).disk
+
+    async def resize_disk(self, vm_id: str, gib: int) -> None:
+        vm = await self._change_disk(vm_id)
+        if gib < vm.disk:
+            raise HypervisorError(f"the disk has {vm.disk} GiB, and is not made smaller")
+        vm.disk = gib
+        self._save(vm_id, vm, vm.power)
+
+    async def snapshot(self, vm_id: str, name: str) -> None:
+        vm = await self._change_disk(vm_id)
+        vm.snapshots.setdefault(name, FakeSnapshot(time.time(), vm.disk, vm.content))
+        self._save(vm_id, vm, vm.power)
+
+    async def restore(self, vm_id: str, name: str) -> None:
+        vm = await self._change_disk(vm_id)
+        if vm.power is Power.ON:
+            raise HypervisorError(f"VM {vm_id} is running")
+        if name not in vm.snapshots:
+            raise HypervisorError(f"VM {vm_id} has no snapshot {name}")
+        vm.disk, vm.content = vm.snapshots[name].disk, vm.snapshots[name].content
+        self._save(vm_id, vm, vm.power)
+
+    async def delete_snapshot(self, vm_id: str, name: str) -> None:
+        vm = await self._change_disk(vm_id)
+        vm.snapshots.pop(name, None)
+        self._save(vm_id, vm, vm.power)
+
+    async def list_snapshots(self, vm_id: str) -> "list[Snapshot]":
+        return [Snapshot(name, snapshot.created) for name, snapshot in self._disk(vm_id).snapshots.items()]
 
     async def wait_off(self, vm_id: str) -> Power:
         vm = self._vms.get(vm_id)
@@ -325,6 +403,14 @@ class FakeHypervisor:
         """The size of the VM's disk in GiB, if it has one."""
         return self._vms[vm_id].disk if vm_id in self._vms else None
 
+    def write_in_guest(self, vm_id: str, content: str) -> None:
+        """The guest writes this on its disk, in place of what was there."""
+        self._vms[vm_id].content = content
+
+    def content_of(self, vm_id: str) -> str:
+        """What is on the VM's disk."""
+        return self._vms[vm_id].content
+
     def image_of(self, vm_id: str) -> Image:
         """The image that the VM was built on."""
         return self._vms[vm_id].image
@@ -349,7 +435,33 @@ class FakeHypervisor:
         if step in self._gates:
             await self._gates[step].wait()
 
+    def _hears(self, vm_id: str, vm: _Vm) -> bool:
+        return vm.power is Power.ON and not vm.paused and vm_id not in self.deaf
+
+    async def _set_paused(self, vm_id: str, paused: bool) -> None:
+        await self._pass("pause", 0)
+        self._check("pause", vm_id)
+        vm = self._on(vm_id)
+        vm.paused = paused
+        self._save(vm_id, vm, vm.power)
+
+    async def _change_disk(self, vm_id: str) -> _Vm:
+        await self._pass("disk", 0)
+        self._check("disk", vm_id)
+        return self._disk(vm_id)
+
+    def _disk(self, vm_id: str) -> _Vm:
+        if vm_id not in self._vms:
+            raise HypervisorError("there is no disk")
+        return self._vms[vm_id]
+
+    def _on(self, vm_id: str) -> _Vm:
+        if not self._is_on(vm_id):
+            raise HypervisorError(f"VM {vm_id} is off")
+        return self._vms[vm_id]
+
     def _check(self, step: str, vm_id: str) -> None:
+        self.calls.append((step, vm_id))
         if vm_id in self.broken[step]:
             raise HypervisorError(self.broken[step][vm_id])
 
@@ -371,6 +483,7 @@ class FakeHypervisor:
     def _unplug(self, vm_id: str, vm: _Vm, power: Power) -> None:
         self._save(vm_id, vm, power, rest=power)
         vm.power = vm.rest = power
+        vm.paused = False
         vm.at_rest.set()
         self._console(vm_id).hang_up()
         if vm.button is not None:
@@ -380,7 +493,16 @@ class FakeHypervisor:
     def _save(self, vm_id: str, vm: _Vm, power: Power, *, rest: Power | None = None, boots: int = 0) -> None:
         """Write what is about to change; then it may: an agent that is killed in between finds it done."""
         if self._folder is not None:
-            file = FakeVmFile(vm.disk, vm.image, power, rest or vm.rest, self.boots[vm_id] + boots)
+            file = FakeVmFile(
+                vm.disk,
+                vm.image,
+                power,
+                rest or vm.rest,
+                self.boots[vm_id] + boots,
+                vm.paused and power is Power.ON,
+                vm.content,
+                vm.snapshots,
+            )
             write_fake_vm(self._folder, vm_id, file)
 
     async def _listen(self, queue: asyncio.Queue[PowerChange]) -> AsyncIterator[PowerChange]:

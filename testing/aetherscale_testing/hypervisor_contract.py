@@ -4,10 +4,12 @@ A suite subclasses `HypervisorContract` and defines the fixture `open_world`.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 
 from aetherscale_agent.ports import (
@@ -349,3 +351,134 @@ class HypervisorContract:
         assert set(ends) == {Power.OFF}
         await asyncio.gather(*(world.hypervisor.remove(vm_id) for vm_id in vm_ids))
         assert await world.hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_a_guest_stands_still_and_goes_on(self, world: World) -> None:
+        hypervisor = await begin(world)
+        assert not await hypervisor.is_paused(ONE)
+        for _ in range(2):
+            await hypervisor.pause(ONE)
+            assert await hypervisor.is_paused(ONE)
+        assert await power(hypervisor) is Power.ON
+        for _ in range(2):
+            await hypervisor.resume(ONE)
+            assert not await hypervisor.is_paused(ONE)
+        await hypervisor.press_power_button(ONE)
+        assert await hypervisor.wait_off(ONE) is Power.OFF
+
+    @in_world
+    async def test_the_next_agent_finds_a_guest_paused_and_its_next_start_runs(self, world: World) -> None:
+        await (await begin(world)).pause(ONE)
+        hypervisor = await world.restart_agent()
+        assert await hypervisor.is_paused(ONE)
+        await hypervisor.kill(ONE)
+        assert not await hypervisor.is_paused(ONE)
+        await hypervisor.start(ONE, SPEC)
+        assert not await hypervisor.is_paused(ONE)
+
+    @in_world
+    async def test_a_reset_guest_boots_again_in_the_same_qemu(self, world: World) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.reset(ONE)
+        await world.booted(ONE, 2)
+        assert await power(hypervisor) is Power.ON
+
+    @in_world
+    async def test_what_is_off_is_not_paused_and_can_not_be(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        await hypervisor.build(ONE, SPEC, world.image)
+        assert not await hypervisor.is_paused(ONE)
+        assert not await hypervisor.is_paused(ABSENT)
+        for act in (hypervisor.pause, hypervisor.resume, hypervisor.reset):
+            with pytest.raises(HypervisorError):
+                await act(ONE)
+        assert await power(hypervisor) is Power.OFF
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_a_disk_grows_and_never_shrinks(self, open_world: OpenWorld, on: bool) -> None:
+        @in_world
+        async def play(_self: object, world: World) -> None:
+            hypervisor = await _with_disk(world, on)
+            assert await hypervisor.disk_size(ONE) == SPEC.disk
+            for gib in (3, 3):
+                await hypervisor.resize_disk(ONE, gib)
+                assert await hypervisor.disk_size(ONE) == 3
+            with pytest.raises(HypervisorError, match="3 GiB"):
+                await hypervisor.resize_disk(ONE, 2)
+            assert await hypervisor.disk_size(ONE) == 3
+            assert await power(hypervisor) is (Power.ON if on else Power.OFF)
+
+        play(self, open_world)
+
+    @pytest.mark.parametrize("on", [False, True])
+    def test_snapshots_are_made_listed_and_deleted(self, open_world: OpenWorld, on: bool) -> None:
+        @in_world
+        async def play(_self: object, world: World) -> None:
+            hypervisor = await _with_disk(world, on)
+            assert await hypervisor.list_snapshots(ONE) == []
+            for name in ("clean", "before-upgrade", "clean"):
+                await hypervisor.snapshot(ONE, name)
+            found = await hypervisor.list_snapshots(ONE)
+            assert [snapshot.name for snapshot in found] == ["clean", "before-upgrade"]
+            assert abs(found[0].created - time.time()) < PATIENCE
+            for _ in range(2):
+                await hypervisor.delete_snapshot(ONE, "clean")
+            assert [snapshot.name for snapshot in await hypervisor.list_snapshots(ONE)] == ["before-upgrade"]
+
+        play(self, open_world)
+
+    @in_world
+    async def test_a_snapshot_brings_the_disk_back_with_the_size_that_it_had(self, world: World) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.snapshot(ONE, "small")
+        await hypervisor.resize_disk(ONE, 2)
+        with pytest.raises(HypervisorError, match="running"):
+            await hypervisor.restore(ONE, "small")
+        await hypervisor.kill(ONE)
+        with pytest.raises(HypervisorError, match="no snapshot never"):
+            await hypervisor.restore(ONE, "never")
+        assert await hypervisor.disk_size(ONE) == 2
+        for _ in range(2):
+            await hypervisor.restore(ONE, "small")
+            assert await hypervisor.disk_size(ONE) == SPEC.disk
+        await hypervisor.start(ONE, SPEC)
+        await world.booted(ONE, 2)
+
+    @in_world
+    async def test_a_vm_without_a_disk_has_no_snapshots(self, world: World) -> None:
+        hypervisor = world.hypervisor
+        for work in (hypervisor.list_snapshots(ABSENT), hypervisor.snapshot(ABSENT, "x"), hypervisor.disk_size(ABSENT)):
+            with pytest.raises(HypervisorError, match="disk"):
+                await work
+        assert await hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_a_clone_boots_outlives_its_source_and_has_no_snapshots(self, world: World) -> None:
+        hypervisor = await begin(world)
+        clone = msgspec.structs.replace(SPEC, clone_of=ONE, disk=2)
+        with pytest.raises(HypervisorError, match=ONE):
+            await hypervisor.build(OTHER, clone, world.image)
+        await hypervisor.kill(ONE)
+        await hypervisor.snapshot(ONE, "clean")
+        for _ in range(2):
+            await hypervisor.build(OTHER, clone, world.image)
+        await hypervisor.remove(ONE)
+        assert await hypervisor.list_snapshots(OTHER) == []
+        assert await hypervisor.disk_size(OTHER) == 2
+        await hypervisor.start(OTHER, clone)
+        await world.booted(OTHER)
+
+    @in_world
+    async def test_a_clone_of_nothing_is_refused_and_leaves_nothing(self, world: World) -> None:
+        clone = msgspec.structs.replace(SPEC, clone_of=ABSENT)
+        with pytest.raises(HypervisorError, match=ABSENT):
+            await world.hypervisor.build(ONE, clone, world.image)
+        await world.hypervisor.remove(ONE)
+        assert await world.hypervisor.list_remains() == set()
+
+
+async def _with_disk(world: World, on: bool) -> Hypervisor:
+    if on:
+        return await begin(world)
+    await world.hypervisor.build(ONE, SPEC, world.image)
+    return world.hypervisor

@@ -68,14 +68,14 @@ async def _leave(client: QMPClient) -> None:
             await client.disconnect()
 
 
-async def execute(socket: Path, command: str, timeout: float) -> object:
-    """Execute one QMP command without arguments, within `timeout` seconds.
+async def execute(socket: Path, command: str, timeout: float, arguments: dict[str, object] | None = None) -> object:
+    """Execute one QMP command within `timeout` seconds.
 
     :raise MonitorError: when QEMU is gone, does not answer in time, or refuses.
     """
     try:
         async with asyncio.timeout(timeout), connected(socket) as client:
-            return await client.execute(command)
+            return await client.execute(command, arguments)
     except TimeoutError:
         raise MonitorError(f"QEMU did not answer {command} within {timeout:g} s") from None
     except (QMPError, EOFError, OSError) as error:

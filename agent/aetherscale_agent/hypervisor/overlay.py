@@ -35,8 +35,8 @@ async def make(image: Image, disk: Path, size: int, timeout: float) -> None:
     if _is_made(image, disk):
         return
     new = disk.with_suffix(".new")
-    await _run(finalize_create(image, new, size), timeout)
-    await asyncio.to_thread(_settle, new, disk)
+    await run_tool(finalize_create(image, new, size), timeout)
+    await asyncio.to_thread(settle, new, disk)
 
 
 def _is_made(image: Image, disk: Path) -> bool:
@@ -47,24 +47,30 @@ def _is_made(image: Image, disk: Path) -> bool:
     return False
 
 
-async def _run(command: list[str], timeout: float) -> None:
+async def run_tool(command: list[str], timeout: float, what: str = "the disk could not be made") -> bytes:
+    """What `qemu-img` prints, within so many seconds.
+
+    :raise HypervisorError: `what`, and why, when it fails or takes longer.
+    """
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     try:
         async with asyncio.timeout(timeout):
-            _, stderr = await process.communicate()
+            stdout, stderr = await process.communicate()
     except TimeoutError:
-        raise HypervisorError(f"the disk could not be made: qemu-img took more than {timeout:g} s") from None
+        raise HypervisorError(f"{what}: qemu-img took more than {timeout:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
     if process.returncode != 0:
         detail = stderr.decode("utf-8", "replace").strip().removeprefix("qemu-img: ")
-        raise HypervisorError(f"the disk could not be made: {detail or f'qemu-img failed ({process.returncode})'}")
+        raise HypervisorError(f"{what}: {detail or f'qemu-img failed ({process.returncode})'}")
+    return stdout
 
 
-def _settle(new: Path, disk: Path) -> None:
+def settle(new: Path, disk: Path) -> None:
+    """Give a finished draft of a disk its name."""
     # 0666 behind a wall of 0700: the VM's user of the day is not known before it starts.
     new.chmod(0o666)
     files.sync(new)

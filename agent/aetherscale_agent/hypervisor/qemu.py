@@ -6,16 +6,28 @@ import functools
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from aetherscale_agent import pipes
-from aetherscale_agent.hypervisor import argv, console, files, monitor, overlay, probe, reached, seed
+from aetherscale_agent.hypervisor import (
+    argv,
+    console,
+    disks,
+    files,
+    machine,
+    monitor,
+    overlay,
+    probe,
+    reached,
+    seed,
+)
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.network import Network
 from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
-from aetherscale_agent.ports import HostResources, HypervisorError, Image, Nic, Power, PowerChange
+from aetherscale_agent.ports import HostResources, HypervisorError, Image, Nic, Power, PowerChange, Snapshot
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import CreateVm
@@ -90,6 +102,9 @@ class QemuHypervisor:
             console.make(paths.console)
             self._network.take(vm_id)
             size = overlay.finalize_size(spec.disk, image)
+            if spec.clone_of is not None:
+                await self._clone(spec.clone_of, paths, image, size)
+                return
             await overlay.make(image, paths.disk, size, self._config.build_timeout)
 
     async def seed(self, vm_id: str, spec: CreateVm, instance: str) -> None:
@@ -136,6 +151,73 @@ class QemuHypervisor:
                 await self._units.reset_failed(vm_id)
         finally:
             self._pulled.discard(vm_id)
+
+    async def pause(self, vm_id: str) -> None:
+        """Let the guest stand still."""
+        await machine.pause(self._layout.vm(vm_id).agent_monitor)
+
+    async def resume(self, vm_id: str) -> None:
+        """Let it go on."""
+        await machine.resume(self._layout.vm(vm_id).agent_monitor)
+
+    async def reset(self, vm_id: str) -> None:
+        """Press the reset button."""
+        await machine.reset(self._layout.vm(vm_id).agent_monitor)
+
+    async def is_paused(self, vm_id: str) -> bool:
+        """Whether somebody paused the guest."""
+        if not await self._is_on(vm_id):
+            return False
+        return await machine.is_paused(self._layout.vm(vm_id).agent_monitor)
+
+    async def disk_size(self, vm_id: str) -> int:
+        """The size of the VM's disk in GiB, rounded down."""
+        return int((await self._disk(vm_id))["virtual-size"]) // disks.GIB
+
+    async def resize_disk(self, vm_id: str, gib: int) -> None:
+        """Make the VM's disk so large, never smaller."""
+        is_now, size = int((await self._disk(vm_id))["virtual-size"]), gib * disks.GIB
+        if size < is_now:
+            raise HypervisorError(f"the disk has {is_now // disks.GIB} GiB, and is not made smaller")
+        if size == is_now:
+            return
+        paths = self._layout.vm(vm_id)
+        if await self._is_on(vm_id):
+            await machine.resize(paths.agent_monitor, size)
+        else:
+            await disks.resize(paths.disk, size, self._config.build_timeout)
+
+    async def snapshot(self, vm_id: str, name: str) -> None:
+        """Keep the VM's disk as it is now."""
+        if await self._has_snapshot(vm_id, name):
+            return
+        paths = self._layout.vm(vm_id)
+        if await self._is_on(vm_id):
+            await machine.snapshot(paths.agent_monitor, name)
+        else:
+            await disks.change_snapshot("-c", paths.disk, name, self._config.build_timeout)
+
+    async def restore(self, vm_id: str, name: str) -> None:
+        """Take the disk of a VM that is off back to a snapshot."""
+        if await self._is_on(vm_id):
+            raise HypervisorError(f"VM {vm_id} is running")
+        if not await self._has_snapshot(vm_id, name):
+            raise HypervisorError(f"VM {vm_id} has no snapshot {name}")
+        await disks.change_snapshot("-a", self._layout.vm(vm_id).disk, name, self._config.build_timeout)
+
+    async def delete_snapshot(self, vm_id: str, name: str) -> None:
+        """Delete a snapshot."""
+        if not await self._has_snapshot(vm_id, name):
+            return
+        paths = self._layout.vm(vm_id)
+        if await self._is_on(vm_id):
+            await machine.delete_snapshot(paths.agent_monitor, name)
+        else:
+            await disks.change_snapshot("-d", paths.disk, name, self._config.build_timeout)
+
+    async def list_snapshots(self, vm_id: str) -> list[Snapshot]:
+        """The snapshots of the VM's disk, oldest first."""
+        return disks.read_snapshots(await self._disk(vm_id))
 
     async def wait_off(self, vm_id: str) -> Power:
         """Wait until the VM's unit is at rest."""
@@ -201,6 +283,30 @@ class QemuHypervisor:
         queue: asyncio.Queue[PowerChange] = asyncio.Queue()
         self._listeners.append(queue)
         return self._listen(queue)
+
+    # -- disks
+
+    async def _is_on(self, vm_id: str) -> bool:
+        return (await self.power([vm_id]))[vm_id] is Power.ON
+
+    async def _disk(self, vm_id: str) -> dict[str, Any]:
+        paths = self._layout.vm(vm_id)
+        if await self._is_on(vm_id):
+            return await machine.info(paths.agent_monitor)
+        return await disks.info(paths.disk, self._config.build_timeout)
+
+    async def _has_snapshot(self, vm_id: str, name: str) -> bool:
+        return any(snapshot.name == name for snapshot in await self.list_snapshots(vm_id))
+
+    async def _clone(self, source: str, paths: VmPaths, image: Image, size: int) -> None:
+        if paths.disk.exists():
+            return
+        disk = self._layout.vm(source).disk
+        if not disk.exists():
+            raise HypervisorError(f"VM {source}, which is to be cloned, has no disk on this host")
+        if await self._is_on(source):
+            raise HypervisorError(f"VM {source} is running; only one that is off can be cloned")
+        await disks.copy(disk, image, paths.disk, size, self._config.build_timeout)
 
     # -- starting
 
