@@ -229,6 +229,7 @@ def _summaries() -> dict[str, str]:
         "list-contexts": "list the brokers you can speak to",
         "use-context": "choose the broker to speak to",
         **arguments_stream.SUMMARIES,
+        "import-image": "bring an image to the hosts, by the playbooks of the roll-out",
         "completion": "print the completions for a shell",
     }
     return {c.name: c.summary for c in commands.COMMANDS.values() if c.name in _ADD} | ours
@@ -347,6 +348,15 @@ def _add_delete_image(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--host", type=values.host, help="only there (default: wherever it is)")
 
 
+def _add_import(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("source", metavar="FILE|URL", help="qcow2 or raw")
+    sub.add_argument("--name", dest="image", type=values.image, required=True, help="what create-vm is to call it")
+    sub.add_argument("--sha256", type=values.sha256, metavar="HEX", help="what it must be (a URL needs this)")
+    sub.add_argument(
+        "--host", type=values.host, action="append", default=[], dest="only", help="only there; repeatable"
+    )
+
+
 def _add_completion(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish")
 
@@ -419,11 +429,12 @@ _ADD = {
     "doctor": _add_nothing,
     "list-contexts": _add_nothing,
     "use-context": _add_name,
+    "import-image": _add_import,
     "completion": _add_completion,
 }
 
 
-_WITHOUT_OPTIONS = ("list-contexts", "use-context", "completion", "doctor", "clone-vm", "apply")
+_WITHOUT_OPTIONS = ("list-contexts", "use-context", "completion", "doctor", "clone-vm", "apply", "import-image")
 _ANSWER_S = {"create-vm": 30.0, "clone-vm": 120.0, "wait-vm": 5.0}
 """How long those that wait for a milestone wait for one answer at most, in seconds."""
 

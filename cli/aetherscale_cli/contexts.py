@@ -1,6 +1,7 @@
 """Contexts: which broker to speak to, and as whom. One TOML file each, written by Ansible or by hand.
 
 ~/.config/aetherscale/contexts/<name>.toml    [broker] url, password, ca_file (see protocol/settings.py)
+                                              [deployment] ansible_dir, inventory: where it was rolled out from
 ~/.config/aetherscale/current-context         one line: a name
 """
 
@@ -23,10 +24,18 @@ _EXAMPLE = (
 )
 
 
+class Deployment(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the fleet was rolled out from: the folder of the playbooks, and the inventories."""
+
+    ansible_dir: str
+    inventory: list[str] = []
+
+
 class _File(Struct, frozen=True, forbid_unknown_fields=True):
     """What a context file may hold."""
 
     broker: BrokerSettings
+    deployment: Deployment | None = None
 
 
 class Target(Struct, frozen=True):
@@ -104,6 +113,15 @@ class ContextStore:
             os.replace(draft, self._current)
         except OSError as error:
             raise CliError(f"can't write {self._current}: {error.strerror}", exit_code=Exit.USAGE) from None
+
+    def find_deployment(self, name: str) -> Deployment | None:
+        """Where the fleet of the context `name` was rolled out from, if the context says so.
+
+        :raise CliError: when there is no such context, or its file is broken.
+        """
+        self.load(name)
+        with open(self.path(name), "rb") as file:
+            return msgspec.toml.decode(file.read(), type=_File).deployment
 
     def load(self, name: str) -> Target:
         """The broker that the context `name` speaks of.

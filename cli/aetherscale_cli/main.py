@@ -73,6 +73,12 @@ def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
         from aetherscale_cli import completion
 
         return _show(Outcome(stdout=completion.script(invocation.name)))
+    if invocation.command == "import-image":
+        from aetherscale_cli import import_image
+
+        context, space = chosen(store, invocation.context, environ), invocation.space
+        deployment = store.find_deployment(context) if context is not None else None
+        return import_image.import_image(deployment, space.image, space.source, space.sha256, space.only)
     if invocation.command == "list-contexts":
         return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
     return _execute_remote(invocation, store, environ, as_json=as_json)

@@ -91,6 +91,13 @@ def vm_name(text: str) -> str:
     return text
 
 
+def sha256(text: str) -> str:
+    """A SHA-256 in hexadecimal."""
+    if re.fullmatch("[0-9a-fA-F]{64}", text) is None:
+        raise ArgumentTypeError(f"{text!r} is no SHA-256: 64 hexadecimal digits")
+    return text.lower()
+
+
 def image(text: str) -> str:
     """An image's name."""
     if not names.is_image_name(text):

@@ -11,7 +11,7 @@ FOLDERS = [
     ("/var/lib/aetherscale", "aetherscale", "aetherscale", 0o755),
     ("/var/lib/aetherscale/vms", "aetherscale", "aetherscale", 0o700),
     ("/var/lib/aetherscale/journal", "aetherscale", "aetherscale", 0o700),
-    ("/var/lib/aetherscale/images", "root", "root", 0o755),
+    ("/var/lib/aetherscale/images", "aetherscale", "aetherscale", 0o755),
     ("/run/aetherscale", "aetherscale", "aetherscale", 0o755),
     ("/run/aetherscale/vms", "aetherscale", "aetherscale", 0o700),
     ("/run/aetherscale/args", "aetherscale", "aetherscale", 0o700),

@@ -1,0 +1,87 @@
+"""`import-image`: bring an image to the hosts, by the playbook that the roll-out uses (`ansible/images.yml`).
+
+The CLI reaches nothing but the broker, and images are no messages: they travel as the agents did, by Ansible.
+Where checkout and inventory are stands in the context, which the roll-out wrote.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from aetherscale_cli.contexts import Deployment
+from aetherscale_cli.errors import CliError, Exit
+
+PLAYBOOK = "images.yml"
+CHUNK = 1 << 20
+
+
+def is_url(source: str) -> bool:
+    """Whether an image is to be fetched by the controller."""
+    return source.startswith(("http://", "https://"))
+
+
+def find_digest(source: str, given: str | None) -> str:
+    """The SHA-256 that the image must have: as given, or else of the file as it is.
+
+    :raise CliError: when a URL comes without one, or the file can't be read, or is another one.
+    """
+    if is_url(source):
+        if given is None:
+            hint = "--sha256 says what must come; whoever offers the image tells it"
+            raise CliError(f"{source}: what comes over a network must be checked", hint, Exit.USAGE)
+        return given
+    try:
+        with open(source, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CliError(f"can't read {source}: {error.strerror}", None, Exit.USAGE) from None
+    if given is not None and given != digest:
+        raise CliError(f"{source} has the SHA-256 {digest}, not {given}", "is it the file that you mean?", Exit.USAGE)
+    return digest
+
+
+def finalize_argv(
+    program: str, deployment: Deployment, name: str, source: str, digest: str, hosts: Sequence[str]
+) -> list[str]:
+    """The command line of ansible-playbook."""
+    source = source if is_url(source) else str(Path(source).resolve())
+    wish = {"image_name": name, "image_source": source, "image_sha256": digest}
+    if hosts:
+        wish["image_hosts"] = ",".join(hosts)
+    inventories = [part for path in deployment.inventory for part in ("-i", path)]
+    return [program, *inventories, PLAYBOOK, "-e", json.dumps(wish)]
+
+
+def find_program() -> str:
+    """Where ansible-playbook is: beside this Python, or in the PATH.
+
+    :raise CliError: when it is nowhere.
+    """
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    program = str(beside) if beside.exists() else shutil.which("ansible-playbook")
+    if program is None:
+        raise CliError("there is no ansible-playbook here", "pip install 'aetherscale[deploy]'", Exit.USAGE)
+    return program
+
+
+def import_image(deployment: Deployment | None, name: str, source: str, given: str | None, hosts: Sequence[str]) -> int:
+    """Do it; the exit code. What Ansible says goes to stderr.
+
+    :raise CliError: when it can't be begun.
+    """
+    if deployment is None or not Path(deployment.ansible_dir, PLAYBOOK).is_file():
+        hint = "do it where site.yml was run; or there: cd ansible && ansible-playbook images.yml -e image_name=… …"
+        raise CliError("this context does not say where the fleet's playbooks are", hint, Exit.USAGE)
+    digest = find_digest(source, given)
+    print(f"{name}: sha256 {digest}", file=sys.stderr, flush=True)
+    argv = finalize_argv(find_program(), deployment, name, source, digest, hosts)
+    done = subprocess.run(argv, cwd=deployment.ansible_dir, env=dict(os.environ), stdout=sys.stderr, check=False)
+    if done.returncode != 0:
+        raise CliError(f"image {name} did not come to all hosts: ansible-playbook says why, above")
+    print(name)
+    return Exit.DONE

@@ -1,0 +1,93 @@
+"""import-image: what must be checked, what Ansible is told, and who says where the playbooks are."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from aetherscale_cli import import_image
+from aetherscale_cli.arguments import parse
+from aetherscale_cli.contexts import ContextStore, Deployment
+from aetherscale_cli.errors import CliError, Exit
+
+DIGEST = hashlib.sha256(b"disk").hexdigest()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    path.write_bytes(b"disk")
+    return path
+
+
+def test_a_file_is_what_it_is_and_must_be_what_was_said(disk: Path) -> None:
+    assert import_image.find_digest(str(disk), None) == DIGEST
+    assert import_image.find_digest(str(disk), DIGEST) == DIGEST
+    with pytest.raises(CliError, match=DIGEST) as caught:
+        import_image.find_digest(str(disk), "0" * 64)
+    assert "0" * 64 in str(caught.value)
+    assert caught.value.exit_code is Exit.USAGE
+    with pytest.raises(CliError, match="can't read"):
+        import_image.find_digest(str(disk.with_name("none")), None)
+
+
+def test_what_comes_over_a_network_must_be_named() -> None:
+    assert import_image.find_digest("https://example.org/d.qcow2", DIGEST) == DIGEST
+    with pytest.raises(CliError, match="must be checked") as caught:
+        import_image.find_digest("https://example.org/d.qcow2", None)
+    assert "--sha256" in (caught.value.hint or "")
+
+
+def test_what_ansible_is_told(disk: Path) -> None:
+    deployment = Deployment("/fleet/ansible", ["/fleet/inventory.ini"])
+    argv = import_image.finalize_argv("ansible-playbook", deployment, "debian", str(disk), DIGEST, ["h1", "h2"])
+    assert argv[:4] == ["ansible-playbook", "-i", "/fleet/inventory.ini", "images.yml"]
+    wish = {"image_name": "debian", "image_source": str(disk), "image_sha256": DIGEST, "image_hosts": "h1,h2"}
+    assert json.loads(argv[-1]) == wish
+    argv = import_image.finalize_argv("ansible-playbook", deployment, "debian", "https://x/d", DIGEST, [])
+    assert json.loads(argv[-1]) == {"image_name": "debian", "image_source": "https://x/d", "image_sha256": DIGEST}
+
+
+def test_without_playbooks_it_says_where_to_do_it(disk: Path, tmp_path: Path) -> None:
+    for deployment in (None, Deployment(str(tmp_path / "gone"))):
+        with pytest.raises(CliError, match="where the fleet's playbooks are") as caught:
+            import_image.import_image(deployment, "debian", str(disk), None, [])
+        assert "images.yml" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(("code", "exits"), [(0, 0), (2, None)])
+def test_what_the_playbook_says_counts(
+    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, exits: int | None
+) -> None:
+    program = tmp_path / "ansible-playbook"
+    program.write_text(f"#!{sys.executable}\nimport sys, os\nprint(os.getcwd(), file=sys.stderr)\nsys.exit({code})\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(import_image, "find_program", lambda: str(program))
+    (tmp_path / "images.yml").write_text("[]")
+    deployment = Deployment(str(tmp_path))
+    if exits is None:
+        with pytest.raises(CliError, match="did not come to all hosts"):
+            import_image.import_image(deployment, "debian", str(disk), None, [])
+    else:
+        assert import_image.import_image(deployment, "debian", str(disk), None, []) == exits
+
+
+def test_the_context_knows_where_the_fleet_was_rolled_out_from(tmp_path: Path) -> None:
+    (tmp_path / "contexts").mkdir()
+    context = '[deployment]\nansible_dir = "/fleet/ansible"\ninventory = ["/fleet/i"]\n[broker]\nurl = "amqp://a@h/v"\n'
+    (tmp_path / "contexts/lab.toml").write_text(context)
+    (tmp_path / "contexts/bare.toml").write_text('[broker]\nurl = "amqp://a@h/v"\n')
+    store = ContextStore(str(tmp_path))
+    assert store.find_deployment("lab") == Deployment("/fleet/ansible", ["/fleet/i"])
+    assert store.find_deployment("bare") is None
+    assert store.load("lab").settings == store.load("bare").settings
+
+
+def test_what_is_typed() -> None:
+    space = parse(["import-image", "d.raw", "--name", "debian", "--sha256", DIGEST.upper(), "--host", "h1"]).space
+    assert (space.source, space.image, space.sha256, space.only) == ("d.raw", "debian", DIGEST, ["h1"])
+    for wrong in (["d.raw"], ["d.raw", "--name", "a b"], ["d.raw", "--name", "a", "--sha256", "12"]):
+        with pytest.raises(SystemExit):
+            parse(["import-image", *wrong])
