@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import msgspec
 
 from aetherscale_agent.ports import HostResources, Image
-from aetherscale_agent.vm import Vm
 from aetherscale_protocol.errors import Refused, image_unknown
 from aetherscale_protocol.options import CreateVm
 
@@ -44,33 +43,6 @@ def misplaced(spec: CreateVm, host: str, labels: Mapping[str, str]) -> Refused |
         if labels.get(key) != value:
             return Refused("no-capacity", f"host {host} has no label {key}={value}")
     return None
-
-
-def clone_misfit(spec: CreateVm, source: Vm | None) -> Refused | None:
-    """Why the VM can't be made as a copy of another one of this host, or None. `source`: that one, if it is here."""
-    if source is None:
-        return Refused("no-capacity", f"VM {spec.clone_of}, which is to be cloned, is not on this host")
-    called = source.record.spec.name or spec.clone_of
-    if source.state not in ("stopped", "failed"):
-        return Refused("wrong-state", f"VM {called}, which is to be cloned, is {source.state}: stop it first")
-    if source.record.spec.image != spec.image or spec.disk < source.record.spec.disk:
-        made = f"image {source.record.spec.image} and a disk of {source.record.spec.disk} GiB"
-        return Refused("bad-request", f"VM {called}, which is to be cloned, has {made}: its clone must have them, too")
-    return None
-
-
-def growth_misfit(before: CreateVm, after: CreateVm, left: Free) -> Refused | None:
-    """Why a VM of this host can't become what it is to be, or None if it can."""
-    short = [
-        f"{name}: {more} {unit}".rstrip() + f" more wanted, {max(have, 0)} {unit}".rstrip() + " free"
-        for name, more, have, unit in (
-            ("memory", after.memory - before.memory, left.memory, "MiB"),
-            ("cores", after.cpus - before.cpus, left.cpus, ""),
-            ("disk", after.disk - before.disk, left.disk, "GiB"),
-        )
-        if more > max(have, 0)
-    ]
-    return Refused("no-capacity", "; ".join(short), "list-hosts shows what is free") if short else None
 
 
 def port_taken(spec: CreateVm, others: Iterable[CreateVm]) -> Refused | None:

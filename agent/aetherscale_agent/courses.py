@@ -34,32 +34,7 @@ STOP: Course = (
 KILL: Course = ("kill.look", "kill.acknowledge", "kill.journal", "kill.qemu", "kill.settle", "kill.answer")
 DELETE: Course = ("delete.look", "delete.acknowledge", *ERASE, "delete.answer")
 
-ALTER: Course = ("alter.look", "alter.acknowledge", "alter.journal", "alter.act", "alter.settle", "alter.answer")
-REBOOT: Course = (
-    "reboot.look",
-    "reboot.acknowledge",
-    "reboot.journal",
-    "stop.press",
-    "stop.off",
-    "stop.settle",
-    "reboot.answer",  # when it runs again: what follows the shutdown is a start of the agent's own
-)
-
-CHANGES: dict[str, Course] = {
-    "start-vm": START,
-    "stop-vm": STOP,
-    "stop-vm --kill": KILL,
-    "reboot-vm": REBOOT,
-    "reboot-vm --kill": ALTER,
-    "pause-vm": ALTER,
-    "resume-vm": ALTER,
-    "resize-vm": ALTER,
-    "snapshot-vm": ALTER,
-    "restore-vm": ALTER,
-    "delete-snapshot": ALTER,
-    "extend-vm": ALTER,
-    "delete-vm": DELETE,
-}
+CHANGES: dict[str, Course] = {"start-vm": START, "stop-vm": STOP, "stop-vm --kill": KILL, "delete-vm": DELETE}
 """The course of each command that changes a VM."""
 
 UNDO_CLAIM: Course = ("connect.unbind", "connect.forget")
@@ -68,9 +43,6 @@ BURY: Course = ("bury.unbind", "bury.forget")
 
 DUE: frozenset[str] = frozenset(
     {
-        "alter.journal",
-        "alter.act",
-        "reboot.journal",
         "build.disk",
         "build.seed",
         "build.start",

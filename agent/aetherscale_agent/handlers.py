@@ -9,8 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from aetherscale_agent import courses, host_commands, images
-from aetherscale_agent.alter import DONE as ALTERED
-from aetherscale_agent.alter import REBOOT, Alterer, response_of
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
@@ -35,26 +33,13 @@ from aetherscale_agent.steps import step
 from aetherscale_agent.streams import Streams
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
-from aetherscale_protocol.answers import (
-    Answer,
-    ExpiryStatus,
-    Fleet,
-    Offer,
-    Pong,
-    SnapshotDone,
-    VmStatus,
-    failure,
-    fleet_digest,
-    success,
-)
+from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
 from aetherscale_protocol.commands import Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, id_of_name, is_vm_id
-from aetherscale_protocol.options import ForgetHost, RebootVm, ShowVm, StopVm
+from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
 
 log = logging.getLogger(__name__)
-
-Outcome = VmStatus | SnapshotDone | ExpiryStatus
 
 UNTOLD_PATIENCE_S = 4.0
 """How long a stop waits for a client that did not say how long it waits (the seed's), in seconds."""
@@ -69,7 +54,6 @@ class Handlers:
         self._host = host
         self._streams = streams or Streams(host, answerer)
         self._answerer = answerer
-        self._alterer = Alterer(host)
         self.fleet = fleet
         self._fleet = Fleet(size=len(fleet), digest=fleet_digest(fleet)) if fleet else None
 
@@ -162,8 +146,6 @@ class Handlers:
                 if misfit is not None:
                     raise misfit
                 return self._success(Offer(score=host.score(), alike=host.count_alike(incoming.create)))
-            case "list-snapshots":
-                return self._success(await self._alterer.list_snapshots(options.vm_id))
             case "open-stream":
                 return self._success(await self._streams.open(incoming))
             case "ping":
@@ -246,15 +228,13 @@ class Handlers:
             check_deadline(incoming.deadline, now, self._host.name)
         elif asked.is_over(vm.record) or (incoming.deadline is not None and now > incoming.deadline):
             return Act.NOTHING
-        elif _verb(incoming) == REBOOT:
-            return Act.NOTHING  # it is under way
         try:
             return act_on(_verb(incoming), vm.state)
         except Refused as error:
             await self._host.note(vm, asked, error)
             raise
 
-    async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> Outcome:
+    async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus:
         """Do acknowledged work in the VM's line; waiting for its guest is done outside of that."""
         try:
             if act is not Act.NOTHING:  # the barrier may have taken long: the agent may have been frozen in it
@@ -264,7 +244,7 @@ class Handlers:
             vm.line.release()
         return status or await self._wait_off(vm, incoming)
 
-    async def _finish(self, incoming: Incoming, work: Awaitable[Outcome]) -> None:
+    async def _finish(self, incoming: Incoming, work: Awaitable[VmStatus]) -> None:
         """Do acknowledged work and answer with its outcome; it goes on whatever happens to the connection."""
         try:
             answer = self._success(await work)
@@ -296,7 +276,7 @@ class Handlers:
             f" ({info.reason})" if info.reason else "",
         )
 
-    async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> Outcome | None:
+    async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus | None:
         host, vm_id, asked = self._host, vm.record.vm_id, _asked(incoming)
         match act:
             case Act.START:
@@ -311,17 +291,10 @@ class Handlers:
             case Act.REMOVE:
                 await host.delete(vm, incoming.request_id, incoming.deadline)
                 return VmStatus(status="deleted", vm_id=vm_id)
-            case Act.ALTER:
-                options = incoming.request.options
-                await self._alterer.alter(vm, _verb(incoming), options, asked)
-                return response_of(_verb(incoming), options, vm.record)
-            case Act.REBOOT:
-                await self._alterer.reboot(vm, asked)
-                return None  # answered when it runs again, outside the VM's line
             case Act.NOTHING:
                 return await self._status(vm, incoming)
 
-    async def _status(self, vm: Vm, incoming: Incoming) -> Outcome:
+    async def _status(self, vm: Vm, incoming: Incoming) -> VmStatus:
         """What a command that does nothing is answered: its outcome, if it was done before; else how things are.
 
         :raise Refused: what it was refused with before.
@@ -331,10 +304,7 @@ class Handlers:
         if done is not None and done.ending is not None:
             raise ending_refusal(done.ending)
         if _deleted_by(vm, incoming) or (done is not None and done.finished):
-            verb = _verb(incoming)
-            if verb in ALTERED:
-                return response_of(verb, incoming.request.options, vm.record)
-            return VmStatus(status=_DONE[verb], vm_id=vm_id)
+            return VmStatus(status=_DONE[_verb(incoming)], vm_id=vm_id)
         if done is None:
             await self._host.note(vm, asked)
         return VmStatus(status="stopped" if vm.state == "failed" else vm.state, vm_id=vm_id)
@@ -344,9 +314,6 @@ class Handlers:
             patience = UNTOLD_PATIENCE_S
         else:
             patience = incoming.deadline - self._host.clock() - ANSWER_MARGIN_S
-        if _verb(incoming) == REBOOT:
-            state = await self._alterer.rebooted(vm, patience)
-            return VmStatus(status="rebooting" if state == "stopping" else state, vm_id=vm.record.vm_id)
         state = await self._host.settled(vm, patience)
         return VmStatus(status="stopped" if state == "failed" else state, vm_id=vm.record.vm_id)
 
@@ -406,18 +373,12 @@ def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
 
 def _verb(incoming: Incoming) -> str:
     options = incoming.request.options
-    if isinstance(options, StopVm | RebootVm) and options.kill:
-        return f"{incoming.request.command.name} --kill"
+    if isinstance(options, StopVm) and options.kill:
+        return "stop-vm --kill"
     return incoming.request.command.name
 
 
-_DONE = {
-    "start-vm": "starting",
-    "stop-vm": "stopped",
-    "stop-vm --kill": "stopped",
-    "reboot-vm": "running",
-    "delete-vm": "deleted",
-}
+_DONE = {"start-vm": "starting", "stop-vm": "stopped", "stop-vm --kill": "stopped", "delete-vm": "deleted"}
 """What a command that was done is answered, and whoever asks it again."""
 
 

@@ -63,7 +63,7 @@ class Host:
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.reserved: dict[str, CreateVm] = {}  #: of creates in hand
         self._tasks: set[asyncio.Task[None]] = set()
-        self.records = Records(journal, self.vms)
+        self._records = Records(journal, self.vms)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -110,8 +110,6 @@ class Host:
             return elsewhere
         if conflict := self.hypervisor.port_conflict(spec):
             return Refused("no-capacity", conflict)
-        if spec.clone_of is not None and (unfit := capacity.clone_misfit(spec, self.find(spec.clone_of))):
-            return unfit
         overhead = self.hypervisor.resources().vm_overhead
         return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
@@ -170,7 +168,7 @@ class Host:
         """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        await self.records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
+        await self._records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
 
     async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
         """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
@@ -184,7 +182,7 @@ class Host:
             return record.but(done=ended(record, error))
 
         if asked.request_id:
-            await self.records.change(vm, noted)
+            await self._records.change(vm, noted)
 
     # Create
 
@@ -204,7 +202,7 @@ class Host:
         finally:
             vm = self.vms[record.vm_id] = Vm(record, "creating")
             if refusal is not None:
-                self.records.write_later(vm)
+                self._records.write_later(vm)
 
     async def bound(self, vm_id: str) -> None:
         """Journal that the directory names this host for the id.
@@ -213,11 +211,11 @@ class Host:
         """
         vm = self.vms[vm_id]
         try:
-            await self.records.write(vm, phase="bound", bound=True, since=self.clock())
+            await self._records.write(vm, phase="bound", bound=True, since=self.clock())
         except JournalError as error:
             refusal = unwritten(error)
             vm.record = vm.record.but(phase="gone", bound=True, ending=ending_of(refusal, vm.record.request_id))
-            self.records.write_later(vm)
+            self._records.write_later(vm)
             self.buried.set()
             raise refusal from None
         self.release(vm_id)
@@ -263,14 +261,14 @@ class Host:
             case "build.disk":
                 image = base_of(record, self.find_image(record.spec))
                 if image.sha256 != record.image_sha256:
-                    await self.records.write(vm, image_sha256=image.sha256)
+                    await self._records.write(vm, image_sha256=image.sha256)
                 await self.hypervisor.build(record.vm_id, record.spec, image)
             case "build.seed":
                 await self.hypervisor.seed(record.vm_id, record.spec, record.instance)
             case "build.start":
                 await self.hypervisor.start(record.vm_id, record.spec)
             case "build.journal":
-                await self.records.write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
+                await self._records.write(vm, phase="ready", wanted="on", boot_id=self.boot_id, since=self.clock())
                 vm.state = "running"
             case _:
                 raise AssertionError(f"no way to take {name}")
@@ -302,12 +300,12 @@ class Host:
     async def remember_refused(self, vm_id: str, request_id: str, deadline: float, error: Refused) -> None:
         """Journal, now or later, that a create was refused because this VM has its id."""
         vm, now = self.vms[vm_id], self.clock()
-        await self.records.change(vm, lambda r: with_refused(r, request_id, deadline, error, now))
+        await self._records.change(vm, lambda r: with_refused(r, request_id, deadline, error, now))
 
     async def prolong(self, vm_id: str, deadline: float) -> None:
         """Journal, now or later, that a create was asked again: it, and its tombstone, last until that deadline."""
         vm = self.vms[vm_id]
-        await self.records.change(vm, lambda r: r.but(deadline=max(deadline, r.deadline)))
+        await self._records.change(vm, lambda r: r.but(deadline=max(deadline, r.deadline)))
 
     # Start, stop, delete: called by who holds the VM's line
 
@@ -316,15 +314,15 @@ class Host:
 
         :raise Refused: `failed`, when systemd can't be asked; nothing was changed.
         """
-        if vm.state not in ("running", "paused", "stopped", "failed"):
+        if vm.state not in ("running", "stopped", "failed"):
             return  # a shutdown is under way and will see for itself, or work got stuck
         try:
             power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
-        if power is Power.ON and vm.state in ("stopped", "failed"):
+        if power is Power.ON and vm.state != "running":
             await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
-        elif power is not Power.ON and vm.state in ("running", "paused"):
+        elif power is not Power.ON and vm.state == "running":
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
 
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
@@ -340,10 +338,9 @@ class Host:
             with step("start.journal", vm_id):
                 # without a boot id: an agent that is killed in between starts it again when it comes back in time
                 done = asked.begun(vm.record, self.clock())
-                await self.records.write(
-                    vm, wanted="on", boot_id="", start_by=start_by, since=self.clock(), reason=_afresh(vm.record),
-                    done=done, altering=None, paused=False,
-                )  # fmt: skip
+                await self._records.write(
+                    vm, wanted="on", boot_id="", start_by=start_by, since=self.clock(), reason="", done=done
+                )
             self.check_deadline(start_by or None)  # again: it may have been frozen meanwhile
             vm.state = "starting"
             with step("start.qemu", vm_id):
@@ -368,12 +365,12 @@ class Host:
         """
         if vm.shutdown is not None and not vm.shutdown.done():
             async with vm.pen:  # it ends with the shutdown that it joins, and is journalled with its outcome
-                vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()), altering=None)
+                vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
             return
         try:
             with step("stop.journal", vm.record.vm_id):
                 done = asked.begun(vm.record, self.clock())
-                await self.records.write(vm, wanted="off", pulled=False, since=self.clock(), reason="", done=done)
+                await self._records.write(vm, wanted="off", pulled=False, since=self.clock(), reason="", done=done)
         except JournalError as error:
             refusal = failed("stop-vm", error)
             await self.note(vm, asked, refusal)
@@ -410,7 +407,7 @@ class Host:
             off.cancel()
 
     async def _go_on_running(self, vm: Vm, why: str) -> None:
-        await self.settle(vm, "running", ignored(why), wanted="on", reason=why, altering=None)
+        await self.settle(vm, "running", ignored(why), wanted="on", reason=why)
 
     async def settled(self, vm: Vm, patience_s: float) -> VmState:
         """The state of a VM that is being shut down, when that is over, or after so many seconds.
@@ -436,11 +433,8 @@ class Host:
         vm_id = vm.record.vm_id
         now = self.clock()
         with step("kill.journal", vm_id):  # a full disk does not stop this
-            await self.records.change(
-                vm,
-                lambda r: r.but(
-                    wanted="off", pulled=True, since=now, reason="", done=asked.begun(r, now), altering=None
-                ),
+            await self._records.change(
+                vm, lambda r: r.but(wanted="off", pulled=True, since=now, reason="", done=asked.begun(r, now))
             )
         try:
             with step("kill.qemu", vm_id):
@@ -501,7 +495,7 @@ class Host:
         match name:
             case "erase.journal":
                 try:
-                    await self.records.write(vm, phase="deleting", ending=ending, wanted="off")
+                    await self._records.write(vm, phase="deleting", ending=ending, wanted="off")
                 except JournalError as error:
                     log.warning("VM %s: removed without a record of the intent: %s", vm.record.vm_id, error)
             case "erase.qemu":
@@ -523,13 +517,13 @@ class Host:
                 log.error("VM %s: its tombstone can't be written yet: %s", tomb.vm_id, error)
                 with contextlib.suppress(JournalError):
                     await self.journal.drop(tomb.vm_id)
-                self.records.write_later(vm)
+                self._records.write_later(vm)
             vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
         """Journal, now or later, whether the directory may name this host for a VM."""
         if self.vms.get(vm.record.vm_id) is vm:  # it may have been buried while the broker was asked
-            await self.records.change(vm, lambda r: r.but(bound=bound))
+            await self._records.change(vm, lambda r: r.but(bound=bound))
 
     def give_up(self, vm: Vm) -> None:
         """Undo a create that is not built, because another host turned out to hold its id."""
@@ -596,7 +590,7 @@ class Host:
                 vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
             return
         async with vm.line:  # a command at work may have started it just now: it ended after that
-            if not vm.exists or vm.state not in ("running", "paused"):
+            if not vm.exists or vm.state != "running":
                 return  # that command, or a shutdown, saw to it
             if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
                 return  # old news: it was started again since
@@ -604,27 +598,7 @@ class Host:
 
     async def _came_to_rest(self, vm: Vm, power: Power, reason: str) -> None:
         state: VmState = "failed" if power is Power.FAILED and vm.state != "stopping" else "stopped"
-        altering = vm.record.altering
-        if altering is not None and altering.verb == "reboot-vm":
-            await self.records.change(vm, lambda r: r.but(reason=reason))
-            log.info("VM %s: off, and about to be started again", vm.record.vm_id)
-            vm.state = state
-            vm.rebooting = self.spawn(self.start_again(vm))
-            return
-        await self.settle(vm, state, wanted="off", reason=reason, paused=False)
-
-    async def start_again(self, vm: Vm) -> None:
-        """Start a VM whose reboot has shut it down, unless another command has ended that, or it is too late."""
-        async with vm.line:
-            altering = vm.record.altering
-            if altering is None or not vm.exists or vm.state not in ("stopped", "failed"):
-                return
-            try:
-                await self.start(vm, Asked("", altering.until or None))
-            except Refused as error:
-                reason = f"its reboot shut it down and could not start it: {error.reason}"
-                log.error("VM %s: %s", vm.record.vm_id, reason)
-                await self.settle(vm, vm.state, error, wanted="off", reason=reason, altering=None)
+        await self.settle(vm, state, wanted="off", reason=reason)
 
     # Work that goes on
 
@@ -649,10 +623,6 @@ class Host:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
             log.error("a task failed", exc_info=error)
-
-
-def _afresh(record: Record) -> str:
-    return "it was paused when it went off, and was started afresh" if record.paused else ""
 
 
 def _because(reason: object) -> str:

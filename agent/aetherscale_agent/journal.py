@@ -58,17 +58,6 @@ class Past(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ending: Ending
 
 
-class Altering(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A change of a VM that was begun: what it is, until when it may be finished, and the VM before and after it."""
-
-    verb: str
-    before: CreateVm
-    after: CreateVm
-    until: float = 0.0  #: 0: no deadline
-    snapshot: str = ""
-    expires: float = 0.0
-
-
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One VM, or what is left of one. Times in seconds since the epoch."""
 
@@ -89,8 +78,6 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     image_sha256: str = ""  #: of the image that its disk is made on; '' if an older agent made it
     ending: Ending | None = None
     done: tuple[Done, ...] = ()  #: oldest first
-    altering: Altering | None = None
-    paused: bool = False  #: somebody paused it
     past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first
 
     @property

@@ -13,46 +13,20 @@ class Act(enum.Enum):
     PRESS = "press the power button, and wait"
     KILL = "pull the plug"
     REMOVE = "pull the plug if it is in, and remove the VM"
-    ALTER = "change it as its options say"
-    REBOOT = "press the power button, wait, and start it"
     NOTHING = "it is so already"
 
 
-ANY_STATE: tuple[VmState, ...] = (
-    "creating",
-    "starting",
-    "running",
-    "paused",
-    "stopping",
-    "stopped",
-    "deleting",
-    "failed",
-)
+ANY_STATE: tuple[VmState, ...] = ("creating", "starting", "running", "stopping", "stopped", "deleting", "failed")
 
 _START = {"stopped": Act.START, "failed": Act.START, "running": Act.NOTHING, "starting": Act.NOTHING}
 _STOP = {"running": Act.PRESS, "stopping": Act.PRESS, "stopped": Act.NOTHING, "failed": Act.NOTHING}
-_KILL = {"running": Act.KILL, "paused": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
-_PAUSE = {"running": Act.ALTER, "paused": Act.NOTHING}
-_RESUME = {"paused": Act.ALTER, "running": Act.NOTHING}
-_REBOOT = {"running": Act.REBOOT}
-_RESET = {"running": Act.ALTER}
-_WHOLE: dict[str, Act] = dict.fromkeys(("running", "paused", "stopped", "failed"), Act.ALTER)
-_RESTORE: dict[str, Act] = dict.fromkeys(("stopped", "failed"), Act.ALTER)
+_KILL = {"running": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
 _DELETE: dict[str, Act] = dict.fromkeys(ANY_STATE, Act.REMOVE)
 
 TABLE: dict[str, dict[str, Act]] = {
     "start-vm": _START,
     "stop-vm": _STOP,
     "stop-vm --kill": _KILL,
-    "reboot-vm": _REBOOT,
-    "reboot-vm --kill": _RESET,
-    "pause-vm": _PAUSE,
-    "resume-vm": _RESUME,
-    "resize-vm": _WHOLE,
-    "snapshot-vm": _WHOLE,
-    "restore-vm": _RESTORE,
-    "delete-snapshot": _WHOLE,
-    "extend-vm": _WHOLE | {"stopping": Act.ALTER},
     "delete-vm": _DELETE,
 }
 """Verb → state → what to do. A state that is missing refuses the verb. The states in which work is under way
@@ -72,12 +46,6 @@ def act_on(verb: str, state: VmState) -> Act:
 
 
 def _hint(verb: str, state: VmState) -> str:
-    if state == "paused":
-        return "resume-vm first, or pull its plug with stop-vm --kill"
-    if state in ("stopped", "failed"):
-        return "start-vm starts it"
-    if state == "running" and verb == "restore-vm":
-        return "stop-vm first"
     if state == "stopping":
         return "wait until it is off, or pull its plug with stop-vm --kill"
     return f"repeat {verb.split()[0]} when it is no longer {state}"

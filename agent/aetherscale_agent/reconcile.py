@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
-from aetherscale_agent.alter import Alterer
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Ending
@@ -34,10 +33,6 @@ async def reconcile(host: Host) -> str:
     to_start = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.HOST_WENT_DOWN]
     if to_start:
         host.spawn(_start_again(host, to_start))
-    await _find_paused(host)
-    for vm in host.vms.values():
-        if vm.record.altering is not None:
-            host.spawn(Alterer(host).recover(vm))
     to_delete = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.DELETING]
     for vm in to_delete:
         await host.erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
@@ -68,9 +63,6 @@ def _find(host: Host, vm: Vm, power: Power) -> Finding:
                 host.spawn(host.kill_again(vm))
             else:
                 host.begin_shutdown(vm)
-        case Finding.REBOOTING:
-            vm.state = "stopped"
-            vm.rebooting = host.spawn(host.start_again(vm))
         case Finding.OFF:
             vm.state = "failed" if power is Power.FAILED else "stopped"
         case Finding.RESTED:
@@ -85,16 +77,6 @@ def _find(host: Host, vm: Vm, power: Power) -> Finding:
         case Finding.HOST_WENT_DOWN:
             vm.state = "starting"
     return finding
-
-
-async def _find_paused(host: Host) -> None:
-    """VMs that were paused stand still, unless somebody let them go on."""
-    for vm in [vm for vm in host.vms.values() if vm.record.paused and vm.state == "running"]:
-        try:
-            if await host.hypervisor.is_paused(vm.record.vm_id):
-                vm.state = "paused"
-        except HypervisorError as error:
-            log.warning("VM %s: whether it is paused can't be told: %s", vm.record.vm_id, error)
 
 
 async def _start_again(host: Host, vms: Iterable[Vm]) -> None:

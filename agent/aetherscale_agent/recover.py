@@ -19,7 +19,6 @@ class Finding(enum.Enum):
     RUNS = "it runs, as it should"
     STARTED = "it was just being started when the agent went away, and runs"
     STOPPING = "its shutdown was under way: finish it"
-    REBOOTING = "its reboot has shut it down: start it again, if it is not too late"
     OFF = "it is off, as it should be"
     RESTED = "it came to rest while the agent was away"
     HOST_WENT_DOWN = "it should run, but the host went down, or its start was cut off: start it again"
@@ -37,8 +36,7 @@ def find(record: Record, power: Power, boot_id: str, now: float) -> Finding:
             return Finding.STOPPING
         return Finding.RUNS if record.boot_id == boot_id else Finding.STARTED
     if record.wanted == "off":
-        rebooting = record.altering is not None and record.altering.verb == "reboot-vm" and power is Power.OFF
-        return Finding.REBOOTING if rebooting else Finding.OFF
+        return Finding.OFF
     if record.start_by and now > record.start_by:
         return Finding.TOO_LATE
     return Finding.RESTED if record.boot_id == boot_id else Finding.HOST_WENT_DOWN

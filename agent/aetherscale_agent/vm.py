@@ -20,7 +20,6 @@ class Vm:
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
     pen: asyncio.Lock = field(default_factory=asyncio.Lock)
     built: asyncio.Task[None] | None = None
-    rebooting: asyncio.Task[None] | None = None  #: the start after a reboot's shutdown
     shutdown: asyncio.Task[None] | None = None
     waiting: int = 0  #: commands in its line, the one at work included
 

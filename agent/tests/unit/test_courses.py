@@ -25,7 +25,7 @@ REVERSIBLE = {
     "create.refuse",
     "create.prolong",
     "create.hand-on",
-    *(f"{verb}.look" for verb in ("start", "stop", "kill", "alter", "reboot", "delete")),
+    *(f"{verb}.look" for verb in ("start", "stop", "kill", "delete")),
 }
 """What may be done to a message that somebody else may be given next: it can be undone, or done twice."""
 

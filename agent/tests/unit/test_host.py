@@ -554,7 +554,7 @@ def test_a_plug_that_was_pulled_on_a_full_disk_is_journalled_when_there_is_space
             assert known is not None
             assert known.wanted == "on"
         async with asyncio.timeout(5):
-            await asyncio.wait(set(host.records._later))
+            await asyncio.wait(set(host._records._later))
         known = world.on_disk()
         assert known is not None
         assert known.wanted == "off"

@@ -132,7 +132,7 @@ def test_what_could_not_be_written_is_not_written_over_what_came_after_it(
         with monkeypatch.context() as patch:
             forget_to_sync(patch)
             await host.kill(vm)
-            later = set(host.records._later)
+            later = set(host._records._later)
         await host.delete(vm, "r2")
         await asyncio.wait(later)
         known = world.on_disk()
@@ -151,7 +151,7 @@ def test_what_was_forgotten_meanwhile_is_not_written_again(world: World, monkeyp
         with monkeypatch.context() as patch:
             forget_to_sync(patch)
             await host.kill(vm)
-            later = set(host.records._later)
+            later = set(host._records._later)
         await host.delete(vm, "r2")
         await host.forget(ID)
         await asyncio.wait(later)

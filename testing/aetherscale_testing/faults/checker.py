@@ -356,21 +356,13 @@ def _answer_rules(vm_id: str, entries: list[Entry]) -> Iterator[Violation]:
             yield Violation(Kind.TOLD_BOTH, vm_id, "", text)
 
 
-_ON, _OFF = ("create", "start", "reboot"), ("stop", "kill", "crash", "reboot")
+_ON, _OFF = ("create", "start"), ("stop", "kill", "crash")
 
 
 def _power_rules(vm_id: str, entries: list[Entry], host: str, runs: bool) -> Iterator[Violation]:
     deleted = max((e.sent_at for e in entries if e.verb == "delete" and e.may_have_worked), default=float("-inf"))
-    power = [
-        e
-        for e in _merge_creates(entries)
-        if e.verb not in ("delete", "snapshot") and e.sent_at > deleted and e.may_have_worked
-    ]
-    done = [
-        e
-        for e in power
-        if e.told.outcome == "done" and e.told.what not in ("stopping", "rebooting") and e.verb != "crash"
-    ]
+    power = [e for e in _merge_creates(entries) if e.verb != "delete" and e.sent_at > deleted and e.may_have_worked]
+    done = [e for e in power if e.told.outcome == "done" and e.told.what != "stopping" and e.verb != "crash"]
     if not done:
         return
     last = done[-1]
@@ -380,7 +372,7 @@ def _power_rules(vm_id: str, entries: list[Entry], host: str, runs: bool) -> Ite
     if last.verb in _ON and not runs:
         text = f"VM {vm_id} is off, and the last that was done to it was {last.verb}"
         yield Violation(Kind.SHOULD_RUN, vm_id, host, text)
-    if last.verb in _OFF and last.verb not in _ON and runs:
+    if last.verb in _OFF and runs:
         text = f"VM {vm_id} runs, and the last that was done to it was {last.verb}"
         yield Violation(Kind.SHOULD_REST, vm_id, host, text)
 

@@ -21,8 +21,6 @@ _COMMANDS: dict[Verb, str] = {
     "start": "start-vm",
     "stop": "stop-vm",
     "kill": "stop-vm",
-    "snapshot": "snapshot-vm",
-    "reboot": "reboot-vm",
     "delete": "delete-vm",
 }
 
@@ -79,8 +77,6 @@ class Client:
         """Send a command; with a request id, it is asked again."""
         if verb == "kill":
             options["kill"] = True
-        if verb == "snapshot":
-            options["snapshot"] = "kept"
         body = json.dumps({"command": _COMMANDS[verb], "options": {"vm-id": vm_id, **options}}).encode()
         now = time.time()
         request_id, deadline = request_id or uuid.uuid4().hex, now + patience
