@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from weakref import WeakValueDictionary
 
 from aetherscale_agent import capacity, courses, reports
+from aetherscale_agent.alter import Alterer, clone_misfit, overtaken
 from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
-from aetherscale_agent.journal import Ending, Journal, JournalError, Record
+from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, ImageMissing, Images, Power, PowerChange
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
@@ -61,6 +62,7 @@ class Host:
         self._reserved: dict[str, CreateVm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._records = Records(journal, self.vms)
+        self.alterer = Alterer(self, self._records)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -86,7 +88,7 @@ class Host:
 
     def free(self) -> capacity.Free:
         """What is left for new VMs; what creates in hand have reserved is counted."""
-        promised = [vm.record.spec for vm in self.vms.values() if vm.exists]
+        promised = [vm.promised or vm.record.spec for vm in self.vms.values() if vm.exists]
         return capacity.free(self.hypervisor.resources(), [*promised, *self._reserved.values()])
 
     def find_image(self, spec: CreateVm) -> Image | None:
@@ -95,11 +97,16 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
-        elsewhere = capacity.misplaced(spec, self.name)
+        elsewhere = capacity.misplaced(spec, self.name) or clone_misfit(self, spec)
         if elsewhere is not None:
             return elsewhere
         overhead = self.hypervisor.resources().vm_overhead
         return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
+
+    def clone_disk(self, spec: CreateVm) -> int:
+        """The GiB of the disk of which this VM is to have a copy; 0 if it is no clone of a VM that is here."""
+        source = self.find(spec.clone_of) if spec.clone_of else None
+        return source.record.spec.disk if source else 0
 
     def score(self) -> int:
         """How well a VM could be taken now; higher is better."""
@@ -149,7 +156,10 @@ class Host:
         """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        await self._records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
+        now = self.clock()
+        await self._records.change(
+            vm, lambda r: r.but(since=now, paused=state == "paused", **{"done": _ended(r, error, changes), **changes})
+        )
 
     async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
         """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
@@ -243,7 +253,8 @@ class Host:
                 image = self.find_image(record.spec)
                 if image is None:
                     raise ImageMissing(f'Image "{record.spec.image}" does not exist (any more)')
-                await self.hypervisor.build(record.vm_id, record.spec, image)
+                async with self.alterer.source_of(record.spec):
+                    await self.hypervisor.build(record.vm_id, record.spec, image)
             case "build.start":
                 await self.hypervisor.start(record.vm_id, record.spec)
             case "build.journal":
@@ -293,16 +304,28 @@ class Host:
 
         :raise Refused: `failed`, when systemd can't be asked; nothing was changed.
         """
-        if vm.state not in ("running", "stopped", "failed"):
+        if vm.state not in ("running", "paused", "stopped", "failed"):
             return  # a shutdown is under way and will see for itself, or work got stuck
         try:
             power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
-        if power is Power.ON and vm.state != "running":
+        if power is Power.ON and vm.state in ("running", "paused"):
+            await self._look_whether_paused(vm)
+        elif power is Power.ON:
             await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
-        elif power is not Power.ON and vm.state == "running":
+        elif vm.state in ("running", "paused"):
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
+
+    async def _look_whether_paused(self, vm: Vm) -> None:
+        try:
+            state: VmState = "paused" if await self.hypervisor.is_paused(vm.record.vm_id) else "running"
+        except HypervisorError as error:
+            log.warning("VM %s: whether it is paused can't be told: %s", vm.record.vm_id, error)
+            return  # its plug can be pulled nevertheless
+        if state != vm.state:
+            done = "paused" if state == "paused" else "resumed"
+            await self.settle(vm, state, reason=f"{done} by hand on its host")
 
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Start a VM that is off.
@@ -342,19 +365,22 @@ class Host:
 
         :raise Refused: `failed`, when the journal can't be written; nothing was changed.
         """
-        if vm.shutdown is not None and not vm.shutdown.done():
+        joins = vm.shutdown is not None and not vm.shutdown.done()
+        if joins and vm.record.altering is None:
             async with vm.pen:  # it ends with the shutdown that it joins, and is journalled with its outcome
                 vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
             return
         try:
             with step("stop.journal", vm.record.vm_id):
-                done = asked.begun(vm.record, self.clock())
-                await self._records.write(vm, wanted="off", pulled=False, since=self.clock(), reason="", done=done)
+                over, now = overtaken(vm.record), self.clock()
+                changes = {"altering": None, "done": asked.begun(over, now), "since": now}
+                await self._records.write(vm, wanted="off", pulled=False, reason="", **changes)
         except JournalError as error:
             refusal = failed("stop-vm", error)
             await self.note(vm, asked, refusal)
             raise refusal from None
-        self.begin_shutdown(vm)
+        if not joins:
+            self.begin_shutdown(vm)
 
     def begin_shutdown(self, vm: Vm) -> None:
         """Press the power button until the guest is off, or has ignored it for long."""
@@ -413,7 +439,10 @@ class Host:
         now = self.clock()
         with step("kill.journal", vm_id):  # a full disk does not stop this
             await self._records.change(
-                vm, lambda r: r.but(wanted="off", pulled=True, since=now, reason="", done=asked.begun(r, now))
+                vm,
+                lambda r: overtaken(r).but(
+                    wanted="off", pulled=True, since=now, reason="", done=asked.begun(overtaken(r), now)
+                ),
             )
         try:
             with step("kill.qemu", vm_id):
@@ -567,7 +596,7 @@ class Host:
                 vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
             return
         async with vm.line:  # a command at work may have started it just now: it ended after that
-            if not vm.exists or vm.state != "running":
+            if not vm.exists or vm.state not in ("running", "paused"):
                 return  # that command, or a shutdown, saw to it
             if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
                 return  # old news: it was started again since
@@ -600,6 +629,10 @@ class Host:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
             log.error("a task failed", exc_info=error)
+
+
+def _ended(record: Record, error: Refused | None, changes: dict[str, object]) -> tuple[Done, ...]:
+    return ended(record.but(altering=None) if "altering" in changes else record, error)
 
 
 def _because(reason: object) -> str:

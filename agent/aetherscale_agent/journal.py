@@ -58,6 +58,24 @@ class Past(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ending: Ending
 
 
+class Altering(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of a VM that was begun and has not come to its end, with all that is needed to do it again."""
+
+    verb: str  #: as in `lifecycle.TABLE`
+    request_id: str = ""
+    deadline: float = 0.0  #: 0: none
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    snapshot: str = ""
+    expires: float = 0.0
+    off: bool = False  #: of a reboot: the guest was shut down, and is to be started
+
+    def but(self, **changes: object) -> "Altering":
+        """The same with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One VM, or what is left of one. Times in seconds since the epoch."""
 
@@ -74,6 +92,10 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     pulled: bool = False  #: it is being stopped by pulling its plug
     start_by: float = 0.0  #: the deadline of a start that has not come to its end; 0: there is none
     reason: str = ""
+    paused: bool = False  #: by a command
+    expires: float = 0.0  #: when the host deletes it; 0: never
+    resized: bool = False  #: its cores or memory may be others than its create asked for
+    altering: Altering | None = None
     ending: Ending | None = None
     done: tuple[Done, ...] = ()  #: oldest first
     past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first
