@@ -1,4 +1,4 @@
-"""Changes of VMs that are there, over a real broker: done once each, whoever asks again and whatever dies in between."""
+"""Changes of VMs that are there, over a real broker: done once each, whoever asks again and whatever dies meanwhile."""
 
 import time
 from pathlib import Path

@@ -369,7 +369,8 @@ def _power_rules(vm_id: str, entries: list[Entry], host: str, runs: bool) -> Ite
         return
     last = done[-1]
     opposite = _OFF if last.verb in _ON else _ON
-    if any(_may_follow(e, last) for e in power if e.verb in opposite):
+    half = [e for e in power if e.verb == "reboot" and e.told.outcome != "done"]  # it may be off, and not on again
+    if any(_may_follow(e, last) for e in (*(e for e in power if e.verb in opposite), *half)):
         return
     if last.verb in _ON and not runs:
         text = f"VM {vm_id} is off, and the last that was done to it was {last.verb}"
