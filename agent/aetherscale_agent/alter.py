@@ -143,6 +143,17 @@ class Alterer:
             raise failed("list-snapshots", error) from None
         return [SnapshotRow(snapshot=snapshot.name, created=snapshot.created) for snapshot in found]
 
+    async def look_whether_paused(self, vm: Vm) -> None:
+        """Believe QEMU, not memory: somebody may have paused a VM by hand, or let it go on."""
+        try:
+            state: VmState = "paused" if await self._host.hypervisor.is_paused(vm.record.vm_id) else "running"
+        except HypervisorError as error:
+            log.warning("VM %s: whether it is paused can't be told: %s", vm.record.vm_id, error)
+            return  # its plug can be pulled nevertheless
+        if state != vm.state:
+            done = "paused" if state == "paused" else "resumed"
+            await self._host.settle(vm, state, reason=f"{done} by hand on its host")
+
     # One step after the other
 
     async def alter(self, vm: Vm, altering: Altering, asked: Asked) -> None:
@@ -393,3 +404,9 @@ def clone_misfit(host: "Host", spec: CreateVm) -> Refused | None:
     if source.state not in OFF:
         return Refused("wrong-state", f"VM {spec.clone_of} is {source.state}; stop it first")
     return None
+
+
+def clone_disk(host: "Host", spec: CreateVm) -> int:
+    """The GiB of the disk of which this VM is to have a copy; 0 if it is no clone of a VM that is here."""
+    source = host.find(spec.clone_of) if spec.clone_of else None
+    return source.record.spec.disk if source else 0

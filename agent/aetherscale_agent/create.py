@@ -8,6 +8,7 @@ import msgspec
 
 from aetherscale_agent import capacity, courses
 from aetherscale_agent import decide as d
+from aetherscale_agent.alter import clone_disk
 from aetherscale_agent.broker import Delivery
 from aetherscale_agent.envelope import Incoming, died_in, queue_host
 from aetherscale_agent.host import Host
@@ -49,7 +50,7 @@ class CreateFlow:
         self._incoming = incoming
         self._vm_id = incoming.create.vm_id or ""
         disk = max(
-            host.clone_disk(incoming.create), capacity.disk_gib(incoming.create, host.find_image(incoming.create))
+            clone_disk(host, incoming.create), capacity.disk_gib(incoming.create, host.find_image(incoming.create))
         )
         self._spec = capacity.with_disk(incoming.create, disk)
         self._facts = self._first_facts()

@@ -103,11 +103,6 @@ class Host:
         overhead = self.hypervisor.resources().vm_overhead
         return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
-    def clone_disk(self, spec: CreateVm) -> int:
-        """The GiB of the disk of which this VM is to have a copy; 0 if it is no clone of a VM that is here."""
-        source = self.find(spec.clone_of) if spec.clone_of else None
-        return source.record.spec.disk if source else 0
-
     def score(self) -> int:
         """How well a VM could be taken now; higher is better."""
         return capacity.score(self.free())
@@ -311,21 +306,11 @@ class Host:
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
         if power is Power.ON and vm.state in ("running", "paused"):
-            await self._look_whether_paused(vm)
+            await self.alterer.look_whether_paused(vm)
         elif power is Power.ON:
             await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
         elif vm.state in ("running", "paused"):
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
-
-    async def _look_whether_paused(self, vm: Vm) -> None:
-        try:
-            state: VmState = "paused" if await self.hypervisor.is_paused(vm.record.vm_id) else "running"
-        except HypervisorError as error:
-            log.warning("VM %s: whether it is paused can't be told: %s", vm.record.vm_id, error)
-            return  # its plug can be pulled nevertheless
-        if state != vm.state:
-            done = "paused" if state == "paused" else "resumed"
-            await self.settle(vm, state, reason=f"{done} by hand on its host")
 
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Start a VM that is off.
