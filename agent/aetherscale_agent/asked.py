@@ -42,7 +42,12 @@ class Asked:
 def ended(record: Record, error: Refused | None = None) -> tuple[Done, ...]:
     """The VM's commands once those at work have come to their end. `error`: what they failed with, if they did."""
     ending = None if error is None else ending_of(error, "")
-    return tuple(d if d.finished else d.but(finished=True, ending=ending) for d in record.done)
+    altering = record.altering  # which ends by itself: a reboot is no more over when the guest is off than when it runs
+    own = altering.request_id if altering is not None and altering.verb == "reboot-vm" else None
+    return tuple(
+        d if d.finished or (own is not None and d.request_id == own) else d.but(finished=True, ending=ending)
+        for d in record.done
+    )
 
 
 UNASKED = Asked()

@@ -72,6 +72,21 @@ def misfit(spec: CreateVm, image: Image | None, left: Free, vm_overhead: int = 0
     return Refused("no-capacity", "; ".join(short)) if short else None
 
 
+def misfit_growth(old: CreateVm, new: CreateVm, left: Free) -> Refused | None:
+    """Why a VM can't become this, or None if it can. What it has already is not in `left`."""
+    wants = (
+        ("memory", new.memory - old.memory, left.memory, "MiB"),
+        ("cores", new.cpus - old.cpus, left.cpus, ""),
+        ("disk", new.disk - old.disk, left.disk, "GiB"),
+    )
+    short = [
+        f"{name}: {more} {unit}".rstrip() + f" more wanted, {max(have, 0)} {unit}".rstrip() + " free"
+        for name, more, have, unit in wants
+        if more > 0 and more > have
+    ]
+    return Refused("no-capacity", "; ".join(short)) if short else None
+
+
 def score(left: Free) -> int:
     """How well this host could take a VM now: higher is better; free memory first, 0 if it can take none at all."""
     return max(left.memory, 0) if left.cpus > 0 and left.disk > 0 else 0

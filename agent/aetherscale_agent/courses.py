@@ -33,8 +33,35 @@ STOP: Course = (
 )
 KILL: Course = ("kill.look", "kill.acknowledge", "kill.journal", "kill.qemu", "kill.settle", "kill.answer")
 DELETE: Course = ("delete.look", "delete.acknowledge", *ERASE, "delete.answer")
+ALTER: Course = ("alter.look", "alter.acknowledge", "alter.journal", "alter.act", "alter.settle", "alter.answer")
+REBOOT: Course = (
+    "reboot.look",
+    "reboot.acknowledge",
+    "reboot.journal",
+    "reboot.off",
+    "reboot.start",
+    "reboot.settle",
+    "reboot.answer",
+)
+ALTERS: tuple[str, ...] = (
+    "pause-vm",
+    "resume-vm",
+    "resize-vm",
+    "snapshot-vm",
+    "restore-vm",
+    "delete-snapshot",
+    "extend-vm",
+    "reboot-vm --kill",
+)
 
-CHANGES: dict[str, Course] = {"start-vm": START, "stop-vm": STOP, "stop-vm --kill": KILL, "delete-vm": DELETE}
+CHANGES: dict[str, Course] = {
+    "start-vm": START,
+    "stop-vm": STOP,
+    "stop-vm --kill": KILL,
+    "delete-vm": DELETE,
+    "reboot-vm": REBOOT,
+    **dict.fromkeys(ALTERS, ALTER),
+}
 """The course of each command that changes a VM."""
 
 UNDO_CLAIM: Course = ("connect.unbind", "connect.forget")
@@ -51,6 +78,9 @@ DUE: frozenset[str] = frozenset(
         "stop.journal",
         "kill.journal",
         "erase.journal",
+        "alter.journal",
+        "alter.act",
+        "reboot.journal",
     }
 )
 """What is not begun once the command's deadline has passed."""

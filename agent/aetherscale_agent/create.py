@@ -8,6 +8,7 @@ import msgspec
 
 from aetherscale_agent import capacity, courses
 from aetherscale_agent import decide as d
+from aetherscale_agent.alter import clone_disk
 from aetherscale_agent.broker import Delivery
 from aetherscale_agent.drain import is_drained
 from aetherscale_agent.envelope import Incoming, died_in, queue_host
@@ -49,7 +50,9 @@ class CreateFlow:
         self._delivery = delivery
         self._incoming = incoming
         self._vm_id = incoming.create.vm_id or ""
-        disk = capacity.disk_gib(incoming.create, host.find_image(incoming.create))
+        disk = max(
+            clone_disk(host, incoming.create), capacity.disk_gib(incoming.create, host.find_image(incoming.create))
+        )
         self._spec = capacity.with_disk(incoming.create, disk)
         self._facts = self._first_facts()
 
@@ -76,7 +79,7 @@ class CreateFlow:
             name=self._spec.name or "",
             wanted_host=self._spec.host or "",
             recorded_deadline=record.deadline if record else 0.0,
-            same_options=record is None or _is_such(record.spec, incoming.create),
+            same_options=record is None or _is_such(record, incoming.create),
             drained=is_drained(host.journal),
         )
         if known is None and not facts.dead_lettered:
@@ -194,8 +197,11 @@ class CreateFlow:
         return with_memory(record, memory_of(known.record if known else None, now))
 
 
-def _is_such(made: CreateVm, asked: CreateVm) -> bool:
+def _is_such(record: Record, asked: CreateVm) -> bool:
     """Whether a VM is what a create asks for; its disk is at least that, because its image may be larger."""
+    made = record.spec
+    if record.resized:
+        made = msgspec.structs.replace(made, cpus=asked.cpus, memory=asked.memory)
     return msgspec.structs.replace(made, disk=asked.disk) == asked and made.disk >= asked.disk
 
 

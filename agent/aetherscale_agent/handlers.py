@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from aetherscale_agent import courses, host_commands, images
+from aetherscale_agent.alter import REBOOT, check_free, plan
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
@@ -33,11 +34,24 @@ from aetherscale_agent.steps import step
 from aetherscale_agent.streams import Streams
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol import __version__
-from aetherscale_protocol.answers import Answer, Fleet, Offer, Pong, VmStatus, failure, fleet_digest, success
+from aetherscale_protocol.answers import (
+    Answer,
+    ExpiryStatus,
+    Fleet,
+    Offer,
+    Pong,
+    SnapshotDone,
+    VmStatus,
+    failure,
+    fleet_digest,
+    success,
+)
 from aetherscale_protocol.commands import Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.names import derive_vm_id, id_of_name, is_vm_id
-from aetherscale_protocol.options import ForgetHost, ShowVm, StopVm
+from aetherscale_protocol.options import ExtendVm, ForgetHost, RebootVm, ShowVm, SnapshotRef, StopVm
+
+Status = VmStatus | SnapshotDone | ExpiryStatus
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +160,8 @@ class Handlers:
                 if misfit is not None:
                     raise misfit
                 return self._success(Offer(score=host.score(), alike=host.count_alike(incoming.create)))
+            case "list-snapshots":
+                return self._success(await host.alterer.list_snapshots(options.vm_id))
             case "open-stream":
                 return self._success(await self._streams.open(incoming))
             case "ping":
@@ -228,13 +244,20 @@ class Handlers:
             check_deadline(incoming.deadline, now, self._host.name)
         elif asked.is_over(vm.record) or (incoming.deadline is not None and now > incoming.deadline):
             return Act.NOTHING
+        verb, begun = _verb(incoming), asked.find(vm.record) is not None
         try:
-            return act_on(_verb(incoming), vm.state)
+            check_free(vm.record, verb, asked.request_id)
+            if begun and verb == REBOOT and vm.record.altering is not None:
+                return Act.REBOOT  # it is under way, and joined
+            act = act_on(verb, vm.state)
+            if act is Act.ALTER and not begun:
+                await self._host.alterer.check(vm, plan(verb, incoming.request.options, asked, now))
+            return act
         except Refused as error:
             await self._host.note(vm, asked, error)
             raise
 
-    async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus:
+    async def _work(self, vm: Vm, act: Act, incoming: Incoming) -> Status:
         """Do acknowledged work in the VM's line; waiting for its guest is done outside of that."""
         try:
             if act is not Act.NOTHING:  # the barrier may have taken long: the agent may have been frozen in it
@@ -242,9 +265,11 @@ class Handlers:
             status = await self._act(vm, act, incoming)
         finally:
             vm.line.release()
+        if status is None and act is Act.REBOOT:
+            return await self._wait_rebooted(vm, incoming)
         return status or await self._wait_off(vm, incoming)
 
-    async def _finish(self, incoming: Incoming, work: Awaitable[VmStatus]) -> None:
+    async def _finish(self, incoming: Incoming, work: Awaitable[Status]) -> None:
         """Do acknowledged work and answer with its outcome; it goes on whatever happens to the connection."""
         try:
             answer = self._success(await work)
@@ -276,7 +301,7 @@ class Handlers:
             f" ({info.reason})" if info.reason else "",
         )
 
-    async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> VmStatus | None:
+    async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> Status | None:
         host, vm_id, asked = self._host, vm.record.vm_id, _asked(incoming)
         match act:
             case Act.START:
@@ -291,10 +316,17 @@ class Handlers:
             case Act.REMOVE:
                 await host.delete(vm, incoming.request_id, incoming.deadline)
                 return VmStatus(status="deleted", vm_id=vm_id)
+            case Act.ALTER:
+                change = plan(_verb(incoming), incoming.request.options, asked, host.clock())
+                await host.alterer.alter(vm, change, asked)
+                return _done(vm, incoming)
+            case Act.REBOOT:
+                await host.alterer.reboot(vm, plan(REBOOT, None, asked, host.clock()), asked)
+                return None  # answered when it runs again, outside the VM's line
             case Act.NOTHING:
                 return await self._status(vm, incoming)
 
-    async def _status(self, vm: Vm, incoming: Incoming) -> VmStatus:
+    async def _status(self, vm: Vm, incoming: Incoming) -> Status:
         """What a command that does nothing is answered: its outcome, if it was done before; else how things are.
 
         :raise Refused: what it was refused with before.
@@ -304,17 +336,22 @@ class Handlers:
         if done is not None and done.ending is not None:
             raise ending_refusal(done.ending)
         if _deleted_by(vm, incoming) or (done is not None and done.finished):
-            return VmStatus(status=_DONE[_verb(incoming)], vm_id=vm_id)
+            return _done(vm, incoming)
         if done is None:
             await self._host.note(vm, asked)
         return VmStatus(status="stopped" if vm.state == "failed" else vm.state, vm_id=vm_id)
 
-    async def _wait_off(self, vm: Vm, incoming: Incoming) -> VmStatus:
+    def _patience(self, incoming: Incoming) -> float:
         if incoming.deadline is None:
-            patience = UNTOLD_PATIENCE_S
-        else:
-            patience = incoming.deadline - self._host.clock() - ANSWER_MARGIN_S
-        state = await self._host.settled(vm, patience)
+            return UNTOLD_PATIENCE_S
+        return incoming.deadline - self._host.clock() - ANSWER_MARGIN_S
+
+    async def _wait_rebooted(self, vm: Vm, incoming: Incoming) -> VmStatus:
+        state = await self._host.alterer.rebooted(vm, self._patience(incoming))
+        return VmStatus(status=state, vm_id=vm.record.vm_id)
+
+    async def _wait_off(self, vm: Vm, incoming: Incoming) -> VmStatus:
+        state = await self._host.settled(vm, self._patience(incoming))
         return VmStatus(status="stopped" if state == "failed" else state, vm_id=vm.record.vm_id)
 
     # Create
@@ -373,13 +410,36 @@ def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
 
 def _verb(incoming: Incoming) -> str:
     options = incoming.request.options
-    if isinstance(options, StopVm) and options.kill:
-        return "stop-vm --kill"
+    if isinstance(options, StopVm | RebootVm) and options.kill:
+        return f"{incoming.request.command.name} --kill"
     return incoming.request.command.name
 
 
-_DONE = {"start-vm": "starting", "stop-vm": "stopped", "stop-vm --kill": "stopped", "delete-vm": "deleted"}
+_DONE = {
+    "start-vm": "starting",
+    "stop-vm": "stopped",
+    "stop-vm --kill": "stopped",
+    "delete-vm": "deleted",
+    "reboot-vm": "starting",
+    "reboot-vm --kill": "starting",
+    "pause-vm": "paused",
+    "resume-vm": "running",
+    "resize-vm": "resized",
+    "snapshot-vm": "created",
+    "restore-vm": "restored",
+    "delete-snapshot": "deleted",
+    "extend-vm": "extended",
+}
 """What a command that was done is answered, and whoever asks it again."""
+
+
+def _done(vm: Vm, incoming: Incoming) -> Status:
+    status, vm_id, options = _DONE[_verb(incoming)], vm.record.vm_id, incoming.request.options
+    if isinstance(options, SnapshotRef):
+        return SnapshotDone(status=status, vm_id=vm_id, snapshot=options.snapshot)
+    if isinstance(options, ExtendVm):
+        return ExpiryStatus(status=status, vm_id=vm_id, expires=vm.record.expires)
+    return VmStatus(status=status, vm_id=vm_id)
 
 
 def _asked(incoming: Incoming) -> Asked:

@@ -11,10 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from weakref import WeakValueDictionary
 
 from aetherscale_agent import capacity, courses, drain, reports
+from aetherscale_agent.alter import Alterer, clone_misfit, overtaken
 from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.images import base_of
-from aetherscale_agent.journal import Ending, Journal, JournalError, Record
+from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
@@ -64,6 +65,7 @@ class Host:
         self.reserved: dict[str, CreateVm] = {}  #: of creates in hand
         self._tasks: set[asyncio.Task[None]] = set()
         self._records = Records(journal, self.vms)
+        self.alterer = Alterer(self, self._records)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -93,7 +95,7 @@ class Host:
 
     def _promised(self) -> list[CreateVm]:
         """The VMs that are here, and those in hand."""
-        return [*(vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
+        return [*(vm.promised or vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
@@ -105,6 +107,7 @@ class Host:
             drain.misfit(self.journal, self.name)
             or capacity.misplaced(spec, self.name, self.labels)
             or capacity.port_taken(spec, self._promised())
+            or clone_misfit(self, spec)
         )
         if elsewhere is not None:
             return elsewhere
@@ -168,7 +171,10 @@ class Host:
         """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
         log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
         vm.state = state
-        await self._records.change(vm, lambda r: r.but(since=self.clock(), done=ended(r, error), **changes))
+        now = self.clock()
+        await self._records.change(
+            vm, lambda r: r.but(since=now, paused=state == "paused", **{"done": _ended(r, error, changes), **changes})
+        )
 
     async def note(self, vm: Vm, asked: Asked, error: Refused | None = None) -> None:
         """Remember the outcome of a command that changed nothing: asked again, it changes nothing either.
@@ -262,7 +268,8 @@ class Host:
                 image = base_of(record, self.find_image(record.spec))
                 if image.sha256 != record.image_sha256:
                     await self._records.write(vm, image_sha256=image.sha256)
-                await self.hypervisor.build(record.vm_id, record.spec, image)
+                async with self.alterer.source_of(record.spec):
+                    await self.hypervisor.build(record.vm_id, record.spec, image)
             case "build.seed":
                 await self.hypervisor.seed(record.vm_id, record.spec, record.instance)
             case "build.start":
@@ -314,15 +321,17 @@ class Host:
 
         :raise Refused: `failed`, when systemd can't be asked; nothing was changed.
         """
-        if vm.state not in ("running", "stopped", "failed"):
+        if vm.state not in ("running", "paused", "stopped", "failed"):
             return  # a shutdown is under way and will see for itself, or work got stuck
         try:
             power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
-        if power is Power.ON and vm.state != "running":
+        if power is Power.ON and vm.state in ("running", "paused"):
+            await self.alterer.look_whether_paused(vm)
+        elif power is Power.ON:
             await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
-        elif power is not Power.ON and vm.state == "running":
+        elif vm.state in ("running", "paused"):
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
 
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
@@ -363,19 +372,22 @@ class Host:
 
         :raise Refused: `failed`, when the journal can't be written; nothing was changed.
         """
-        if vm.shutdown is not None and not vm.shutdown.done():
+        joins = vm.shutdown is not None and not vm.shutdown.done()
+        if joins and vm.record.altering is None:
             async with vm.pen:  # it ends with the shutdown that it joins, and is journalled with its outcome
                 vm.record = vm.record.but(done=asked.begun(vm.record, self.clock()))
             return
         try:
             with step("stop.journal", vm.record.vm_id):
-                done = asked.begun(vm.record, self.clock())
-                await self._records.write(vm, wanted="off", pulled=False, since=self.clock(), reason="", done=done)
+                over, now = overtaken(vm.record), self.clock()
+                changes = {"altering": None, "done": asked.begun(over, now), "since": now}
+                await self._records.write(vm, wanted="off", pulled=False, reason="", **changes)
         except JournalError as error:
             refusal = failed("stop-vm", error)
             await self.note(vm, asked, refusal)
             raise refusal from None
-        self.begin_shutdown(vm)
+        if not joins:
+            self.begin_shutdown(vm)
 
     def begin_shutdown(self, vm: Vm) -> None:
         """Press the power button until the guest is off, or has ignored it for long."""
@@ -434,7 +446,10 @@ class Host:
         now = self.clock()
         with step("kill.journal", vm_id):  # a full disk does not stop this
             await self._records.change(
-                vm, lambda r: r.but(wanted="off", pulled=True, since=now, reason="", done=asked.begun(r, now))
+                vm,
+                lambda r: overtaken(r).but(
+                    wanted="off", pulled=True, since=now, reason="", done=asked.begun(overtaken(r), now)
+                ),
             )
         try:
             with step("kill.qemu", vm_id):
@@ -590,7 +605,7 @@ class Host:
                 vm.record = vm.record.but(reason=change.reason)  # for show-vm; a restart looks again
             return
         async with vm.line:  # a command at work may have started it just now: it ended after that
-            if not vm.exists or vm.state != "running":
+            if not vm.exists or vm.state not in ("running", "paused"):
                 return  # that command, or a shutdown, saw to it
             if (await self.hypervisor.power([change.vm_id])).get(change.vm_id) is Power.ON:
                 return  # old news: it was started again since
@@ -623,6 +638,10 @@ class Host:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, Refused):
             log.error("a task failed", exc_info=error)
+
+
+def _ended(record: Record, error: Refused | None, changes: dict[str, object]) -> tuple[Done, ...]:
+    return ended(record.but(altering=None) if "altering" in changes else record, error)
 
 
 def _because(reason: object) -> str:

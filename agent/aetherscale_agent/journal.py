@@ -58,6 +58,24 @@ class Past(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ending: Ending
 
 
+class Altering(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of a VM that was begun and has not come to its end, with all that is needed to do it again."""
+
+    verb: str  #: as in `lifecycle.TABLE`
+    request_id: str = ""
+    deadline: float = 0.0  #: 0: none
+    cpus: int | None = None
+    memory: int | None = None
+    disk: int | None = None
+    snapshot: str = ""
+    expires: float = 0.0
+    off: bool = False  #: of a reboot: the guest was shut down, and is to be started
+
+    def but(self, **changes: object) -> "Altering":
+        """The same with some fields changed."""
+        return msgspec.structs.replace(self, **changes)
+
+
 class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One VM, or what is left of one. Times in seconds since the epoch."""
 
@@ -76,6 +94,9 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reason: str = ""
     expires: float = 0.0  #: when its time to live is over; 0: never
     image_sha256: str = ""  #: of the image that its disk is made on; '' if an older agent made it
+    paused: bool = False  #: by a command
+    resized: bool = False  #: its cores or memory may be others than its create asked for
+    altering: Altering | None = None
     ending: Ending | None = None
     done: tuple[Done, ...] = ()  #: oldest first
     past: tuple[Past, ...] = ()  #: creates of this id that are over (see `succession`); oldest first

@@ -13,21 +13,42 @@ class Act(enum.Enum):
     PRESS = "press the power button, and wait"
     KILL = "pull the plug"
     REMOVE = "pull the plug if it is in, and remove the VM"
+    ALTER = "change it in place"
+    REBOOT = "press the power button, wait, and start it again"
     NOTHING = "it is so already"
 
 
-ANY_STATE: tuple[VmState, ...] = ("creating", "starting", "running", "stopping", "stopped", "deleting", "failed")
+ANY_STATE: tuple[VmState, ...] = (
+    "creating",
+    "starting",
+    "running",
+    "paused",
+    "stopping",
+    "stopped",
+    "deleting",
+    "failed",
+)
 
 _START = {"stopped": Act.START, "failed": Act.START, "running": Act.NOTHING, "starting": Act.NOTHING}
 _STOP = {"running": Act.PRESS, "stopping": Act.PRESS, "stopped": Act.NOTHING, "failed": Act.NOTHING}
-_KILL = {"running": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
+_KILL = {"running": Act.KILL, "paused": Act.KILL, "stopping": Act.KILL, "stopped": Act.NOTHING, "failed": Act.NOTHING}
 _DELETE: dict[str, Act] = dict.fromkeys(ANY_STATE, Act.REMOVE)
+_DISK = dict.fromkeys(("running", "paused", "stopped", "failed"), Act.ALTER)
 
 TABLE: dict[str, dict[str, Act]] = {
     "start-vm": _START,
     "stop-vm": _STOP,
     "stop-vm --kill": _KILL,
     "delete-vm": _DELETE,
+    "pause-vm": {"running": Act.ALTER, "paused": Act.NOTHING},
+    "resume-vm": {"paused": Act.ALTER, "running": Act.NOTHING},
+    "reboot-vm": {"running": Act.REBOOT},
+    "reboot-vm --kill": {"running": Act.ALTER},
+    "resize-vm": _DISK,  # cores and memory only while it is off: see `alter`
+    "snapshot-vm": _DISK,
+    "restore-vm": {"stopped": Act.ALTER, "failed": Act.ALTER},
+    "delete-snapshot": _DISK,
+    "extend-vm": _DISK,
 }
 """Verb → state → what to do. A state that is missing refuses the verb. The states in which work is under way
 (creating, starting, deleting) are left before the next command of that VM is looked at: they only show if
@@ -46,6 +67,12 @@ def act_on(verb: str, state: VmState) -> Act:
 
 
 def _hint(verb: str, state: VmState) -> str:
+    if state == "paused":
+        return "resume-vm first, or stop-vm --kill" if verb == "stop-vm" else "resume-vm first"
+    if verb == "restore-vm" and state == "running":
+        return "stop-vm first"
+    if state in ("stopped", "failed"):
+        return "start-vm first"
     if state == "stopping":
         return "wait until it is off, or pull its plug with stop-vm --kill"
     return f"repeat {verb.split()[0]} when it is no longer {state}"

@@ -5,8 +5,9 @@ Creates that are bound but not built are not finished here but once the director
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from aetherscale_agent.alter import resized
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Ending
@@ -29,7 +30,11 @@ async def reconcile(host: Host) -> str:
             host.vms[vm_id] = Vm(record, "creating")
     with step("agent.stock"):
         powers = await host.hypervisor.power(list(host.vms))
-    found = {vm_id: _find(host, vm, powers.get(vm_id, Power.OFF)) for vm_id, vm in host.vms.items()}
+        paused = await _find_paused(host, powers)
+    found = {
+        vm_id: _find(host, vm, powers.get(vm_id, Power.OFF), is_paused=vm_id in paused)
+        for vm_id, vm in host.vms.items()
+    }
     to_start = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.HOST_WENT_DOWN]
     if to_start:
         host.spawn(_start_again(host, to_start))
@@ -46,17 +51,26 @@ async def reconcile(host: Host) -> str:
     )
 
 
-def _find(host: Host, vm: Vm, power: Power) -> Finding:
+async def _find_paused(host: Host, powers: Mapping[str, Power]) -> set[str]:
+    on = [vm_id for vm_id, power in powers.items() if power is Power.ON and host.vms[vm_id].record.phase == "ready"]
+    answers = await asyncio.gather(*map(host.hypervisor.is_paused, on), return_exceptions=True)
+    for vm_id, answer in zip(on, answers, strict=True):
+        if isinstance(answer, BaseException):
+            log.warning("VM %s: whether it is paused can't be told: %s", vm_id, answer)
+    return {vm_id for vm_id, answer in zip(on, answers, strict=True) if answer is True}
+
+
+def _find(host: Host, vm: Vm, power: Power, *, is_paused: bool) -> Finding:
     """What is found of a VM; its state is set, and what needs no waiting is begun."""
     finding = find(vm.record, power, host.boot_id, host.clock())
     match finding:
         case Finding.NOT_YET | Finding.DELETING:
             pass
         case Finding.RUNS:
-            vm.state = "running"
+            vm.state = "paused" if is_paused else "running"
         case Finding.STARTED:
-            vm.state = "running"
-            host.spawn(host.settle(vm, "running", boot_id=host.boot_id, start_by=0.0))
+            vm.state = "paused" if is_paused else "running"
+            host.spawn(host.settle(vm, vm.state, boot_id=host.boot_id, start_by=0.0))
         case Finding.STOPPING:
             vm.state = "running"
             if vm.record.pulled:
@@ -76,20 +90,39 @@ def _find(host: Host, vm: Vm, power: Power) -> Finding:
             host.spawn(host.settle(vm, "stopped", late, wanted="off", start_by=0.0, reason=why))
         case Finding.HOST_WENT_DOWN:
             vm.state = "starting"
+    altering = vm.record.altering
+    if vm.record.phase == "ready" and altering is not None:
+        if altering.verb == "resize-vm":
+            vm.promised = resized(vm.record.spec, altering)
+        if finding is not Finding.HOST_WENT_DOWN:  # which is started first
+            host.spawn(_finish(host, vm))
     return finding
+
+
+async def _finish(host: Host, vm: Vm) -> None:
+    """Finish what was being done to a VM when the agent was cut off."""
+    try:
+        await host.alterer.finish(vm)
+    finally:
+        vm.promised = None
 
 
 async def _start_again(host: Host, vms: Iterable[Vm]) -> None:
     slots = asyncio.Semaphore(STARTS_AT_ONCE)
 
     async def start(vm: Vm) -> None:
+        was_paused = vm.record.paused
         async with slots, vm.line:
             if not vm.exists or is_over(vm.record, host.clock()):
                 return  # deleted meanwhile, or about to be
             try:
                 await host.start(vm)
+                if was_paused:
+                    await host.alterer.note_afresh(vm)
             except Refused as error:
                 log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
+
+        await _finish(host, vm)
 
     await asyncio.gather(*(start(vm) for vm in vms))
 

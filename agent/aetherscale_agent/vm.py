@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from aetherscale_agent.journal import Record
 from aetherscale_protocol.answers import VmState
+from aetherscale_protocol.options import CreateVm
 
 
 @dataclass
@@ -21,6 +22,8 @@ class Vm:
     pen: asyncio.Lock = field(default_factory=asyncio.Lock)
     built: asyncio.Task[None] | None = None
     shutdown: asyncio.Task[None] | None = None
+    rebooting: asyncio.Task[None] | None = None
+    promised: CreateVm | None = None  #: what it is being resized to
     waiting: int = 0  #: commands in its line, the one at work included
 
     @property

@@ -162,6 +162,7 @@ class QemuHypervisor:
 
     async def reset(self, vm_id: str) -> None:
         """Press the reset button."""
+        await asyncio.to_thread(reached.set_mark, self._layout.vm(vm_id), self._config.leases, self.nic(vm_id).mac)
         await machine.reset(self._layout.vm(vm_id).agent_monitor)
 
     async def is_paused(self, vm_id: str) -> bool:

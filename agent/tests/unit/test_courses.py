@@ -25,7 +25,7 @@ REVERSIBLE = {
     "create.refuse",
     "create.prolong",
     "create.hand-on",
-    *(f"{verb}.look" for verb in ("start", "stop", "kill", "delete")),
+    *(f"{verb}.look" for verb in ("start", "stop", "kill", "delete", "alter", "reboot")),
 }
 """What may be done to a message that somebody else may be given next: it can be undone, or done twice."""
 
@@ -106,7 +106,14 @@ def test_nothing_is_due_that_ends_something() -> None:
 
 @pytest.mark.parametrize(
     ("command", "verb"),
-    [("start-vm", "start"), ("stop-vm", "stop"), ("stop-vm --kill", "kill"), ("delete-vm", "delete")],
+    [
+        ("start-vm", "start"),
+        ("stop-vm", "stop"),
+        ("stop-vm --kill", "kill"),
+        ("delete-vm", "delete"),
+        ("pause-vm", "alter"),
+        ("reboot-vm", "reboot"),
+    ],
 )
 def test_a_courses_verb(command: str, verb: str) -> None:
     assert courses.verb_of(courses.CHANGES[command]) == verb

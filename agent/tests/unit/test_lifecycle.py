@@ -10,15 +10,33 @@ from aetherscale_protocol.commands import COMMANDS, Reach
 from aetherscale_protocol.errors import Refused
 
 NO = None
-VERBS = ("start-vm", "stop-vm", "stop-vm --kill", "delete-vm")
+VERBS = (
+    "start-vm",
+    "stop-vm",
+    "stop-vm --kill",
+    "delete-vm",
+    "pause-vm",
+    "resume-vm",
+    "reboot-vm",
+    "reboot-vm --kill",
+    "resize-vm",
+    "snapshot-vm",
+    "restore-vm",
+    "delete-snapshot",
+    "extend-vm",
+)
+A, ON, OFF = Act.ALTER, Act.START, Act.KILL
+GO, PRESS, RM = Act.NOTHING, Act.PRESS, Act.REMOVE
 EXPECTED: dict[VmState, tuple[Act | None, ...]] = {
-    "creating": (NO, NO, NO, Act.REMOVE),  # only seen when the work got stuck
-    "starting": (Act.NOTHING, NO, NO, Act.REMOVE),
-    "running": (Act.NOTHING, Act.PRESS, Act.KILL, Act.REMOVE),
-    "stopping": (NO, Act.PRESS, Act.KILL, Act.REMOVE),
-    "stopped": (Act.START, Act.NOTHING, Act.NOTHING, Act.REMOVE),
-    "deleting": (NO, NO, NO, Act.REMOVE),  # its removal failed: delete-vm tries again
-    "failed": (Act.START, Act.NOTHING, Act.NOTHING, Act.REMOVE),
+    # start, stop, kill, delete; pause, resume, reboot, reset; resize, snapshot, restore, delete it, extend
+    "creating": (NO, NO, NO, RM, NO, NO, NO, NO, NO, NO, NO, NO, NO),  # only seen when the work got stuck
+    "starting": (GO, NO, NO, RM, NO, NO, NO, NO, NO, NO, NO, NO, NO),
+    "running": (GO, PRESS, OFF, RM, A, GO, Act.REBOOT, A, A, A, NO, A, A),
+    "paused": (NO, NO, OFF, RM, GO, A, NO, NO, A, A, NO, A, A),
+    "stopping": (NO, PRESS, OFF, RM, NO, NO, NO, NO, NO, NO, NO, NO, NO),
+    "stopped": (ON, GO, GO, RM, NO, NO, NO, NO, A, A, A, A, A),
+    "deleting": (NO, NO, NO, RM, NO, NO, NO, NO, NO, NO, NO, NO, NO),  # its removal failed: delete-vm tries again
+    "failed": (ON, GO, GO, RM, NO, NO, NO, NO, A, A, A, A, A),
 }
 CELLS = [(verb, state, acts[n]) for state, acts in EXPECTED.items() for n, verb in enumerate(VERBS)]
 
@@ -52,7 +70,7 @@ def test_every_command_that_changes_a_vm_is_in_the_table() -> None:
 
 
 def test_every_state_in_which_a_guest_may_run_can_be_left_by_force() -> None:
-    for state in ("running", "stopping"):
+    for state in ("running", "paused", "stopping"):
         assert act_on("stop-vm --kill", state) is Act.KILL
 
 
@@ -60,3 +78,10 @@ def test_a_guest_that_shuts_down_can_be_hurried() -> None:
     with pytest.raises(Refused) as caught:
         act_on("start-vm", "stopping")
     assert "--kill" in (caught.value.hint or "")
+
+
+def test_what_is_paused_says_how_it_can_be_left() -> None:
+    for verb, way in (("start-vm", "resume-vm"), ("stop-vm", "resume-vm first, or stop-vm --kill")):
+        with pytest.raises(Refused) as caught:
+            act_on(verb, "paused")
+        assert way in (caught.value.hint or "")

@@ -356,18 +356,21 @@ def _answer_rules(vm_id: str, entries: list[Entry]) -> Iterator[Violation]:
             yield Violation(Kind.TOLD_BOTH, vm_id, "", text)
 
 
-_ON, _OFF = ("create", "start"), ("stop", "kill", "crash")
+_ON, _OFF = ("create", "start", "reboot"), ("stop", "kill", "crash")
 
 
 def _power_rules(vm_id: str, entries: list[Entry], host: str, runs: bool) -> Iterator[Violation]:
     deleted = max((e.sent_at for e in entries if e.verb == "delete" and e.may_have_worked), default=float("-inf"))
-    power = [e for e in _merge_creates(entries) if e.verb != "delete" and e.sent_at > deleted and e.may_have_worked]
+    power = [
+        e for e in _merge_creates(entries) if e.verb in (*_ON, *_OFF) and e.sent_at > deleted and e.may_have_worked
+    ]
     done = [e for e in power if e.told.outcome == "done" and e.told.what != "stopping" and e.verb != "crash"]
     if not done:
         return
     last = done[-1]
     opposite = _OFF if last.verb in _ON else _ON
-    if any(_may_follow(e, last) for e in power if e.verb in opposite):
+    half = [e for e in power if e.verb == "reboot" and e.told.outcome != "done"]  # it may be off, and not on again
+    if any(_may_follow(e, last) for e in (*(e for e in power if e.verb in opposite), *half)):
         return
     if last.verb in _ON and not runs:
         text = f"VM {vm_id} is off, and the last that was done to it was {last.verb}"

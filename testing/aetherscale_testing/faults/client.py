@@ -22,6 +22,8 @@ _COMMANDS: dict[Verb, str] = {
     "stop": "stop-vm",
     "kill": "stop-vm",
     "delete": "delete-vm",
+    "snapshot": "snapshot-vm",
+    "reboot": "reboot-vm",
 }
 
 

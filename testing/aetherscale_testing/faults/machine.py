@@ -102,6 +102,11 @@ class FaultyHypervisor(FakeHypervisor):
             raise HypervisorError("qemu-img failed")
         await super().build(vm_id, spec, image)
 
+    async def snapshot(self, vm_id: str, name: str) -> None:
+        if self._machine.disk_is_full:
+            raise HypervisorError(f"snapshot {name} could not be made: No space left on device")
+        await super().snapshot(vm_id, name)
+
     async def start(self, vm_id: str, spec: CreateVm) -> None:
         if self.power_of(vm_id) is not Power.ON and self._machine.failing_starts > 0:
             self._machine.failing_starts -= 1

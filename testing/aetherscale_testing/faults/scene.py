@@ -249,9 +249,9 @@ def _with_tombstone(scene: Scene) -> None:
     scene.done(scene.client.send("delete", scene.vm_id, patience=3.0))
 
 
-def _act(verb: str) -> Callable[[Scene], None]:
+def _act(verb: str, **options: str) -> Callable[[Scene], None]:
     def act(scene: Scene) -> None:
-        scene.ask(scene.client.send(verb, scene.vm_id, patience=scene.patience))  # type: ignore[arg-type]
+        scene.ask(scene.client.send(verb, scene.vm_id, patience=scene.patience, **options))  # type: ignore[arg-type]
 
     return act
 
@@ -271,6 +271,8 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "stop": _with_vm,
     "kill": _with_vm,
     "delete": _with_vm,
+    "snapshot": _with_vm,
+    "reboot": _with_vm,
     "restart": _with_crash_while_building,
     "restart-bare": _without_queue,
     "undo": _with_mere_claim,
@@ -288,6 +290,8 @@ _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "stop": _act("stop"),
     "kill": _act("kill"),
     "delete": _act("delete"),
+    "snapshot": _act("snapshot", snapshot="clean"),
+    "reboot": _act("reboot"),
     "restart": _start_again,
     "restart-bare": _start_again,
     "undo": _start_again,

@@ -17,6 +17,8 @@ Scenario = Literal[
     "stop",
     "kill",
     "delete",
+    "snapshot",
+    "reboot",
     "restart",
     "restart-bare",
     "undo",
@@ -34,6 +36,8 @@ SCENARIOS: Mapping[Scenario, str] = {
     "stop": "a shutdown of a VM that runs",
     "kill": "the same by pulling its plug",
     "delete": "a deletion of a VM that runs",
+    "snapshot": "a snapshot of a VM that runs",
+    "reboot": "a reboot of a VM that runs, by the power button",
     "restart": "an agent is killed while it builds, and started again, with VMs in several states",
     "restart-bare": "the same, and its queue was deleted meanwhile",
     "undo": "an agent is killed when it has claimed an id and no more, and started again",
@@ -84,6 +88,8 @@ BY_PREFIX: Mapping[str, Scenario] = {
     "stop": "stop",
     "kill": "kill",
     "delete": "delete",
+    "alter": "snapshot",
+    "reboot": "reboot",
     "erase": "delete",
     "agent": "restart",
     "connect": "restart",
@@ -135,6 +141,8 @@ def _comes_to(cell: Cell, *works: str) -> bool:
     order = list(STEPS)
     if cell.scenario in ("restart", "restart-bare", "undo"):
         return True  # a create is built, or built again, once it is connected
+    if cell.scenario == "reboot":
+        return works == ("build.start", "start.qemu") and not _is_started(cell)
     if cell.scenario not in ("create", "start"):
         return False
     for work in works:
@@ -143,3 +151,11 @@ def _comes_to(cell: Cell, *works: str) -> bool:
         if same_course and not done:
             return True
     return False
+
+
+def _is_started(cell: Cell) -> bool:
+    """Whether a reboot has started its VM again."""
+    return (cell.step, cell.when) in (
+        ("reboot.start", "after"),
+        *((name, when) for name in ("reboot.settle", "reboot.answer") for when in ("before", "after")),
+    )

@@ -1,0 +1,79 @@
+"""One real guest through all that can be done to it: paused, reset, rebooted, resized, taken back, copied."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from aetherscale_testing.rollout import Rollout
+
+AGENT = "aetherscale-agent.service"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Rollout]:
+    rollout = Rollout()
+    yield rollout
+    for answer in rollout.ask("list-vms", check=False):
+        for name in answer.get("response", []):
+            rollout.cli("delete-vm", name.removeprefix("vm-"), check=False)
+
+
+@pytest.fixture(scope="module")
+def vm_id(fleet: Rollout) -> str:
+    vm_id = fleet.create()
+    fleet.boot(vm_id)  # only then it hears its power button
+    return vm_id
+
+
+def told(fleet: Rollout, *arguments: str) -> str:
+    """The status that a command was answered, or the code of its refusal."""
+    (answer,) = fleet.ask(*arguments, check=False)
+    return str(answer["execution-info"].get("code") or answer["response"]["status"])
+
+
+def disk(fleet: Rollout, vm_id: str) -> dict[str, object]:
+    """What qemu-img says of the VM's disk."""
+    host = fleet.show(vm_id, 0)["host"]
+    path = f"/var/lib/aetherscale/vms/{vm_id}/disk.qcow2"
+    found: dict[str, object] = json.loads(fleet.run(host, "qemu-img", "info", "-U", "--output=json", path))
+    return found
+
+
+def test_a_paused_guest_stays_paused_over_its_agents_restart(fleet: Rollout, vm_id: str) -> None:
+    host, qemu = fleet.show(vm_id, 0)["host"], fleet.unit(vm_id, "MainPID")
+    assert told(fleet, "pause-vm", vm_id) == "paused"
+    fleet.run(host, "systemctl", "kill", "--signal=KILL", AGENT)
+    fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 40)
+    assert fleet.show(vm_id, 0)["state"] == "paused"
+    assert told(fleet, "stop-vm", vm_id) == "wrong-state"
+    assert told(fleet, "resume-vm", vm_id) == "running"
+    assert fleet.unit(vm_id, "MainPID") == qemu != "0"
+
+
+def test_a_reboot_is_a_new_qemu_and_a_reset_keeps_it(fleet: Rollout, vm_id: str) -> None:
+    before = fleet.unit(vm_id, "MainPID")
+    assert told(fleet, "reboot-vm", vm_id) == "starting"
+    qemu = fleet.unit(vm_id, "MainPID")
+    assert qemu not in (before, "0")
+    assert told(fleet, "reboot-vm", "--kill", vm_id) == "starting"
+    assert fleet.unit(vm_id, "MainPID") == qemu
+    assert fleet.show(vm_id, 0)["state"] == "running"
+
+
+def test_a_disk_is_kept_grown_and_taken_back(fleet: Rollout, vm_id: str) -> None:
+    before = fleet.show(vm_id, 0)["disk"]
+    assert told(fleet, "snapshot-vm", vm_id, "clean") == "created"
+    assert told(fleet, "snapshot-vm", vm_id, "clean") == "snapshot-exists"
+    assert told(fleet, "resize-vm", vm_id, "--disk", str(before + 1)) == "resized"
+    assert told(fleet, "resize-vm", vm_id, "--cpus", "2") == "wrong-state"
+    assert disk(fleet, vm_id)["virtual-size"] == (before + 1) << 30
+    assert told(fleet, "stop-vm", "--kill", vm_id) == "stopped"
+    assert told(fleet, "restore-vm", vm_id, "clean") == "restored"
+    assert disk(fleet, vm_id)["virtual-size"] == (before + 1) << 30
+    assert told(fleet, "restore-vm", vm_id, "nothing") == "snapshot-unknown"
+    assert told(fleet, "resize-vm", vm_id, "--cpus", "2") == "resized"
+    assert told(fleet, "start-vm", vm_id) == "starting"
+    assert told(fleet, "delete-snapshot", vm_id, "clean") == "deleted"
+    assert "snapshots" not in disk(fleet, vm_id)
+    assert fleet.show(vm_id, 0)["cpus"] == 2
