@@ -7,7 +7,7 @@ import msgspec
 
 from aetherscale_agent.ports import HostResources, Image
 from aetherscale_protocol.errors import Refused, image_unknown
-from aetherscale_protocol.options import CreateVm
+from aetherscale_protocol.options import CreateVm, selects
 
 GIB = 1 << 30
 
@@ -45,14 +45,21 @@ def misplaced(spec: CreateVm, host: str, labels: Mapping[str, str]) -> Refused |
     return None
 
 
-def port_taken(spec: CreateVm, others: Iterable[CreateVm]) -> Refused | None:
-    """Why the VM's ports can't be published beside those of other VMs, or None."""
+def count_alike(spec: CreateVm, promised: Iterable[CreateVm]) -> int:
+    """How many of these VMs a create wants to be away from, or near."""
+    selector = spec.spread or spec.near
+    others = [one for one in promised if one.vm_id != spec.vm_id]
+    return sum(selects(selector, one.labels) for one in others) if selector else 0
+
+
+def port_taken(spec: CreateVm, others: Iterable[CreateVm], conflict: str = "") -> Refused | None:
+    """Why the VM's ports can't be published beside those of other VMs, or None. `conflict`: why not on this host."""
     wanted = {port.host_port for port in spec.publish}
     for other in others if wanted else ():
         taken = sorted(wanted & {port.host_port for port in other.publish})
         if taken and other.vm_id != spec.vm_id:
             return Refused("no-capacity", f"port {taken[0]} is published by VM {other.name or other.vm_id}")
-    return None
+    return Refused("no-capacity", conflict) if conflict else None
 
 
 def misfit(spec: CreateVm, image: Image | None, left: Free, vm_overhead: int = 0) -> Refused | None:

@@ -4,7 +4,6 @@ It knows no broker. Commands of one VM run in its line, one after the other; not
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -14,6 +13,7 @@ from aetherscale_agent import capacity, courses, drain, reports
 from aetherscale_agent.alter import Alterer, clone_misfit, overtaken
 from aetherscale_agent.asked import UNASKED, Asked, ended
 from aetherscale_agent.decide import too_late
+from aetherscale_agent.erase import Eraser
 from aetherscale_agent.images import base_of
 from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
@@ -24,7 +24,7 @@ from aetherscale_agent.succession import fall_back, with_refused
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.answers import HostReport, VmDetails, VmReport, VmState
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
-from aetherscale_protocol.options import CreateVm, selects
+from aetherscale_protocol.options import CreateVm
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Host:
         self._tasks: set[asyncio.Task[None]] = set()
         self._records = Records(journal, self.vms)
         self.alterer = Alterer(self, self._records)
+        self._eraser = Eraser(self._records, journal, hypervisor, clock)
         self._commands: set[asyncio.Task[None]] = set()  #: those of them that somebody waits for
 
     # What is there, and what fits
@@ -103,18 +104,14 @@ class Host:
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
-        elsewhere = (
+        overhead = self.hypervisor.resources().vm_overhead
+        return (
             drain.misfit(self.journal, self.name)
             or capacity.misplaced(spec, self.name, self.labels)
-            or capacity.port_taken(spec, self._promised())
+            or capacity.port_taken(spec, self._promised(), self.hypervisor.port_conflict(spec))
             or clone_misfit(self, spec)
+            or capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
         )
-        if elsewhere is not None:
-            return elsewhere
-        if conflict := self.hypervisor.port_conflict(spec):
-            return Refused("no-capacity", conflict)
-        overhead = self.hypervisor.resources().vm_overhead
-        return capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
 
     def score(self) -> int:
         """How well a VM could be taken now; higher is better."""
@@ -122,9 +119,7 @@ class Host:
 
     def count_alike(self, spec: CreateVm) -> int:
         """How many VMs there are here, those in hand included, that a create wants to be away from, or near."""
-        selector = spec.spread or spec.near
-        others = [one for one in self._promised() if one.vm_id != spec.vm_id]
-        return sum(selects(selector, one.labels) for one in others) if selector else 0
+        return capacity.count_alike(spec, self._promised())
 
     def reserve(self, vm_id: str, spec: CreateVm) -> None:
         """Hold capacity for a create in hand."""
@@ -486,54 +481,12 @@ class Host:
             raise Refused("failed", f"delete-vm: something of the VM is left on host {self.name}", "repeat it")
 
     async def erase(self, vm: Vm, ending: Ending, *, until: float = 0.0) -> bool:
-        """Remove a VM, leaving a tombstone (at least `until` then); False if something of it is left.
-
-        A full disk does not stop this: it is what frees space. The record is written again when that is done.
-        """
-        vm_id = vm.record.vm_id
-        async with vm.pen:
-            vm.record = vm.record.but(deadline=max(until, vm.record.deadline))
-        try:
-            for name in courses.ERASE:
-                with step(name, vm_id):
-                    await self._take_erase(name, vm, ending)
-        except HypervisorError as error:
-            log.error("VM %s: could not be removed: %s", vm_id, error)
-            vm.state = "deleting"  # which can be deleted again, and nothing else
+        """Remove a VM, leaving a tombstone (at least `until` then); False if something of it is left."""
+        if not await self._eraser.erase(vm, ending, until):
             return False
-        log.info("VM %s: removed", vm_id)
         self.capacity_changed.set()
         self.buried.set()
         return True
-
-    async def _take_erase(self, name: str, vm: Vm, ending: Ending) -> None:
-        match name:
-            case "erase.journal":
-                try:
-                    await self._records.write(vm, phase="deleting", ending=ending, wanted="off")
-                except JournalError as error:
-                    log.warning("VM %s: removed without a record of the intent: %s", vm.record.vm_id, error)
-            case "erase.qemu":
-                await self.hypervisor.kill(vm.record.vm_id)
-            case "erase.remove":
-                await self.hypervisor.remove(vm.record.vm_id)
-            case "erase.entomb":
-                await self._entomb(vm, ending)
-            case _:
-                raise AssertionError(f"no way to take {name}")
-
-    async def _entomb(self, vm: Vm, ending: Ending) -> None:
-        """Journal that a VM is gone; if that can't be written, at least nothing may say that it is not."""
-        async with vm.pen:
-            tomb = vm.record.but(phase="gone", ending=ending, wanted="off", since=self.clock())
-            try:
-                await self.journal.put(tomb)
-            except JournalError as error:
-                log.error("VM %s: its tombstone can't be written yet: %s", tomb.vm_id, error)
-                with contextlib.suppress(JournalError):
-                    await self.journal.drop(tomb.vm_id)
-                self._records.write_later(vm)
-            vm.record = tomb
 
     async def set_bound(self, vm: Vm, bound: bool) -> None:
         """Journal, now or later, whether the directory may name this host for a VM."""

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from aetherscale_lab.errors import LabError
 from aetherscale_lab.shell import process_alive, process_arguments, run_command, succeeds
 
 _SUPERVISOR = "aetherscale_lab.supervisor"
+_TUN = (10, 200)
+"""/dev/net/tun. Source: Linux, Documentation/admin-guide/devices.txt"""
+
 _NSPAWN_RUN = Path("/run/systemd/nspawn")
 
 # Limits in units (MemoryMax, CPUQuota) are enforced only where systemd may write: nspawn mounts the
@@ -61,6 +65,10 @@ class HostDirectory:
     def make(self) -> None:
         for name in ("upper", "work", "root"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
+        tun = self.path / "tun"
+        if not tun.exists():  # a node of the host's own: open to all, as udev makes it, whatever this machine's is
+            os.mknod(tun, stat.S_IFCHR | 0o666, os.makedev(*_TUN))
+            tun.chmod(0o666)
 
     def cgroup_list(self) -> list[Path]:
         """The host's cgroups as its supervisor wrote them down; empty before its first start."""
@@ -112,7 +120,7 @@ def finalize_nspawn(plan: model.LabPlan, host: model.Host, root: Path, build: Pa
         f"--machine={model.machine_name(plan.name, host.name)}",
         f"--hostname={host.name}",
         f"--network-bridge={plan.bridge}",
-        "--bind=/dev/net/tun",
+        f"--bind={root.parent / 'tun'}:/dev/net/tun",
         f"--bind-ro={build / 'packages'}:/srv/packages",
         "/bin/sh",
         "-c",
