@@ -99,7 +99,7 @@ class Host:
         return [*(vm.promised or vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
-        """The base image that this VM wants, if it is here."""
+        """The base image that this VM wants."""
         return self.images.list().get(spec.image)
 
     def misfit(self, spec: CreateVm) -> Refused | None:
