@@ -162,7 +162,11 @@ class Alterer:
         :raise Refused: `failed`, when it can't be done; `deadline-passed`; `no-capacity`.
         """
         if altering.verb == "resize-vm":
-            self._check_sizes(vm, altering)  # again, and nothing comes between this and the next line
+            try:
+                self._check_sizes(vm, altering)  # again, and nothing comes between this and the next line
+            except Refused as refusal:
+                await self._host.note(vm, asked, refusal)
+                raise
             vm.promised = resized(vm.record.spec, altering)
         try:
             await self._journal(vm, altering, asked)
@@ -281,7 +285,7 @@ class Alterer:
                 await asyncio.wait({vm.shutdown})
         async with vm.line:
             altering = vm.record.altering
-            if altering is None or altering.verb != REBOOT or not vm.exists:
+            if altering is None or altering.verb != REBOOT or vm.state not in ("running", *OFF) or not vm.exists:
                 raise _overtaken(REBOOT)
             if vm.state == "running":  # it was not reached
                 refusal = ignored(vm.record.reason or "the guest did not shut down")
@@ -321,11 +325,15 @@ class Alterer:
     async def finish(self, vm: Vm) -> None:
         """Finish what an agent before this one began, if its deadline allows. Takes the VM's line."""
         async with vm.line:
-            altering = vm.record.altering
-            if altering is None or not vm.exists:
-                return
-            with contextlib.suppress(Refused):
-                await self._finish_begun(vm, altering)
+            await self.finish_in_line(vm)
+
+    async def finish_in_line(self, vm: Vm) -> None:
+        """The same, for who holds the VM's line."""
+        altering = vm.record.altering
+        if altering is None or not vm.exists:
+            return
+        with contextlib.suppress(Refused):
+            await self._finish_begun(vm, altering)
 
     async def _finish_begun(self, vm: Vm, altering: Altering) -> None:
         now, late = self._host.clock(), altering.deadline and self._host.clock() > altering.deadline
@@ -338,6 +346,9 @@ class Alterer:
             await self._go_through(vm, altering)
         elif await self._took_effect(vm, altering):
             await self._settle(vm, altering)
+        elif altering.verb == "restore-vm":
+            why = "the agent was cut off while it restored the disk; whether it did is not known"
+            await self._drop(vm, Refused("outcome-unknown", why, "restore-vm again, to be sure"), why)
         else:
             why = f"{altering.verb} was cut off, and could not be finished before its deadline"
             await self._drop(vm, too_late(self._host.name, altering.deadline, now), why)
@@ -363,9 +374,10 @@ class Alterer:
     async def _finish_reboot(self, vm: Vm, altering: Altering, late: bool) -> None:
         if altering.off and vm.state == "running":
             await self._finish(vm)
-        elif late:
+        elif late or vm.state not in ("running", *OFF):
             why = "its reboot was cut off, and could not be finished before its deadline"
-            await self._drop(vm, too_late(self._host.name, altering.deadline, self._host.clock()), why)
+            refusal = Refused("outcome-unknown", f"{why}; the VM is {vm.state}", "show-vm shows it; start-vm starts it")
+            await self._drop(vm, refusal, why)
         elif vm.state == "running":
             self._go_on_rebooting(vm)
         elif vm.state in OFF:
@@ -388,6 +400,9 @@ class Alterer:
             misfit = clone_misfit(self._host, spec)
             if misfit is not None:
                 raise misfit
+            if source is not None and source.record.spec.disk > spec.disk:
+                reason = f"VM {spec.clone_of} has grown while its clone was made ready"
+                raise Refused("no-capacity", reason, "repeat it")
             yield
 
 

@@ -43,11 +43,17 @@ def ended(record: Record, error: Refused | None = None) -> tuple[Done, ...]:
     """The VM's commands once those at work have come to their end. `error`: what they failed with, if they did."""
     ending = None if error is None else ending_of(error, "")
     altering = record.altering  # which ends by itself: a reboot is no more over when the guest is off than when it runs
-    own = altering.request_id if altering is not None and altering.verb == "reboot-vm" else None
+    own = altering.request_id if altering is not None else None
     return tuple(
         d if d.finished or (own is not None and d.request_id == own) else d.but(finished=True, ending=ending)
         for d in record.done
     )
+
+
+def ended_alone(record: Record, request_id: str, error: Refused | None) -> tuple[Done, ...]:
+    """The VM's commands once this one, which did nothing, is over; those at work go on."""
+    ending = None if error is None else ending_of(error, "")
+    return tuple(d.but(finished=True, ending=ending) if d.request_id == request_id else d for d in record.done)
 
 
 UNASKED = Asked()

@@ -79,7 +79,7 @@ class CreateFlow:
             name=self._spec.name or "",
             wanted_host=self._spec.host or "",
             recorded_deadline=record.deadline if record else 0.0,
-            same_options=record is None or _is_such(record, incoming.create),
+            same_options=record is None or record.phase == "gone" or _is_such(record, incoming.create),
             drained=is_drained(host.journal),
         )
         if known is None and not facts.dead_lettered:

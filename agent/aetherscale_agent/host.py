@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 
 from aetherscale_agent import capacity, courses, drain, reports
 from aetherscale_agent.alter import Alterer, clone_misfit, overtaken
-from aetherscale_agent.asked import UNASKED, Asked, ended
+from aetherscale_agent.asked import UNASKED, Asked, ended, ended_alone
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.erase import Eraser
 from aetherscale_agent.images import base_of
@@ -180,7 +180,7 @@ class Host:
 
         def noted(record: Record) -> Record:
             record = record.but(done=asked.begun(record, now))
-            return record.but(done=ended(record, error))
+            return record.but(done=ended_alone(record, asked.request_id, error))
 
         if asked.request_id:
             await self._records.change(vm, noted)

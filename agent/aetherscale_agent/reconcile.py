@@ -36,6 +36,8 @@ async def reconcile(host: Host) -> str:
         for vm_id, vm in host.vms.items()
     }
     to_start = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.HOST_WENT_DOWN]
+    for vm in to_start:
+        await vm.line.acquire()  # before anybody else: what was cut off is finished before the next command
     if to_start:
         host.spawn(_start_again(host, to_start))
     to_delete = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.DELETING]
@@ -112,17 +114,19 @@ async def _start_again(host: Host, vms: Iterable[Vm]) -> None:
 
     async def start(vm: Vm) -> None:
         was_paused = vm.record.paused
-        async with slots, vm.line:
-            if not vm.exists or is_over(vm.record, host.clock()):
-                return  # deleted meanwhile, or about to be
-            try:
-                await host.start(vm)
-                if was_paused:
-                    await host.alterer.note_afresh(vm)
-            except Refused as error:
-                log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
-
-        await _finish(host, vm)
+        try:
+            async with slots:
+                if not vm.exists or is_over(vm.record, host.clock()):
+                    return  # about to be deleted
+                try:
+                    await host.start(vm)
+                    if was_paused:
+                        await host.alterer.note_afresh(vm)
+                except Refused as error:
+                    log.error("VM %s: not started again after the host's restart: %s", vm.record.vm_id, error.reason)
+            await host.alterer.finish_in_line(vm)
+        finally:
+            vm.line.release()
 
     await asyncio.gather(*(start(vm) for vm in vms))
 

@@ -5,7 +5,7 @@ import enum
 from aetherscale_agent.courses import BURY, UNDO_CLAIM, Course
 from aetherscale_agent.journal import Record
 from aetherscale_agent.ports import Power
-from aetherscale_agent.succession import SLACK_S, last_deadline
+from aetherscale_agent.succession import SLACK_S, fall_back, last_deadline
 
 TOMBSTONE_SLACK_S = SLACK_S
 """How long after its create's deadline a tombstone stays: late copies may be on their way. Seconds."""
@@ -63,9 +63,14 @@ def right_to(record: Record, *, has_queue: bool) -> Right:
     return Right.BIND if has_queue and record.bound else Right.ASK
 
 
-def undo_course(*, has_queue: bool) -> Course:
-    """How a claim is undone."""
-    return _where_bound(UNDO_CLAIM, has_queue=has_queue)
+def undo_course(*, has_queue: bool, keeps_grave: bool = False) -> Course:
+    """How a claim is undone. `keeps_grave`: it falls back to a tombstone that the directory names, and must name on."""
+    return _where_bound(UNDO_CLAIM, has_queue=has_queue and not keeps_grave)
+
+
+def keeps_grave(record: Record, now: float) -> bool:
+    """Whether a claim, undone, leaves a tombstone that has its place in the directory."""
+    return record.bound and fall_back(record, now) is not None
 
 
 def burial(record: Record, now: float, *, has_queue: bool = True) -> Course:

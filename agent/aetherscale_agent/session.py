@@ -23,7 +23,7 @@ from aetherscale_agent.drain import is_drained
 from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
-from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, right_to, undo_course
+from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, keeps_grave, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_agent.succession import last_deadline
 from aetherscale_protocol import names, topology
@@ -199,7 +199,8 @@ class Session:
         """Undo creates that had got no further than their claim."""
         undone = [vm for vm in self.host.vms.values() if right_to(vm.record, has_queue=has_queue) is Right.UNDO]
         for vm in undone:
-            await self._follow(undo_course(has_queue=has_queue), vm.record.vm_id)
+            kept = keeps_grave(vm.record, self.host.clock())
+            await self._follow(undo_course(has_queue=has_queue, keeps_grave=kept), vm.record.vm_id)
             log.info("VM %s: a create that had not begun was undone", vm.record.vm_id)
 
     async def _follow(self, course: Course, vm_id: str) -> None:

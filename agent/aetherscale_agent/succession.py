@@ -86,7 +86,6 @@ def fall_back(record: Record, now: float) -> Record | None:
         request_id=last.request_id,
         deadline=last.until - SLACK_S,
         phase="gone",
-        bound=False,
         ending=last.ending,
         past=rest,
     )

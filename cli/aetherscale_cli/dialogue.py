@@ -88,7 +88,7 @@ def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: "Callabl
     try:
         while pending:
             ask_some(pending)
-            pending = targets.retry_as_names(pending, invocation, invocation.timeout)
+            pending = targets.retry_as_names(calls, invocation, invocation.timeout)
     except KeyboardInterrupt:
         if any(call.pending for call in calls):  # nothing was sent
             raise

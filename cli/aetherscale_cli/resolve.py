@@ -15,7 +15,7 @@ from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.ask import Everyone, ask_everyone, make_message
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.text import listed
-from aetherscale_cli.wire import Delivered, Event, Returned, Session, decode_reply
+from aetherscale_cli.wire import Delivered, Event, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import VmDetails
 from aetherscale_protocol.options import ShowVm
@@ -114,7 +114,8 @@ def _find_prefix(prefix: str, everyone: Everyone) -> Found | CliError:
     candidates = {vm_id: name for vm_id, name in names_of(everyone).items() if vm_id.startswith(prefix)}
     if len(candidates) > 1:
         return _ambiguous(prefix, candidates)
-    missing = [host.host for host in everyone.missing] + ["another host"] * bool(everyone.nameless)
+    unread = everyone.unreadable or any(not _is_read(reply) for reply in everyone.replies)
+    missing = [host.host for host in everyone.missing] + ["another host"] * bool(everyone.nameless or unread)
     if missing:
         what = f"{listed(missing)} did not answer, and {prefix} may be the beginning of the id of a VM there"
         return CliError(
@@ -124,6 +125,15 @@ def _find_prefix(prefix: str, everyone: Everyone) -> Found | CliError:
         return UnknownVm(prefix)
     ((vm_id, name),) = candidates.items()
     return Found(vm_id, name)
+
+
+def _is_read(reply: Reply) -> bool:
+    """Whether this host said which VMs it has."""
+    try:
+        msgspec.json.decode(reply.answer.response or b"null", type=list[str])
+    except ValueError:
+        return False
+    return reply.answer.ok
 
 
 def names_of(everyone: Everyone) -> dict[str, str]:

@@ -34,6 +34,7 @@ def finalize_argv(wish: SshWish, name: str, instance: str, proxy: str, known_hos
         "UserKnownHostsFile": '"' + known_hosts.replace("%", "%%") + '"',
         "StrictHostKeyChecking": "accept-new",
         "CheckHostIP": "no",
+        "ControlPath": "none",  # a connection that is open to another machine of this name must not be taken
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     key = ["-i", wish.key] if wish.key else []

@@ -1,5 +1,6 @@
 """The commands that speak with a VM itself: console-vm, logs-vm, tunnel-vm and ssh-vm."""
 
+import codecs
 import contextlib
 import functools
 import os
@@ -162,13 +163,9 @@ def _decode(answer: Answer, kind: type[T]) -> T:
         raise CliError(f"the answer can't be read: {error}", hint) from None
 
 
-_SEQUENCES = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
-
-
-@functools.cache
-def _unsafe() -> bytes:
-    """The control characters that a log's reader is spared; of UTF-8 nothing is taken apart."""
-    return bytes(code for code in (*range(32), 127) if code not in b"\n\t")
+_SEQUENCES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)|[ -/]*[0-~])")
+_BEGUN = re.compile("\x1b(?:\\[[0-?]*[ -/]*|[\\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]*)$")
+"""The beginning of a sequence at the end of what came: it may go on with what comes next."""
 
 
 class CleanSink:
@@ -176,13 +173,22 @@ class CleanSink:
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
 
     def write(self, data: bytes) -> None:
         """Write what is harmless of it."""
-        cleaned = _SEQUENCES.sub(b"", data).translate(None, _unsafe())
-        # C1 controls, as UTF-8 has them
-        self._sink.write(re.sub(rb"\xc2[\x80-\x9f]", b"", cleaned))
+        shown = self._rest + self._decoder.decode(data)
+        begun = _BEGUN.search(shown)
+        self._rest = begun[0] if begun else ""
+        self._sink.write(_harmless(_SEQUENCES.sub("", shown[: len(shown) - len(self._rest)])))
 
     def end(self) -> None:
         """There will be no more."""
+        self._sink.write(_harmless(self._rest + self._decoder.decode(b"", final=True)))
         self._sink.end()
+
+
+def _harmless(shown: str) -> bytes:
+    kept = ("".join(one for one in line if text.safe(one) == one or one == "\t") for line in shown.split("\n"))
+    return "\n".join(kept).encode()

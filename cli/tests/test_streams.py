@@ -110,7 +110,9 @@ class Collected:
         (b"\x1b[1;31mred\x1b[0m", b"red"),
         (b"\x1b]0;title\x07a\x1b]52;c;eA==\x1b\\b", b"ab"),
         ("Grüße …".encode(), "Grüße …".encode()),
-        (b"a\x9b31m", b"a\x9b31m"),  # no C1 in a UTF-8 terminal, and no UTF-8
+        (b"a\x9b31m", b"a\xef\xbf\xbd31m"),  # no UTF-8
+        (b"\xc2\xc2\x9b\x9b2J", b"\xef\xbf\xbd\xef\xbf\xbd2J"),
+        ("a\u202eb".encode(), b"ab"),
         (b"a\xc2\x9b31m", b"a31m"),
     ],
 )
@@ -152,3 +154,14 @@ def test_what_comes_from_a_pipe_ends_when_the_console_is_quiet() -> None:
     assert TypedSource(read, lambda: None, quiet.pop).read(100) == b""
     assert quiet == [9.0]
     os.close(read)
+
+
+def test_what_comes_in_pieces_is_cleaned_as_a_whole() -> None:
+    for whole in (b"a\x1b[31mb", b"a\xc2\x9b2Jb", b"a\x1b]0;title\x07b", "aü".encode()):
+        sink, apart = Collected(), Collected()
+        CleanSink(sink).write(whole)
+        pieces = CleanSink(apart)
+        for byte in whole:
+            pieces.write(bytes([byte]))
+        assert apart.data == sink.data, whole
+    CleanSink(sink).end()

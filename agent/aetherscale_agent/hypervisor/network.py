@@ -7,6 +7,7 @@ and believes none of it. An address lies in the VM's home, so it stays for as lo
 import hashlib
 import ipaddress
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError, Nic
 from aetherscale_protocol.options import CreateVm
 
+LEASE_S = 300
+"""As dnsmasq's configuration has it: so long it gives an address to nobody but who had it last. Seconds."""
 LISTENING = "0A"
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
@@ -27,6 +30,7 @@ class Network:
         self._settings = settings
         self._layout = layout
         self._addresses: dict[str, str] = {}
+        self._freed: dict[str, float] = {}  #: addresses that a lease may still hold, and since when
 
     @property
     def bridged(self) -> bool:
@@ -39,19 +43,27 @@ class Network:
             self._addresses[path.parent.name] = path.read_text().strip()
 
     def take(self, vm_id: str) -> None:
-        """Give a VM an address, unless it has one.
+        """Give a VM an address, unless it has one of this network: at its making, and at the start of one that was made
+        before there was such a network.
 
         :raise HypervisorError: when none is left.
         """
-        if not self._settings.network or vm_id in self._addresses:
+        network = self._settings.network
+        if not network or _is_in(self._addresses.get(vm_id, ""), network):
             return
-        address = find_address(vm_id, self._settings.network, self._addresses.values())
+        lately = [address for address, since in self._freed.items() if time.monotonic() - since < LEASE_S]
+        try:
+            address = find_address(vm_id, network, [*self._addresses.values(), *lately])
+        except HypervisorError:
+            address = find_address(vm_id, network, self._addresses.values())
         files.write_whole(self._layout.vm(vm_id).address, f"{address}\n".encode())
         self._addresses[vm_id] = address
 
     def release(self, vm_id: str) -> None:
         """A VM is gone, and its home with it."""
-        self._addresses.pop(vm_id, None)
+        address = self._addresses.pop(vm_id, None)
+        if address is not None:
+            self._freed[address] = time.monotonic()
 
     def nic(self, vm_id: str, mac: str) -> Nic:
         """A VM's network interface."""
@@ -79,6 +91,10 @@ class Network:
         used = find_listening(TABLES)
         taken = [port.host_port for port in spec.publish if port.host_port in used]
         return f"port {taken[0]} is in use on this host" if taken else ""
+
+
+def _is_in(address: str, network: str) -> bool:
+    return bool(address) and ipaddress.IPv4Address(address) in ipaddress.IPv4Network(network)
 
 
 def find_address(vm_id: str, network: str, taken: Iterable[str]) -> str:

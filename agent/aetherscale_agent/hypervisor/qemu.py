@@ -323,6 +323,8 @@ class QemuHypervisor:
         arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg", bridged=bridged)
         if paths.seed.exists():
             arguments += argv.finalize_seed(paths)
+        with _as_hypervisor_error("its address could not be kept"):
+            self._network.take(vm_id)
         net = self._network.finalize_wanted(vm_id, spec, argv.finalize_mac(vm_id))
         with _as_hypervisor_error("its run-time files could not be made"):
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments), net)

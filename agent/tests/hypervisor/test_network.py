@@ -66,6 +66,33 @@ def test_an_address_lasts_as_long_as_its_vm(network: Network, layout: Layout) ->
     assert again.nic(VM, MAC).addresses == ()
 
 
+def test_a_vm_of_before_gets_an_address_when_it_starts_and_another_in_another_network(layout: Layout) -> None:
+    """A host that had no network, or another one: its VMs have homes without an address, or with a strange one."""
+    layout.vm(VM).address.write_text("10.9.9.9\n")
+    network = Network(NetworkSettings(bridge="aetherscale0", network=CIDR), layout)
+    network.load()
+    for vm_id in (VM, OTHER):
+        network.take(vm_id)
+        (address,) = network.nic(vm_id, MAC).addresses
+        assert address.startswith("10.126.")
+        assert layout.vm(vm_id).address.read_text().strip() == address
+
+
+def test_an_address_rests_while_a_lease_may_hold_it(layout: Layout) -> None:
+    network = Network(NetworkSettings(bridge="aetherscale0", network="10.0.0.0/29"), layout)
+    network.take(VM)
+    (freed,) = network.nic(VM, MAC).addresses
+    network.release(VM)
+    layout.vm(VM).address.unlink()
+    for name in ("aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd"):
+        layout.vm(name).home.mkdir(parents=True)
+        network.take(name)
+        assert network.nic(name, MAC).addresses != (freed,)
+    layout.vm("eeeeeeee").home.mkdir(parents=True)
+    network.take("eeeeeeee")  # better that one than none
+    assert network.nic("eeeeeeee", MAC).addresses == (freed,)
+
+
 def test_without_a_network_of_ours_nobody_knows_addresses(layout: Layout) -> None:
     for settings in (NetworkSettings(), NetworkSettings(bridge="br0")):
         network = Network(settings, layout)
@@ -129,6 +156,9 @@ def test_a_wish_that_is_right_is_taken(vm_net: Any) -> None:
         {"address": "10.127.0.2"},
         {"address": "10.126.1.2 }; delete table ip nat"},
         {"address": ""},
+        {"address": "10.126.0.0"},
+        {"address": "10.126.0.1"},
+        {"address": "10.126.3.255"},
         {"name": "web 1"},
         {"name": "-web"},
         {"name": "x,set:y"},
@@ -162,11 +192,13 @@ def test_two_vms_with_one_address_or_port_are_refused(vm_net: Any, tmp_path: Pat
 
 def test_the_rules_know_each_vm_that_is_up(vm_net: Any, tmp_path: Path) -> None:
     assert "add element" not in vm_net.finalize_elements(OWN)
+    assert "add rule bridge aetherscale dhcp drop" in vm_net.finalize_elements(OWN)
     (tmp_path / "vms" / f"{VM}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
     said = vm_net.finalize_elements(OWN)
     assert f'add element bridge aetherscale macs {{ "vm-{VM}" . {MAC} }}' in said
     assert f'add element bridge aetherscale addresses {{ "vm-{VM}" . {MAC} . 10.126.1.2 }}' in said
     assert "add element ip aetherscale published { 8080 : 10.126.1.2 . 80 }" in said
+    assert f'dhcp iifname "vm-{VM}" @th,288,48 0x525400010203 return' in said
     assert "published" not in vm_net.finalize_elements({**OWN, "own": False})
 
 

@@ -87,7 +87,7 @@ def test_a_claim_that_is_forgotten_falls_back_to_the_tombstone_before_it() -> No
     claimed = record(request_id="r2", phase="claimed", ending=None, bound=True, past=(old("r0"), old("r1")))
     tomb = s.fall_back(claimed, NOW)
     assert tomb is not None
-    assert (tomb.phase, tomb.request_id, tomb.bound, tomb.ending) == ("gone", "r1", False, REFUSED)
+    assert (tomb.phase, tomb.request_id, tomb.bound, tomb.ending) == ("gone", "r1", True, REFUSED)
     assert [one.request_id for one in tomb.past] == ["r0"]
 
 

@@ -97,7 +97,7 @@ class Decisions:
         assert rest.ending is not None
         fresh = rest.deadline > DEADLINE
         past = tuple(_model_past(one) for one in rest.past)
-        return Entry("gone", rest.request_id, ending=rest.ending.reason, fresh=fresh, past=past)
+        return Entry("gone", rest.request_id, rest.bound, ending=rest.ending.reason, fresh=fresh, past=past)
 
 
 @lru_cache(None)
@@ -244,7 +244,10 @@ def _finish_claims(decisions: Decisions) -> None:
 
 
 def _forget_first(decisions: Decisions) -> None:
-    decisions.undo_course = lambda *, has_queue: tuple(reversed(recover.undo_course(has_queue=has_queue)))
+    def undo_course(*, has_queue: bool, keeps_grave: bool) -> Course:
+        return tuple(reversed(recover.undo_course(has_queue=has_queue, keeps_grave=keeps_grave)))
+
+    decisions.undo_course = undo_course
 
 
 def _bury_forgetting_first(decisions: Decisions) -> None:

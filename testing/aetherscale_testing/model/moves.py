@@ -488,7 +488,8 @@ class Moves:
         if grave:
             course, right = course + grave, Right.NONE
         if right is Right.UNDO:
-            course += self._do.undo_course(has_queue=has_queue)
+            kept = entry is not None and entry.bound and self._do.left(entry, state.time) is not None
+            course += self._do.undo_course(has_queue=has_queue, keeps_grave=kept)
         if right is Right.ASK:
             course += ("connect.claim", "connect.ask")
         course += ("connect.queue",)
