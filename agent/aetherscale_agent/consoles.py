@@ -97,6 +97,7 @@ class _Console:
 
     async def write(self, data: bytes) -> None:
         async with self._typing:
+            await self._writer.drain()  # what somebody typed who did not wait for it: no more than that is ever kept
             self._writer.write(data)
             await self._writer.drain()
 
