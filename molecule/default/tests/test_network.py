@@ -78,7 +78,7 @@ def test_a_guest_speaks_in_nobody_elses_name(
     script = (
         f"sleep 1; ifconfig eth0 down; ifconfig eth0 {lie}; ifconfig eth0 up; "
         f"ping -c 3 -W 1 {GATEWAY} > /dev/null && echo heard > /tmp/lie || echo unheard > /tmp/lie; "
-        f"ifconfig eth0 down; ifconfig eth0 {truth}; ifconfig eth0 up"
+        f"ifconfig eth0 down; ifconfig eth0 {truth}; ifconfig eth0 up; route add default gw {GATEWAY}"
     ).format(**names)
     inside(fleet, key, "net1", f"rm -f /tmp/lie; setsid sh -c '{script}' > /dev/null 2>&1 < /dev/null & sleep 0.2")
     time.sleep(7)
