@@ -1,0 +1,119 @@
+"""What is asked of the fleet as a whole, on real hosts: places, drains, images, files of VMs, VMs that expire."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+NAMES = ("fleet1", "fleet2", "fleet3", "fleet4")
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Rollout]:
+    rollout = Rollout()
+    yield rollout
+    rollout.cli("undrain-host", "h1", "h2", check=False)
+    rollout.cli("delete-vm", "--if-exists", *NAMES, check=False)
+
+
+def refused(fleet: Rollout, *arguments: str) -> str:
+    """What the CLI says on stderr when it refuses this."""
+    done = fleet.cli(*arguments, check=False)
+    assert done.returncode in (1, 2), done
+    return done.stderr
+
+
+def test_a_drained_host_takes_no_vms_and_keeps_those_that_it_has(fleet: Rollout) -> None:
+    fleet.cli("create-vm", "--name", "fleet1", "--host", "h1", *SMALL)
+    fleet.cli("drain-host", "h1")
+    would = fleet.cli("create-vm", "--dry-run", "-o", "table", *SMALL).stdout
+    assert "host h1 is drained" in would
+    assert "yes, gets it" in would
+    fleet.cli("create-vm", "--name", "fleet2", *SMALL)
+    assert fleet.show("fleet2", 0)["host"] == "h2"
+    assert "host h1 is drained" in refused(fleet, "create-vm", "--host", "h1", *SMALL)
+    assert fleet.show("fleet1", 0)["state"] == "running"
+    fleet.run("h1", "systemctl", "restart", "aetherscale-agent.service")
+    fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 40)
+    states = {a["host"]: a["response"]["state"] for a in fleet.ask("list-hosts")}
+    assert states == {"h1": "drained", "h2": "up"}
+    fleet.cli("undrain-host", "h1")
+    fleet.cli("delete-vm", "fleet1", "fleet2")
+
+
+def test_vms_are_spread(fleet: Rollout) -> None:
+    spread = ("--label", "role=web", "--spread", "role=web")
+    for name in NAMES:
+        fleet.cli("create-vm", "--name", name, *SMALL, *spread)
+    hosts = [fleet.show(name, 0)["host"] for name in NAMES]
+    assert sorted(hosts) == ["h1", "h1", "h2", "h2"]
+    listed = fleet.cli("list-vms", "--label", "role=web", "-o", "name").stdout.split()
+    assert sorted(listed) == sorted(NAMES)
+    fleet.cli("delete-vm", *NAMES)
+
+
+def test_a_vm_expires_on_its_host_alone(fleet: Rollout) -> None:
+    """Also after its agent was killed."""
+    fleet.cli("create-vm", "--name", "fleet1", "--host", "h1", "--ttl", "1h", *SMALL)
+    vm_id = fleet.show("fleet1", 0)["vm-id"]
+    fleet.cli("extend-vm", "fleet1", "--ttl", "6s")
+    fleet.run("h1", "systemctl", "kill", "--signal=KILL", "aetherscale-agent.service")
+    unit = f"aetherscale-vm@{vm_id}.service"
+    fleet.eventually(lambda: fleet.run("h1", "systemctl", "list-units", "--no-legend", unit) == "", 30)
+    fleet.eventually(lambda: "does not exist" in fleet.cli("show-vm", "fleet1", check=False).stderr, 30)
+    assert "--ttl" in refused(fleet, "create-vm", "--ttl", "-1", *SMALL)
+
+
+def test_a_file_of_vms_is_made_so_and_a_second_time_changes_nothing(fleet: Rollout, tmp_path: Path) -> None:
+    rows = "".join(
+        f"  - {{name: {name}, image: ubuntu_base, memory: 128M, disk: 1G, labels: {{app: shop}}}}\n"
+        for name in NAMES[:2]
+    )
+    (tmp_path / "vms.yml").write_text("vms:\n" + rows)
+    path = str(tmp_path / "vms.yml")
+    fleet.cli("apply", "-f", path)
+    before = {name: fleet.show(name, 0)["created"] for name in NAMES[:2]}
+    again = fleet.cli("apply", "-f", path, "-o", "table")
+    assert "starting" not in again.stdout
+    assert {name: fleet.show(name, 0)["created"] for name in NAMES[:2]} == before
+    (tmp_path / "vms.yml").write_text("vms:\n" + rows.splitlines(keepends=True)[0])
+    fleet.cli("apply", "-f", path, "--prune", "--label", "app=shop", "--yes")
+    assert fleet.cli("list-vms", "--label", "app=shop", "-o", "name").stdout.split() == ["fleet1"]
+    fleet.cli("delete-vm", "fleet1")
+
+
+def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
+    image = tmp_path / "tiny.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"], check=True)
+    wrong = refused(fleet, "import-image", str(image), "--name", "tiny", "--sha256", "0" * 64)
+    assert "0" * 64 in wrong
+    fleet.cli("import-image", str(image), "--name", "tiny")
+    held = {a["host"]: [row["image"] for row in a["response"]] for a in fleet.ask("list-images")}
+    assert all("tiny" in names for names in held.values())
+    fleet.cli("create-vm", "--name", "fleet1", "--image", "tiny", "--memory", "64M", "--disk", "1G", "--host", "h1")
+    answers = {
+        a["host"]: a["execution-info"] for a in json.loads(fleet.cli("delete-image", "tiny", check=False).stdout)
+    }
+    assert answers["h1"]["code"] == "image-in-use"
+    assert "fleet1" in answers["h1"]["reason"]
+    assert answers["h2"]["status"] == "success"
+    fleet.cli("delete-vm", "fleet1")
+    fleet.cli("delete-image", "tiny")
+    assert fleet.run("h1", "ls", "/var/lib/aetherscale/images/tiny.json", check=False) == ""
+
+
+def test_wrong_uses_are_named(fleet: Rollout) -> None:
+    assert "nosuch does not exist" in refused(fleet, "start-vm", "nosuch")
+    assert "bad_name" in refused(fleet, "create-vm", "--name", "bad_name", *SMALL)
+    assert "VM x1 does not exist" in refused(fleet, "restore-vm", "x1", "none")
+    fleet.cli("create-vm", "--name", "fleet1", *SMALL)
+    assert "the name fleet1 is taken" in refused(fleet, "create-vm", "--name", "fleet1", *SMALL)
+    assert "has no snapshot none" in refused(fleet, "delete-snapshot", "fleet1", "none")
+    fleet.cli("delete-vm", "fleet1")
