@@ -13,8 +13,9 @@ STATE, RUN = Path("/var/lib/aetherscale"), Path("/run/aetherscale")
 CONTROL = Path("/run/systemd/system.control")
 UNIT = re.compile(r"aetherscale-vm@(.+)\.service")
 VM_ID = re.compile(r"[a-z]{8}")
-OF_A_VM = {"disk.qcow2", "console.log"}
-LINKS = {"lo", "host0"}
+NETWORK = Path("/run/aetherscale-network")
+OF_A_VM = {"disk.qcow2", "console.log", "console.log.1", "seed.iso", "address", "network.json"}
+LINKS = {"lo", "host0", "aetherscale0"}
 
 
 def journal() -> dict[str, Any]:
@@ -58,27 +59,38 @@ def runtime() -> set[str]:
     return {path.name for path in entries(RUN / "vms")} | {path.stem for path in entries(RUN / "args")}
 
 
-def strays() -> Iterator[str]:
-    """What no agent should leave: drafts, broken records, files that no VM has, links that nobody made."""
+def strays(on: set[str]) -> Iterator[str]:
+    """What no agent should leave: drafts, broken records, files that no VM has, links that nobody made, and of the
+    network of VMs that are not on: taps, reservations, addresses in the firewall.
+    """
     yield from (str(path) for path in entries(STATE / "journal") if path.suffix != ".json")
     for home in entries(STATE / "vms"):
         yield from (str(path) for path in entries(home) if path.name not in OF_A_VM)
     for folder in (STATE, RUN, RUN / "args", STATE / "images"):
         yield from (str(path) for path in entries(folder) if path.name.startswith(".") or path.suffix == ".new")
-    yield from (f"link {name}" for name in os.listdir("/sys/class/net") if name not in LINKS)
+    taps = {f"vm-{vm_id}" for vm_id in on}
+    yield from (f"link {name}" for name in os.listdir("/sys/class/net") if name not in LINKS | taps)
+    for folder in (NETWORK / "vms", NETWORK / "reservations"):
+        yield from (str(path) for path in entries(folder) if path.stem not in on)
+    rules = subprocess.run(
+        ["nft", "list", "table", "bridge", "aetherscale"], capture_output=True, text=True, check=False
+    )
+    guarded = set(re.findall(r'"vm-([a-z]{8})"', rules.stdout))
+    yield from (f"rule for vm-{vm_id}" for vm_id in sorted(guarded - on))
 
 
 def look() -> dict[str, Any]:
     """All of it."""
     states, limited = units(), drop_ins()
+    on = {vm_id for vm_id, state in states.items() if state in ("active", "activating", "deactivating")}
     return {
         "journal": journal(),
         "disks": [path.name for path in entries(STATE / "vms")],
-        "running": [vm_id for vm_id, state in states.items() if state in ("active", "activating", "deactivating")],
+        "running": sorted(on),
         "units": sorted({vm_id for vm_id, state in states.items() if state != "inactive"} | limited),
         "processes": processes(),
         "runtime": sorted(runtime()),
-        "strays": list(strays()),
+        "strays": list(strays(on)),
     }
 
 
