@@ -19,6 +19,8 @@ COMMANDS: dict[Verb, str] = {
     "start": "start-vm",
     "stop": "stop-vm",
     "kill": "stop-vm",
+    "snapshot": "snapshot-vm",
+    "reboot": "reboot-vm",
     "delete": "delete-vm",
 }
 PATIENCE_S = 20.0
@@ -56,6 +58,8 @@ class Command:
             options |= {"image": self.image, "memory": self.memory, "disk": 1}
         if self.verb == "kill":
             options["kill"] = True
+        if self.verb == "snapshot":
+            options["snapshot"] = "kept"
         return json.dumps({"command": COMMANDS[self.verb], "options": options}).encode()
 
 

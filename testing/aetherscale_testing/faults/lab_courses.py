@@ -83,6 +83,11 @@ def create_again(world: LabWorld, cell: Cell) -> Struck:
     return strike(world, cell, replace(command, deadline=command.deadline + 2))
 
 
+def create_taken(world: LabWorld, cell: Cell) -> Struck:
+    """A create of an id that another VM has."""
+    return strike(world, cell, Command("create", world.client.create(cell.host), host=cell.host))
+
+
 def on(verb: Verb, *before: Verb, booted: bool = False) -> Course:
     """A command for a VM that is there, after others."""
 
@@ -138,11 +143,14 @@ COURSES: dict[str, Course] = {
     "create.let-go": create_owned,
     "create.refuse": create_nowhere,
     "create.prolong": create_again,
+    "create.remember": create_taken,
     "create": create,
     "build": create,
     "start": on("start", "kill"),
     "stop": on("stop", booted=True),
     "kill": on("kill"),
+    "alter": on("snapshot"),
+    "reboot": on("reboot", booted=True),
     "delete": on("delete"),
     "erase": on("delete"),
     "connect.unbind": restart_with_a_claim,
