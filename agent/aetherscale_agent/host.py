@@ -18,7 +18,7 @@ from aetherscale_agent.images import base_of
 from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
 from aetherscale_agent.records import Records
-from aetherscale_agent.refusals import ending_of, ending_refusal, failed, ignored, unwritten
+from aetherscale_agent.refusals import because, ending_of, ending_refusal, failed, ignored, unwritten
 from aetherscale_agent.steps import step
 from aetherscale_agent.succession import fall_back, with_refused
 from aetherscale_agent.vm import Vm
@@ -99,7 +99,7 @@ class Host:
         return [*(vm.promised or vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
 
     def find_image(self, spec: CreateVm) -> Image | None:
-        """The base image that this VM wants."""
+        """The base image that this VM wants, if it is here."""
         return self.images.list().get(spec.image)
 
     def misfit(self, spec: CreateVm) -> Refused | None:
@@ -164,7 +164,7 @@ class Host:
 
     async def settle(self, vm: Vm, state: VmState, error: Refused | None = None, **changes: object) -> None:
         """Enter a state and journal it, now or later. What was at work on the VM is over; `error`: it failed so."""
-        log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, _because(changes.get("reason")))
+        log.info("VM %s: %s -> %s%s", vm.record.vm_id, vm.state, state, because(changes.get("reason")))
         vm.state = state
         now = self.clock()
         await self._records.change(
@@ -595,7 +595,3 @@ class Host:
 
 def _ended(record: Record, error: Refused | None, changes: dict[str, object]) -> tuple[Done, ...]:
     return ended(record.but(altering=None) if "altering" in changes else record, error)
-
-
-def _because(reason: object) -> str:
-    return f" ({reason})" if reason else ""

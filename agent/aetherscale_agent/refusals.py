@@ -31,3 +31,8 @@ def ending_refusal(ending: Ending) -> Refused:
     """What a tombstone's create is answered when a late copy of it comes."""
     code: Code = ending.code  # type: ignore[assignment]  # written from a Refused
     return Refused(code, ending.reason, ending.hint, ending.reasons)
+
+
+def because(reason: object) -> str:
+    """A reason as a line of the log has it; nothing if there is none."""
+    return f" ({reason})" if reason else ""

@@ -1,7 +1,6 @@
 """Asking again until a host is back: the wire and the clock for what `waiting` decides."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -9,6 +8,7 @@ from contextlib import AbstractContextManager
 import msgspec
 
 from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.progress import Line
 from aetherscale_cli.settle import Call
 from aetherscale_cli.waiting import AGAIN_S, Waiting
 from aetherscale_cli.wire import Message, Session
@@ -18,27 +18,14 @@ from aetherscale_protocol.commands import encode_request
 Connect = Callable[[], AbstractContextManager[Session]]
 
 
-class Progress:
-    """One line on stderr that says who is waited for; nothing where nobody would see it."""
+class Progress(Line):
+    """One line on stderr that says who is waited for, and for how long at most."""
 
-    def __init__(self) -> None:
-        self._on = sys.stderr is not None and sys.stderr.isatty()
-        self._shown = False
-
-    def show(self, waiting: Waiting, now: float) -> None:
-        """Say who is waited for, and for how long at most."""
-        if self._on and waiting.missing:
+    def tell(self, waiting: Waiting, now: float) -> None:
+        """Say it, if somebody is waited for."""
+        if waiting.missing:
             left = max(0.0, waiting.patience.until - now)
-            sys.stderr.write(f"\r\x1b[Kwaiting for {waiting.missing} ({left:.0f} s left)")
-            sys.stderr.flush()
-            self._shown = True
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
+            self.show(f"waiting for {waiting.missing} ({left:.0f} s left)")
 
 
 def renew(call: Call, anew: bool) -> Message:
@@ -84,7 +71,7 @@ def _converse(session: Session, waiting: Waiting, progress: Progress) -> None:
             return
         if waiting.hold_due(now):
             session.count_consumers(topology.HOSTS)
-        progress.show(waiting, now)
+        progress.tell(waiting, now)
         event = session.next_event(min(waiting.wake_at(), now + 1))
         if event is not None:
             for message in waiting.take(event, time.monotonic()):
@@ -98,7 +85,7 @@ def _lose(waiting: Waiting, error: CliError, progress: Progress) -> None:
         return
     now = time.monotonic()
     waiting.disconnect(error, now)
-    progress.show(waiting, now)
+    progress.tell(waiting, now)
     if not waiting.complete:
         time.sleep(AGAIN_S)
         waiting.pass_time(time.monotonic())

@@ -3,7 +3,6 @@
 The wait is not the VM: when the time is over the VM's true state is told, and it is not said to have failed.
 """
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -14,6 +13,7 @@ from msgspec import Struct
 from aetherscale_cli import ask, text
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.progress import Line
 from aetherscale_cli.report import Outcome
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Session
@@ -84,28 +84,6 @@ _HINTS = {
     "deleting": "",
 }
 """The states in which a VM comes no further by itself, and what to do."""
-
-
-class Line:
-    """One line on stderr that tells how far it is; nothing where nobody would see it."""
-
-    def __init__(self) -> None:
-        self._on = sys.stderr is not None and sys.stderr.isatty()
-        self._shown = False
-
-    def show(self, said: str) -> None:
-        """Say this instead of what was said before."""
-        if self._on:
-            sys.stderr.write(f"\r\x1b[K{said}")
-            sys.stderr.flush()
-            self._shown = True
-
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-            self._shown = False
 
 
 def wait_for(

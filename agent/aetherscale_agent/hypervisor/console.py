@@ -10,6 +10,7 @@ import os
 import re
 import stat
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Callable
 from pathlib import Path
 
 from aetherscale_agent.ports import NotThere
@@ -44,6 +45,11 @@ def clean_lines(data: bytes, lines: int) -> list[str]:
 
 def read_tail(path: Path) -> bytes:
     """The last bytes of a log; empty if there is none."""
+    return read_from(path, TAIL_BYTES, lambda size: max(0, size - TAIL_BYTES))
+
+
+def read_from(path: Path, most: int, position: Callable[[int], int]) -> bytes:
+    """At most so many bytes of a log, from a position that follows from its size; empty if there is none."""
     try:
         # O_NONBLOCK and O_NOFOLLOW: QEMU can write this file, so don't believe that it is one.
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -53,7 +59,7 @@ def read_tail(path: Path) -> bytes:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             return b""
-        return os.pread(file, TAIL_BYTES, max(0, status.st_size - TAIL_BYTES))
+        return os.pread(file, most, position(status.st_size))
     finally:
         os.close(file)
 

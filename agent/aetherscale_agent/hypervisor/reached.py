@@ -5,9 +5,7 @@ at every start, before QEMU runs: how long the log was then, and which lease the
 this boot. A log that is shorter than its mark was cut since; all of it is of this boot.
 """
 
-import os
 import re
-import stat
 from asyncio import StreamReader, StreamWriter, timeout
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
@@ -16,7 +14,7 @@ from typing import get_args
 
 import msgspec
 
-from aetherscale_agent.hypervisor import files
+from aetherscale_agent.hypervisor import console, files
 from aetherscale_agent.hypervisor.config import VmPaths
 from aetherscale_agent.ports import NotThere
 from aetherscale_protocol.answers import Milestone
@@ -134,15 +132,4 @@ def _size(path: Path) -> int:
 
 
 def _read_from(path: Path, position: int) -> bytes:
-    try:
-        # QEMU can write this file: see console.read_tail
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return b""
-    try:
-        status = os.fstat(file)
-        if not stat.S_ISREG(status.st_mode):
-            return b""
-        return os.pread(file, SCAN_BYTES, position if position <= status.st_size else 0)
-    finally:
-        os.close(file)
+    return console.read_from(path, SCAN_BYTES, lambda size: position if position <= size else 0)

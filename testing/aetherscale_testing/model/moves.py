@@ -7,6 +7,8 @@ from aetherscale_agent.courses import BEGIN
 from aetherscale_agent.recover import Finding, Right
 from aetherscale_testing.model.decisions import Decisions
 from aetherscale_testing.model.state import (
+    EXISTS,
+    LOCAL,
     SHARED,
     Entry,
     HostState,
@@ -22,23 +24,6 @@ from aetherscale_testing.model.state import (
 )
 
 Move = tuple[str, State]
-
-LOCAL = frozenset(
-    {
-        "create.journal",
-        "create.journal-bound",
-        "create.refuse",
-        "create.prolong",
-        "create.remember",
-        "connect.forget",
-        "bury.forget",
-        "create.capacity",
-    }
-    | {"delete.look", "start.look"}
-)
-"""Steps that need no broker: work whose connection is lost may still take them before it notices."""
-
-EXISTS = ("bound", "ready", "deleting")
 
 
 class Moves:

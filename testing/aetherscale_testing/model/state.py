@@ -166,3 +166,22 @@ def take(messages: tuple[Message, ...], message: Message) -> tuple[Message, ...]
     rest = list(messages)
     rest.remove(message)
     return tuple(rest)
+
+
+LOCAL = frozenset(
+    {
+        "create.journal",
+        "create.journal-bound",
+        "create.refuse",
+        "create.prolong",
+        "create.remember",
+        "connect.forget",
+        "bury.forget",
+        "create.capacity",
+    }
+    | {"delete.look", "start.look"}
+)
+"""Steps that need no broker: work whose connection is lost may still take them before it notices."""
+
+EXISTS = ("bound", "ready", "deleting")
+"""The phases in which a journal entry is a VM to the outside."""
