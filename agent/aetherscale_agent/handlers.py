@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from aetherscale_agent import courses, host_commands, images
+from aetherscale_agent import courses, images
 from aetherscale_agent.alter import REBOOT, check_free, plan
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
@@ -27,6 +27,7 @@ from aetherscale_agent.envelope import (
 )
 from aetherscale_agent.forget import Forgetter
 from aetherscale_agent.host import MOST_WAITING, Host
+from aetherscale_agent.host_commands import HostCommands
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
@@ -66,6 +67,7 @@ class Handlers:
 
     def __init__(self, host: Host, answerer: Answerer, fleet: list[str], streams: Streams | None = None) -> None:
         self._host = host
+        self._host_commands = HostCommands(host)
         self._streams = streams or Streams(host, answerer)
         self._answerer = answerer
         self.fleet = fleet
@@ -127,8 +129,8 @@ class Handlers:
             forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
             await self._change_host(session, delivery, incoming, lambda: forgetter.forget(incoming.request.options))
         elif incoming.request.command.reach is Reach.HOST:
-            work = host_commands.execute
-            await self._change_host(session, delivery, incoming, lambda: work(self._host, incoming.request))
+            execute = self._host_commands.execute
+            await self._change_host(session, delivery, incoming, lambda: execute(incoming.request, _asked(incoming)))
         else:
             self._answer(incoming, await self._read(incoming))
             delivery.channel.ack(delivery)

@@ -18,6 +18,9 @@ from msgspec import Struct
 from aetherscale_protocol.names import is_vm_id
 from aetherscale_protocol.options import CreateVm
 
+HOST = "this-host"
+"""The file of what is no VM's; no VM is called so, because of the hyphen."""
+
 Phase = Literal[
     "claimed",  # the id is claimed; its binding may or may not exist: undone at restart
     "bound",  # the directory names this host; the VM is being built, or must be
@@ -111,6 +114,12 @@ class Record(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, **changes)
 
 
+class HostRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was asked of the host itself, not of a VM."""
+
+    done: tuple[Done, ...] = ()  #: oldest first
+
+
 class JournalError(Exception):
     """The journal could not be written: disk full, or read-only."""
 
@@ -162,9 +171,12 @@ class Journal:
         await asyncio.to_thread(self._write, record)
 
     def _write(self, record: Record) -> None:
-        path = self._folder / f"{record.vm_id}.json"
+        self._write_file(record.vm_id, record)
+
+    def _write_file(self, name: str, record: Struct) -> None:
+        path = self._folder / f"{name}.json"
         draft = path.with_suffix(".new")
-        with self._lock(record.vm_id):
+        with self._lock(name):
             try:
                 with draft.open("wb") as file:
                     file.write(msgspec.json.encode(record))
@@ -193,6 +205,25 @@ class Journal:
             except OSError as error:
                 raise JournalError(f"can't remove {path}: {error.strerror}") from error
 
+    # What was asked of the host itself
+
+    def load_host(self, warn: Warn) -> HostRecord:
+        """What was asked of the host itself. A file that is none is passed over, with a warning."""
+        try:
+            return msgspec.json.decode((self._folder / f"{HOST}.json").read_bytes(), type=HostRecord)
+        except FileNotFoundError:
+            return HostRecord()
+        except (OSError, ValueError) as error:
+            warn(f"the record of what was asked of this host can't be read ({error}): a new one is begun")
+            return HostRecord()
+
+    async def put_host(self, record: HostRecord) -> None:
+        """Write it; when this returns it survives a power loss.
+
+        :raise JournalError: when it could not be written; the old record stands.
+        """
+        await asyncio.to_thread(self._write_file, HOST, record)
+
     # Marks: facts about the host itself, each an empty file
 
     def has_mark(self, name: str) -> bool:
@@ -219,8 +250,8 @@ class Journal:
             return True
         return False
 
-    def _lock(self, vm_id: str) -> threading.Lock:
-        return self._locks[hash(vm_id) % len(self._locks)]
+    def _lock(self, name: str) -> threading.Lock:
+        return self._locks[hash(name) % len(self._locks)]
 
     def _sync_folder(self) -> None:
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
