@@ -9,6 +9,7 @@ from typing import Any
 
 from aetherscale_agent.broker import BrokerLost
 from aetherscale_agent.pipes import Pipe
+from aetherscale_agent.steps import step
 from aetherscale_protocol.streams import (
     AGENT_WINDOW,
     CLIENT_SILENCE_S,
@@ -169,7 +170,8 @@ class Stream:
                 self._send("eof")
                 return
             self._credit.spend(len(data))
-            self._send("data", data)
+            with step("stream.send", self.opener.vm_id):
+                self._send("data", data)
             await asyncio.sleep(0)  # a full pipe would keep everybody else from their turn
 
     def _send(self, kind: Kind, body: bytes = b"", *, credit: int = 0, reason: str = "", hint: str = "") -> None:

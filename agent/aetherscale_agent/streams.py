@@ -15,6 +15,7 @@ from aetherscale_agent.envelope import Incoming, check_reply_to, died_in
 from aetherscale_agent.host import Host
 from aetherscale_agent.pipes import Pipe, SocketPipe
 from aetherscale_agent.ports import HypervisorError, NotThere
+from aetherscale_agent.steps import step
 from aetherscale_agent.stream import Opener, Stream
 from aetherscale_protocol.answers import StreamOpened
 from aetherscale_protocol.errors import Refused
@@ -61,7 +62,8 @@ class Streams:
         self._check(vm_id)
         self._taken[vm_id] += 1
         try:
-            pipe = await self._find_pipe(options)
+            with step("stream.dial", vm_id):
+                pipe = await self._find_pipe(options)
         except BaseException as error:
             self._leave(vm_id)
             if isinstance(error, NotThere):
@@ -69,7 +71,8 @@ class Streams:
             if isinstance(error, HypervisorError):
                 raise Refused("failed", str(error)) from None
             raise
-        stream = self._begin(incoming, options, pipe)
+        with step("stream.serve", vm_id):
+            stream = self._begin(incoming, options, pipe)
         return StreamOpened(stream=stream, window=AGENT_WINDOW)
 
     def _check(self, vm_id: str) -> None:

@@ -11,7 +11,9 @@ import pika
 from pika.exceptions import AMQPError
 
 from aetherscale_protocol import names
+from aetherscale_protocol.streams import Frame, is_stream, read_frame
 from aetherscale_testing.faults.ledger import NOTHING, Ledger, Told, Verb, told_by
+from aetherscale_testing.faults.tunnel import GREETING, PROBE_S, Tunnel
 
 GRACE_S = 1.0
 """How much longer than the deadline a client waits."""
@@ -24,6 +26,7 @@ _COMMANDS: dict[Verb, str] = {
     "delete": "delete-vm",
     "snapshot": "snapshot-vm",
     "reboot": "reboot-vm",
+    "tunnel": "open-stream",
 }
 
 
@@ -50,6 +53,8 @@ class Client:
         )
         self._ledger = ledger
         self._answers: dict[str, dict[str, Any]] = {}
+        self._keys: dict[str, str] = {}
+        self._tunnels: dict[str, Tunnel] = {}
         self._connect()
 
     def _connect(self) -> None:
@@ -61,6 +66,7 @@ class Client:
     def reconnect(self) -> None:
         """Come back after the connection was lost: the next client, from the broker's point of view."""
         self.close()
+        self._tunnels.clear()  # they end with the connection
         self._connect()
 
     def close(self) -> None:
@@ -69,7 +75,45 @@ class Client:
             self._connection.close()
 
     def _on_answer(self, _channel: Any, _method: Any, properties: Any, body: bytes) -> None:
-        self._answers.setdefault(properties.correlation_id, json.loads(body))
+        if is_stream(properties.headers):
+            tunnel = self._tunnels.get(properties.correlation_id)
+            if tunnel is not None:
+                tunnel.take(read_frame(properties.headers, body))
+            return
+        answer = json.loads(body)
+        self._answers.setdefault(properties.correlation_id, answer)
+        opened = (answer.get("response") or {}) if isinstance(answer, dict) else {}
+        if "stream" in opened:
+            self._begin(properties.correlation_id, opened["stream"])
+
+    def _begin(self, correlation_id: str, stream: str) -> None:
+        """The first stream that a command opened is its client's; copies may open more, which their host ends."""
+        if correlation_id not in self._tunnels:
+            tunnel = self._tunnels[correlation_id] = Tunnel(stream)
+            self._post(correlation_id, tunnel.write(GREETING))
+
+    def _post(self, correlation_id: str, frame: Frame) -> None:
+        properties = pika.BasicProperties(
+            correlation_id=correlation_id, reply_to="amq.rabbitmq.reply-to", user_id="guest", headers=frame.headers
+        )
+        self._channel.basic_publish("computing", self._keys[correlation_id], frame.body, properties)
+
+    def probe_tunnels(self) -> list[str]:
+        """What is wrong with this connection's tunnels: each must carry bytes, or say that it is over."""
+        for correlation_id, tunnel in self._tunnels.items():
+            if not tunnel.over:
+                self._post(correlation_id, tunnel.write(GREETING))
+        limit = time.time() + PROBE_S
+        with contextlib.suppress(AMQPError):
+            while time.time() < limit and not all(tunnel.is_settled for tunnel in self._tunnels.values()):
+                self._connection.process_data_events(0.1)
+        return [wrong for tunnel in self._tunnels.values() if (wrong := tunnel.find_fault())]
+
+    def leave_tunnels(self) -> None:
+        """Close them all."""
+        for correlation_id, tunnel in self._tunnels.items():
+            if not tunnel.over:
+                self._post(correlation_id, tunnel.close())
 
     def _on_return(self, _channel: Any, _method: Any, properties: Any, _body: bytes) -> None:
         gone = {"status": "error", "code": "vm-unknown", "reason": "VM does not exist"}
@@ -85,6 +129,7 @@ class Client:
         number = self._ledger.ask(vm_id, request_id, verb, deadline, now)
         key = "create-vm" if verb == "create" else names.vm_key(vm_id)
         request = Request(verb, vm_id, request_id, deadline, key, body, uuid.uuid4().hex, number)
+        self._keys[request.correlation_id] = key
         self._publish(request)
         return request
 
@@ -93,6 +138,7 @@ class Client:
         now = time.time()
         number = self._ledger.ask(request.vm_id, request.request_id, request.verb, now + patience, now)
         fresh = replace(request, deadline=now + patience, correlation_id=uuid.uuid4().hex, number=number)
+        self._keys[fresh.correlation_id] = fresh.key
         self._publish(fresh)
         return fresh
 

@@ -12,6 +12,7 @@ import pika
 from pika.exceptions import AMQPError
 
 from aetherscale_protocol import names, topology
+from aetherscale_protocol.streams import is_stream
 from aetherscale_testing.faults.ledger import NOTHING, Ledger, Told, Verb, told_by
 
 COMMANDS: dict[Verb, str] = {
@@ -21,6 +22,7 @@ COMMANDS: dict[Verb, str] = {
     "kill": "stop-vm",
     "snapshot": "snapshot-vm",
     "reboot": "reboot-vm",
+    "tunnel": "open-stream",
     "delete": "delete-vm",
 }
 PATIENCE_S = 20.0
@@ -60,6 +62,8 @@ class Command:
             options["kill"] = True
         if self.verb == "snapshot":
             options["snapshot"] = "kept"
+        if self.verb == "tunnel":
+            options |= {"kind": "console", "lines": 10}
         return json.dumps({"command": COMMANDS[self.verb], "options": options}).encode()
 
 
@@ -181,7 +185,9 @@ class _Exchange:
         with contextlib.suppress(AMQPError, OSError):
             self._connection.close()
 
-    def _on_answer(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
+    def _on_answer(self, _channel: Any, _method: Any, properties: Any, body: bytes) -> None:
+        if is_stream(properties.headers):
+            return  # what a console shows
         self._told = told_by(json.loads(body))
 
     def wait(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> Told:

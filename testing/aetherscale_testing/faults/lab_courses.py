@@ -151,6 +151,7 @@ COURSES: dict[str, Course] = {
     "kill": on("kill"),
     "alter": on("snapshot"),
     "reboot": on("reboot", booted=True),
+    "stream": on("tunnel", booted=True),
     "delete": on("delete"),
     "erase": on("delete"),
     "connect.unbind": restart_with_a_claim,

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from aetherscale_agent import connect, recover, session, steps
+from aetherscale_agent import connect, recover, session, steps, stream
 from aetherscale_agent.ports import HypervisorError, Image, Power
 from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeHypervisor, FakeImages
@@ -26,6 +26,7 @@ CLOCK = "clock"
 
 TOMBSTONE_SLACK_S = 1.0
 LONGEST_DELAY_S = 0.6
+CLIENT_SILENCE_S = 3.0
 
 
 class Machine:
@@ -124,6 +125,7 @@ def _be_quick() -> None:
         vars(module)["TOMBSTONE_SLACK_S"] = TOMBSTONE_SLACK_S
     session.LOOK_FOR_BURIALS_S = session.LOOK_AGAIN_S = TOMBSTONE_SLACK_S
     connect.LONGEST_DELAY_S = LONGEST_DELAY_S
+    vars(stream)["CLIENT_SILENCE_S"] = CLIENT_SILENCE_S
 
 
 def _read(path: Path) -> dict[str, str] | None:

@@ -85,6 +85,7 @@ class _Actor:
             scene.client.reconnect()
         self.told = ", ".join(f"{r.verb} {t.outcome} {t.what}".rstrip() for r, t in tolds)
         self._settle(strict=False)
+        self._probe_tunnels()
         for vm_id in dict.fromkeys(entry.vm_id for entry in scene.ledger.entries):
             self._compare_with_show(vm_id)
         for request, told in tolds:
@@ -158,6 +159,18 @@ class _Actor:
             if record is not None and record.phase != "gone" and record.request_id == request.request_id:
                 found.append(host.name)
         return found
+
+    def _probe_tunnels(self) -> None:
+        """A tunnel carries bytes or says that it is over; and when its client is done nothing of any is left.
+
+        :raise Failed: when it is not so.
+        """
+        scene = self.scene
+        wrong = scene.client.probe_tunnels()
+        if wrong:
+            raise Failed("; ".join(wrong))
+        scene.client.leave_tunnels()
+        scene.until(lambda: not scene.echo.connections, SETTLE_S, "the host has let go of the guest's port")
 
     def _wait_for_burials(self) -> None:
         last = max(entry.deadline for entry in self.scene.ledger.entries)

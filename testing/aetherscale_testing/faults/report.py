@@ -26,9 +26,11 @@ What aetherscale promises when something dies in the middle, and how that was tr
 
 - **A create makes exactly one VM, or none and says why**, however often it is sent and whatever dies meanwhile.
 - **No command is executed after its caller was told that it failed**, nor begun after its deadline.
-- **Nothing is left behind**: no disk, unit, socket, binding, claim or journal entry of what is not a VM.
+- **Nothing is left behind**: no disk, seed disc, tap, address, unit, socket, binding, claim or journal entry of what is
+  not a VM.
 - **A command runs once**, however often it is asked with the same request id before its deadline (a host remembers the
-  last 64 of each VM).
+  last 64 of each VM, and of those about itself).
+- **A console or a tunnel carries its bytes in order, or ends and says so**; its host lets go of the guest's end.
 - `unknown` is an allowed answer only where `show-vm` later tells the truth, and asking again with the same request id
   gives the same VM, or the same no.
 """
@@ -53,8 +55,8 @@ Every step of an agent × every fault, before the step and after it: real agents
 memory that is held to the same contract tests as the real one (`make matrix`; heartbeat 1 s, and waits of a minute cut
 to a second). The agent is stopped at the step, the
 fault falls, it goes on; the client asks again where it was told `unknown`; then everything must settle without help. An
-independent checker looks at journals, disks, guests, bindings, queues and claims, and at what the client was told,
-never at what an agent says of itself. ✓ passed before and after the step; ✗ failed; · makes no sense there.
+independent checker looks at journals, disks, guests, bindings, queues, claims and tunnels' ends, and at what the client
+was told, never at what an agent says of itself. ✓ passed before and after the step; ✗ failed; · makes no sense there.
 """
 
 LAB = """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
 from aetherscale_protocol import names, topology
 from aetherscale_testing.broker import TestBroker
@@ -18,6 +19,7 @@ from aetherscale_testing.faults.ledger import Ledger
 from aetherscale_testing.faults.listing import Listing
 from aetherscale_testing.faults.meeting import Hall, Meeting
 from aetherscale_testing.faults.table import Cell, Scenario
+from aetherscale_testing.faults.tunnel import Echo
 from aetherscale_testing.faults.views import HostView
 from aetherscale_testing.fleet import AgentProcess
 from aetherscale_testing.forkserver import ForkServer
@@ -77,6 +79,7 @@ class Scene:
             }
             images = ("other",) if cell.scenario in ("hand-on", "owner") and host == "h1" else (IMAGE,)
             self.agents[host] = AgentProcess(host, folder / host, stage.broker, images, options, stage.server)
+        self.echo = Echo()
         self.client = self.new_client()
 
     def new_client(self) -> Client:
@@ -93,6 +96,7 @@ class Scene:
         for queue in self.stage.listing.of(self.vhost).queues:
             self.client._channel.queue_delete(queue)
         self.client.close()
+        self.echo.close()
         shutil.rmtree(self.folder)
 
     # Hosts
@@ -249,11 +253,18 @@ def _with_tombstone(scene: Scene) -> None:
     scene.done(scene.client.send("delete", scene.vm_id, patience=3.0))
 
 
-def _act(verb: str, **options: str) -> Callable[[Scene], None]:
+def _act(verb: str, **options: Any) -> Callable[[Scene], None]:
     def act(scene: Scene) -> None:
         scene.ask(scene.client.send(verb, scene.vm_id, patience=scene.patience, **options))  # type: ignore[arg-type]
 
     return act
+
+
+def _dig(scene: Scene) -> None:
+    request = scene.client.send("tunnel", scene.vm_id, patience=scene.patience, kind="tcp", port=scene.echo.port)
+    scene.ask(request)
+    if scene.cell.step == "stream.send":  # which comes when something went through it
+        scene.until(lambda: scene.client.is_answered(request), MEETING_S, "the tunnel is open")
 
 
 def _start_again(scene: Scene) -> None:
@@ -273,6 +284,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "delete": _with_vm,
     "snapshot": _with_vm,
     "reboot": _with_vm,
+    "tunnel": _with_vm,
     "restart": _with_crash_while_building,
     "restart-bare": _without_queue,
     "undo": _with_mere_claim,
@@ -292,6 +304,7 @@ _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "delete": _act("delete"),
     "snapshot": _act("snapshot", snapshot="clean"),
     "reboot": _act("reboot"),
+    "tunnel": _dig,
     "restart": _start_again,
     "restart-bare": _start_again,
     "undo": _start_again,
