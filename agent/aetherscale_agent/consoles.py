@@ -6,14 +6,33 @@ misses some of it, and is told how much.
 
 import asyncio
 import contextlib
+import re
 from asyncio import StreamReader, StreamWriter
 
 from aetherscale_agent.pipes import write_through
 from aetherscale_agent.ports import Hypervisor
 from aetherscale_protocol.streams import CHUNK, StreamError
 
+MOST_COMPARED = 64
+"""In how many lines it is looked for what a history holds already."""
+
 VIEWER_BUFFER = 64 << 10
 """How many bytes are kept for a viewer that does not keep up."""
+
+
+_UNPRINTED = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|[^!-~]")
+"""Terminal sequences and white space: what the lines of a log, made harmless, may lack."""
+
+
+def find_news(history: bytes, offered: bytes) -> bytes:
+    """What of `offered` is not in `history` yet, in whole lines. Where they have nothing in common, all of it."""
+    known = _UNPRINTED.sub(b"", history)
+    ends = [len(offered), *(match.end() for match in reversed([*re.finditer(rb"\n", offered)]))]
+    for end in ends[:MOST_COMPARED]:
+        begun = _UNPRINTED.sub(b"", offered[:end])
+        if begun and (known.endswith(begun) or (known and begun.endswith(known))):
+            return offered[end:]
+    return offered
 
 
 class Viewer:
@@ -37,8 +56,8 @@ class Viewer:
         self._changed.set()
 
     def begin_with(self, history: bytes) -> None:
-        """Let it begin with what was printed before, instead of what it was offered so far: that is part of it."""
-        self._buffer[:] = history[-VIEWER_BUFFER:]
+        """Let it begin with what was printed before; what it was offered so far may be part of that."""
+        self._buffer[:] = (history + find_news(history, bytes(self._buffer)))[-VIEWER_BUFFER:]
         self._changed.set()
 
     def finish(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from aetherscale_agent import pipes, stream, streams
 from aetherscale_agent.broker import BrokerLost, Channel, Delivery
-from aetherscale_agent.consoles import VIEWER_BUFFER, Consoles, Viewer
+from aetherscale_agent.consoles import VIEWER_BUFFER, Consoles, Viewer, find_news
 from aetherscale_agent.envelope import read_envelope
 from aetherscale_agent.pipes import find_dialable
 from aetherscale_agent.ports import NotThere
@@ -371,3 +371,22 @@ async def test_a_viewer_begins_with_what_was_printed_before(desk: Desk) -> None:
     viewer: Viewer = await Consoles(desk.world.hypervisor).attach(ID, 2, read_only=True)
     assert await viewer.read(100) == b"two\r\nthree\r\n"
     viewer.close()
+
+
+@pytest.mark.parametrize(
+    ("history", "offered", "news"),
+    [
+        (b"one\r\ntwo\r\n", b"", b""),
+        (b"", b"one\r\n", b"one\r\n"),
+        (b"one\r\ntwo\r\n", b"two\r\n", b""),
+        (b"one\r\ntwo\r\n", b"one\r\ntwo\r\nthree\r\nlogin: ", b"three\r\nlogin: "),
+        (b"one\r\ntwo\r\n", b"\x1b[1mtwo\x1b[0m  \r\nthree", b"three"),
+        (b"two\r\n", b"one\r\ntwo\r\nthree", b"three"),  # fewer lines were asked for than came meanwhile
+        (b"one\r\n", b"two\r\n", b"two\r\n"),
+        (b"a login:\r\n", b"login: ", b""),
+    ],
+)
+def test_a_viewer_misses_nothing_that_was_printed_while_the_log_was_read(
+    history: bytes, offered: bytes, news: bytes
+) -> None:
+    assert find_news(history, offered) == news
