@@ -160,7 +160,7 @@ def parse(argv: Sequence[str]) -> Invocation:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
     argv, guest_command = arguments_stream.split_off_command(argv)
-    space = parser.parse_args(argv)
+    space = _parse_known(parser, argv)
     common: dict[str, Any] = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
     until, until_s = getattr(space, "until", None), getattr(space, "timeout", None) or arguments_create.WAIT_S
@@ -188,6 +188,20 @@ def parse(argv: Sequence[str]) -> Invocation:
         **common,
         **arguments_stream.finalize_wishes(space, guest_command),
     )
+
+
+def _parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """What `argv` says; VMs may also be named behind an option (`stop-vm web1 --kill web2`), which argparse can't."""
+    space, rest = parser.parse_known_args(argv)
+    only_vms = hasattr(space, "ids") and not hasattr(space, "snapshot")
+    if rest and (not only_vms or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    for word in rest:
+        try:
+            space.ids.append(values.vm(word))
+        except argparse.ArgumentTypeError as error:
+            space.parser.error(f"argument VM: {error}")
+    return space
 
 
 def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:

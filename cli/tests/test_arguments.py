@@ -167,6 +167,9 @@ def test_disk_sizes(text: str, gibibytes: int) -> None:
         (["extend-vm", "web1", "--ttl", "0s"], "from 1s to 3660d"),
         (["extend-vm", "web1", "--ttl", "99999d"], "from 1s to 3660d"),
         (["snapshot-vm", "web1", "-x"], "unrecognized"),
+        (["snapshot-vm", "web1", "--timeout", "5", "clean"], "unrecognized"),
+        (["stop-vm", "web1", "--kill", "web2", "-x"], "unrecognized arguments: web2 -x"),
+        (["stop-vm", "web1", "--kill", "W*"], "neither a VM's id nor its name"),
         (["snapshot-vm", "only-one"], "which VM?"),
         (["snapshot-vm", "web1", "a b"], "a snapshot's name is"),
         (["drain-host"], "HOST"),
@@ -277,3 +280,7 @@ def test_no_command_line_ends_in_a_traceback(argv: list[str]) -> None:
     assert "Traceback" not in err.getvalue()
     assert "unexpected" not in err.getvalue()
     assert not set(err.getvalue()) & set("\x1b\x00\x07\x9b\u202e")
+
+
+def test_vms_may_stand_on_both_sides_of_an_option() -> None:
+    assert parse(["stop-vm", "web1", "--kill", "web2", "web3"]).vms == ("web1", "web2", "web3")
