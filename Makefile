@@ -4,6 +4,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 MINUTES ?= 5
+# How many processes share the tests that need no lab.
+WORKERS ?= 2
 SEED ?= 1
 LAB := PYTHONPATH=lab $(BIN)/python -m aetherscale_lab
 SOURCES := protocol agent cli lab testing ansible molecule bench
@@ -49,14 +51,14 @@ types: $(VENV)/dev ## mypy --strict
 
 unit: $(VENV)/dev ## unit tests: fast, no broker (the shells are for completions)
 	@tools/install-packages zsh fish
-	$(BIN)/python -m pytest -m "not broker and not host and not model"
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not host and not model"
 
 model: $(VENV)/dev ## the protocol's decisions, explored exhaustively, and each rule taken out in turn
-	$(BIN)/python -m pytest -m model
+	$(BIN)/python -m pytest -n $(WORKERS) -m model
 
 protocol-tests: $(VENV)/dev ## tests of agent and CLI over a real RabbitMQ of their own
 	@tools/install-packages rabbitmq-server
-	$(BIN)/python -m pytest -m broker
+	$(BIN)/python -m pytest -n $(WORKERS) -m broker
 
 matrix: $(VENV)/dev ## the whole fault matrix: every step × every fault, over a fake hypervisor (20 minutes)
 	@tools/install-packages rabbitmq-server
@@ -71,7 +73,7 @@ asyncapi: $(VENV)/dev ## docs/asyncapi.yaml, from the protocol's own tables and 
 record: export AETHERSCALE_RESULTS := $(CURDIR)/docs/results
 record: ## write the results of the model and of the lab's fault tests down anew, and the page made from them (as root)
 	@rm -f docs/results/*.jsonl
-	@$(MAKE) model molecule
+	@$(MAKE) model molecule WORKERS=0
 	@$(MAKE) reliability
 
 molecule: $(VENV)/dev wheelhouse ## site.yml on real systemd hosts, in namespaces of their own (as root)
