@@ -6,7 +6,7 @@ import enum
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import CreateVm
@@ -26,7 +26,7 @@ class Image:
 
     name: str
     path: str
-    format: str
+    format: Literal["qcow2", "raw"]
     virtual_size: int
     sha256: str
     size: int = 0  #: of its file, in bytes

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from aetherscale_cli.contexts import Deployment
 from aetherscale_cli.errors import CliError, Exit
+from aetherscale_protocol import disk_images
 
 PLAYBOOK = "images.yml"
 CHUNK = 1 << 20
@@ -26,9 +28,10 @@ def is_url(source: str) -> bool:
 
 
 def find_digest(source: str, given: str | None) -> str:
-    """The SHA-256 that the image must have: as given, or else of the file as it is.
+    """The SHA-256 that the image must have: as given, or else of the file as it is, whose header is looked at first.
 
-    :raise CliError: when a URL comes without one, or the file can't be read, or is another one.
+    :raise CliError: when a URL comes without one, or the file can't be read, is another one, or none that a host
+        should open.
     """
     if is_url(source):
         if given is None:
@@ -36,8 +39,15 @@ def find_digest(source: str, given: str | None) -> str:
             raise CliError(f"{source}: what comes over a network must be checked", hint, Exit.USAGE)
         return given
     try:
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise CliError(f"{source} is no file", None, Exit.USAGE)
         with open(source, "rb") as file:
+            disk_images.read_image(file)
+            file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except disk_images.ImageError as error:
+        hint = "hosts take a qcow2 file that stands by itself, or a raw disk that boots"
+        raise CliError(f"{source} is not brought to any host: {error}", hint, Exit.USAGE) from None
     except OSError as error:
         raise CliError(f"can't read {source}: {error.strerror}", None, Exit.USAGE) from None
     if given is not None and given != digest:

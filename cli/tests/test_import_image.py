@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from aetherscale_cli.arguments import parse
 from aetherscale_cli.contexts import ContextStore, Deployment
 from aetherscale_cli.errors import CliError, Exit
 
-DIGEST = hashlib.sha256(b"disk").hexdigest()
+DISK = bytes(510) + b"\x55\xaa"
+DIGEST = hashlib.sha256(DISK).hexdigest()
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
     path = tmp_path / "disk.raw"
-    path.write_bytes(b"disk")
+    path.write_bytes(DISK)
     return path
 
 
@@ -31,6 +33,19 @@ def test_a_file_is_what_it_is_and_must_be_what_was_said(disk: Path) -> None:
     assert caught.value.exit_code is Exit.USAGE
     with pytest.raises(CliError, match="can't read"):
         import_image.find_digest(str(disk.with_name("none")), None)
+
+
+def test_a_file_that_no_host_may_open_goes_nowhere(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.qcow2"
+    options = ["-u", "-b", "/etc/shadow", "-F", "raw"]
+    subprocess.run(["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2", *options, str(evil), "1G"], check=True)
+    (tmp_path / "page.html").write_text("<html>")
+    for name, words in (("evil.qcow2", "backing file"), ("page.html", "HTML"), (".", "no file")):
+        with pytest.raises(CliError, match=words) as caught:
+            import_image.find_digest(str(tmp_path / name), None)
+        assert caught.value.exit_code is Exit.USAGE
+    with pytest.raises(CliError, match="no file"):
+        import_image.find_digest("/dev/zero", None)
 
 
 def test_what_comes_over_a_network_must_be_named() -> None:

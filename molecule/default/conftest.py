@@ -20,7 +20,7 @@ INVENTORY = os.environ["MOLECULE_INVENTORY_FILE"]
 
 @dataclass
 class Run:
-    """A run of site.yml: its exit code, what it said, and which tasks changed which host."""
+    """A run of a playbook: its exit code, what it said, and which tasks changed which host."""
 
     code: int
     said: str
@@ -37,13 +37,13 @@ class Run:
 
 @pytest.fixture(scope="session")
 def site() -> Callable[..., Run]:
-    """Run site.yml with these options, as an operator would."""
+    """Run site.yml, or another playbook, with these options, as an operator would."""
 
-    def run(*options: str) -> Run:
-        playbook = Path(sys.executable).with_name("ansible-playbook")
+    def run(*options: str, playbook: str = "site.yml") -> Run:
+        program = Path(sys.executable).with_name("ansible-playbook")
         environment = {**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible/ansible.cfg"), "NO_COLOR": "1"}
         done = subprocess.run(
-            [playbook, "-i", INVENTORY, "site.yml", *options],
+            [program, "-i", INVENTORY, playbook, *options],
             cwd=REPOSITORY / "ansible", env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         return Run(done.returncode, done.stdout + done.stderr)

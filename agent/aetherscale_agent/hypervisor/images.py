@@ -1,6 +1,7 @@
 """The base images of this host: content-addressed files, and a manifest per name that is written last."""
 
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from aetherscale_agent.ports import HypervisorError, Image
-from aetherscale_protocol import names
+from aetherscale_protocol import disk_images, names
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ def _is_named(directory: Path, file: str) -> bool:
 def read_manifest(path: Path) -> Image:
     """The image that a manifest names.
 
-    :raise ValueError: when the manifest is broken, or points anywhere but at a whole image beside it.
+    :raise ValueError: when the manifest is broken, or points anywhere but at a whole image beside it, which is what
+        it says and stands on no other file.
     :raise OSError: when it can't be read.
     """
     manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)
@@ -115,5 +117,36 @@ def read_manifest(path: Path) -> Image:
     file = path.parent / manifest.file
     if file.is_symlink() or not file.is_file():
         raise ValueError(f"{manifest.file} is not there")
-    size = file.stat().st_size
-    return Image(manifest.name, str(file), manifest.format, manifest.virtual_size, manifest.sha256, size)
+    image = Image(
+        manifest.name, str(file), manifest.format, manifest.virtual_size, manifest.sha256, file.stat().st_size
+    )
+    vet(image)
+    return image
+
+
+def vet(image: Image) -> None:
+    """See that an image's file is what was said of it, before any QEMU opens it.
+
+    :raise ImageError: when it is not, or when it would lead whoever opens it to another file.
+    :raise OSError: when it can't be read.
+    """
+    with open(image.path, "rb", opener=_no_links) as file:
+        disk_images.check_image(file, disk_images.Disk(image.format, image.virtual_size))
+
+
+def vet_overlay(disk: Path, folder: Path) -> None:
+    """See that a VM's disk stands on an image of this host: its QEMU could write anything into it, header included.
+
+    :raise ImageError: when it stands on anything else.
+    :raise OSError: when it can't be read.
+    """
+    with open(disk, "rb", opener=_no_links) as file:
+        found = disk_images.read_qcow2(file)
+    base = Path(found.backing)
+    match = _FILE.fullmatch(base.name)
+    if base.parent != folder or match is None or match["format"] != found.backing_format:
+        raise disk_images.ImageError(f"it stands on {found.backing!r}, which is no image of this host")
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -3,8 +3,9 @@
 import asyncio
 from pathlib import Path
 
-from aetherscale_agent.hypervisor import files
+from aetherscale_agent.hypervisor import files, images
 from aetherscale_agent.ports import HypervisorError, Image, ImageMissing
+from aetherscale_protocol.disk_images import ImageError
 
 GIB = 1 << 30
 
@@ -30,9 +31,9 @@ async def make(image: Image, disk: Path, size: int, timeout: float) -> None:
     """Make the overlay whole, or not at all. Nothing happens if it is there.
 
     :raise ImageMissing: when the image's file is gone.
-    :raise HypervisorError: when it can't be made.
+    :raise HypervisorError: when it can't be made, or the image is not what it was.
     """
-    if _is_made(image, disk):
+    if await asyncio.to_thread(_is_made, image, disk):
         return
     new = disk.with_suffix(".new")
     await run_tool(finalize_create(image, new, size), timeout)
@@ -44,7 +45,19 @@ def _is_made(image: Image, disk: Path) -> bool:
         return True
     if not Path(image.path).is_file():
         raise ImageMissing(f'the file of image "{image.name}" is gone')
+    vet_image(image)
     return False
+
+
+def vet_image(image: Image) -> None:
+    """See that `qemu-img` may open an image.
+
+    :raise HypervisorError: when it may not.
+    """
+    try:
+        images.vet(image)
+    except (ImageError, OSError) as error:
+        raise HypervisorError(f'image "{image.name}" is not opened: {error}') from None
 
 
 async def run_tool(command: list[str], timeout: float, what: str = "the disk could not be made") -> bytes:

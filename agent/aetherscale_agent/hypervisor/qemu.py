@@ -186,7 +186,7 @@ class QemuHypervisor:
         if await self._is_on(vm_id):
             await machine.resize(paths.agent_monitor, size)
         else:
-            await disks.resize(paths.disk, size, self._config.build_timeout)
+            await disks.resize(paths.disk, self._layout.images, size, self._config.build_timeout)
 
     async def snapshot(self, vm_id: str, name: str) -> None:
         """Keep the VM's disk as it is now."""
@@ -196,7 +196,7 @@ class QemuHypervisor:
         if await self._is_on(vm_id):
             await machine.snapshot(paths.agent_monitor, name)
         else:
-            await disks.change_snapshot("-c", paths.disk, name, self._config.build_timeout)
+            await disks.change_snapshot("-c", paths.disk, self._layout.images, name, self._config.build_timeout)
 
     async def restore(self, vm_id: str, name: str) -> None:
         """Take the disk of a VM that is off back to a snapshot."""
@@ -204,7 +204,8 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} is running")
         if not await self._has_snapshot(vm_id, name):
             raise HypervisorError(f"VM {vm_id} has no snapshot {name}")
-        await disks.change_snapshot("-a", self._layout.vm(vm_id).disk, name, self._config.build_timeout)
+        disk, images = self._layout.vm(vm_id).disk, self._layout.images
+        await disks.change_snapshot("-a", disk, images, name, self._config.build_timeout)
 
     async def delete_snapshot(self, vm_id: str, name: str) -> None:
         """Delete a snapshot."""
@@ -214,7 +215,7 @@ class QemuHypervisor:
         if await self._is_on(vm_id):
             await machine.delete_snapshot(paths.agent_monitor, name)
         else:
-            await disks.change_snapshot("-d", paths.disk, name, self._config.build_timeout)
+            await disks.change_snapshot("-d", paths.disk, self._layout.images, name, self._config.build_timeout)
 
     async def list_snapshots(self, vm_id: str) -> list[Snapshot]:
         """The snapshots of the VM's disk, oldest first."""
@@ -294,7 +295,7 @@ class QemuHypervisor:
         paths = self._layout.vm(vm_id)
         if await self._is_on(vm_id):
             return await machine.info(paths.agent_monitor)
-        return await disks.info(paths.disk, self._config.build_timeout)
+        return await disks.info(paths.disk, self._layout.images, self._config.build_timeout)
 
     async def _has_snapshot(self, vm_id: str, name: str) -> bool:
         return any(snapshot.name == name for snapshot in await self.list_snapshots(vm_id))

@@ -1,14 +1,20 @@
 """Images are what whole manifests say, and nothing outside their directory."""
 
+import asyncio
+import hashlib
 import json
 import logging
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from aetherscale_agent.hypervisor import ManifestImages
+from aetherscale_agent.hypervisor import ManifestImages, overlay
+from aetherscale_agent.ports import HypervisorError
 from aetherscale_testing.guests import write_image
+
+CREATE = ["/usr/bin/qemu-img", "create", "-q", "-f", "qcow2"]
 
 
 def break_manifest(directory: Path, **changes: object) -> None:
@@ -63,6 +69,49 @@ def test_an_image_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     file.unlink()
     file.symlink_to("/etc/passwd")
     assert ManifestImages(tmp_path).list() == {}
+
+
+def write_qcow2(directory: Path, *options: str, **changes: object) -> Path:
+    """An image `evil` that qemu-img made, and its manifest; the image's file."""
+    draft = directory / "draft"
+    subprocess.run([*CREATE, *options, str(draft), "1G"], check=True, capture_output=True)
+    digest = hashlib.sha256(draft.read_bytes()).hexdigest()
+    file = draft.rename(directory / f"sha256-{digest}.qcow2")
+    manifest = {"name": "evil", "file": file.name, "format": "qcow2", "virtual-size": 1 << 30, "sha256": digest}
+    (directory / "evil.json").write_text(json.dumps({**manifest, **changes}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "words"),
+    [
+        (("-u", "-b", "/etc/shadow", "-F", "raw"), {}, "backing file, '/etc/shadow'"),
+        (("-o", "data_file=data"), {}, "another file"),
+        ((), {"virtual-size": 1 << 40}, "not of"),
+    ],
+)
+def test_an_image_that_is_not_what_it_should_be_is_never_offered(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    changes: dict[str, object],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_qcow2(tmp_path, *options, **changes)
+    with caplog.at_level(logging.WARNING):
+        assert ManifestImages(tmp_path).list() == {}
+    assert [words in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_an_image_that_was_changed_after_it_was_offered_is_not_opened(tmp_path: Path) -> None:
+    file = write_qcow2(tmp_path)
+    image = ManifestImages(tmp_path).list()["evil"]
+    subprocess.run([*CREATE, "-u", "-b", "/etc/shadow", "-F", "raw", str(file), "1G"], check=True)
+    with pytest.raises(HypervisorError, match="backing file, '/etc/shadow'"):
+        asyncio.run(overlay.make(image, tmp_path / "disk.qcow2", 1 << 30, timeout=30))
+    assert not (tmp_path / "disk.qcow2").exists()
 
 
 def test_changes_are_seen(tmp_path: Path) -> None:

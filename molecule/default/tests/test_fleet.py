@@ -1,9 +1,11 @@
 """What is asked of the fleet as a whole, on real hosts: places, drains, images, files of VMs, VMs that expire."""
 
+import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from aetherscale_testing.rollout import Rollout
 testinfra_hosts = ["broker1"]  # once, not per host
 
 SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+Site = Callable[..., Any]
 NAMES = ("fleet1", "fleet2", "fleet3", "fleet4")
 
 
@@ -107,6 +110,21 @@ def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
     fleet.cli("delete-vm", "fleet1")
     fleet.cli("delete-image", "tiny")
     assert fleet.run("h1", "ls", "/var/lib/aetherscale/images/tiny.json", check=False) == ""
+
+
+def test_an_image_that_leads_to_another_file_reaches_no_host(fleet: Rollout, site: Site, tmp_path: Path) -> None:
+    evil = tmp_path / "evil.qcow2"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", evil, "16M"]
+    subprocess.run(command, check=True)
+    assert "backing file" in refused(fleet, "import-image", str(evil), "--name", "evil")
+    digest = hashlib.sha256(evil.read_bytes()).hexdigest()
+    wish = json.dumps({"image_name": "evil", "image_source": str(evil), "image_sha256": digest})
+    done = site("-e", wish, playbook="images.yml")
+    assert done.code != 0
+    assert "error: image evil: it has a backing file; flatten it first" in done.said
+    for host in ("h1", "h2"):
+        held = fleet.run(host, "ls", "/var/lib/aetherscale/images").split()
+        assert not {"evil.json", f"sha256-{digest}.qcow2"} & set(held)
 
 
 def test_wrong_uses_are_named(fleet: Rollout) -> None:
