@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from aetherscale_cli import ask, differences, inputs, lists, report, text
+from aetherscale_cli import ask, differences, inputs, lists, outlet, report, text
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit, ManifestError
 from aetherscale_cli.manifest import Wanted, read_manifest
@@ -201,9 +201,7 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
 
 def _agreed(names: Sequence[tuple[str, str]]) -> bool:
     which = text.listed([text.safe(name or vm_id) for vm_id, name in names])
-    sys.stderr.write(f"Delete {which}, and {'its disk' if len(names) == 1 else 'their disks'}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return outlet.agreed(f"Delete {which}, and {'its disk' if len(names) == 1 else 'their disks'}?")
 
 
 def _delete(run: Run, names: Sequence[tuple[str, str]]) -> None:

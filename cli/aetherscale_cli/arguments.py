@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from aetherscale_cli import arguments_create, arguments_stream, values
 from aetherscale_cli.ssh import SshWish
-from aetherscale_cli.text import safe
+from aetherscale_cli.text import harmless, safe
 from aetherscale_protocol import commands, names
 from aetherscale_protocol.answers import VmState
 from aetherscale_protocol.options import (
@@ -136,6 +136,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {safe(message)}\nhint: {self.prog} --help shows how it is used\n")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        super()._print_message(harmless(message or ""), file)
 
 
 class _Version(argparse.Action):

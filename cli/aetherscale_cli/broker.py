@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import pika
 
+from aetherscale_cli import text
 from aetherscale_cli.broker_errors import blocked, explain, timed_out
 from aetherscale_cli.contexts import Target
 from aetherscale_cli.errors import CliError, Exit
@@ -58,7 +59,16 @@ def open_session(target: Target, name: str) -> contextlib.AbstractContextManager
 
 def log_to_stderr() -> None:
     """Show what pika does (for `--debug`)."""
-    logging.basicConfig(level=logging.DEBUG, format="debug: %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_SafeFormatter("debug: %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG, handlers=[handler])
+
+
+class _SafeFormatter(logging.Formatter):
+    """What pika logs is the broker's words, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return text.harmless(super().format(record))
 
 
 def keep_quiet() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from aetherscale_cli import ask, report, text, views
+from aetherscale_cli import ask, outlet, report, views
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import Outcome
@@ -45,7 +45,7 @@ def forget_host(session: Session, invocation: Invocation, show: Show, *, as_json
         return report.report_each([look], time.time(), as_json=as_json)
     page = views.forget_page(look.reply, time.time())
     show(Outcome(notes=page.splitlines()) if as_json else Outcome(stdout=page))
-    if not invocation.yes and not _agreed(host.host):
+    if not invocation.yes and not outlet.agreed(f"Forget host {host.host}?"):
         return Outcome(notes=["nothing was forgotten"], exit_code=Exit.FAILED)
     done = _ask(session, host, invocation)
     outcome = report.report_each([done], time.time(), as_json=as_json)
@@ -58,12 +58,6 @@ def _ask(session: Session, options: ForgetHost, invocation: Invocation) -> Call:
     call = ask.make_call(COMMANDS["forget-host"], options, invocation.timeout, None)
     ask.ask_each(session, [call], invocation.timeout)
     return call
-
-
-def _agreed(host: str) -> bool:
-    sys.stderr.write(f"Forget host {text.safe(host)}? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _next_step(response: bytes) -> str:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from aetherscale_cli import outlet
 from aetherscale_cli.contexts import Deployment
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol import disk_images
@@ -88,10 +89,10 @@ def import_image(deployment: Deployment | None, name: str, source: str, given: s
         hint = "do it where site.yml was run; or there: cd ansible && ansible-playbook images.yml -e image_name=… …"
         raise CliError("this context does not say where the fleet's playbooks are", hint, Exit.USAGE)
     digest = find_digest(source, given)
-    print(f"{name}: sha256 {digest}", file=sys.stderr, flush=True)
+    outlet.say([f"{name}: sha256 {digest}"])
     argv = finalize_argv(find_program(), deployment, name, source, digest, hosts)
     done = subprocess.run(argv, cwd=deployment.ansible_dir, env=dict(os.environ), stdout=sys.stderr, check=False)
     if done.returncode != 0:
         raise CliError(f"image {name} did not come to all hosts: ansible-playbook says why, above")
-    print(name)
+    outlet.answer(f"{name}\n")
     return Exit.DONE

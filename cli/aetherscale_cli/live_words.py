@@ -1,11 +1,11 @@
 """`__complete KIND`: what a shell may complete at this moment, a word a line. Silent when anything goes wrong."""
 
 import contextlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from aetherscale_cli import outlet, text
 from aetherscale_cli.contexts import ContextStore, find_target
 from aetherscale_cli.errors import CliError
 from aetherscale_cli.wire import Reply
@@ -21,7 +21,7 @@ def complete(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     with contextlib.suppress(CliError, ValueError, OSError):
         context = argv[2] if len(argv) > 2 and argv[1] == "--context" else None
         words = find_words(argv[0] if argv else "", context, environ)
-        sys.stdout.write("".join(f"{word}\n" for word in sorted(set(words))))
+        outlet.answer("".join(f"{text.safe(word)}\n" for word in sorted(set(words))))
     return 0
 
 

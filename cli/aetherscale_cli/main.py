@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aetherscale_cli import dialogue, report
+from aetherscale_cli import dialogue, outlet, report, text
 from aetherscale_cli.arguments import PROGRAM, Invocation, parse
 from aetherscale_cli.contexts import ContextStore, chosen, find_target
 from aetherscale_cli.errors import CliError, Exit
@@ -57,7 +57,7 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return Exit.INTERRUPTED
     except Exception as error:
         if "--debug" in argv:
-            raise
+            outlet.say(_traceback())
         hint = "--debug shows where; please report it"
         return _show(report.failed(CliError(f"unexpected {type(error).__name__}: {error}", hint)))
 
@@ -97,7 +97,7 @@ _LONGER = ("create-vm", "clone-vm", "wait-vm", "delete-image", "apply")
 def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
     """Ask the agents, and show what they answer before the connection is taken down."""
     target = find_target(store, invocation.context, environ)
-    _say([f"warning: {warning}" for warning in target.warnings])
+    outlet.say([f"warning: {text.safe(warning)}" for warning in target.warnings])
     from aetherscale_cli import broker  # imports pika: not before it is needed
 
     if invocation.debug:
@@ -159,23 +159,17 @@ def _show(outcome: Outcome, invocation: Invocation | None = None) -> int:
 
         outcome = outputs.convert(outcome, invocation.output, outcome.names)
     try:
-        if sys.stdout is not None and outcome.stdout:
-            sys.stdout.buffer.write(outcome.stdout.encode("utf-8", "backslashreplace"))
-            sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        pass  # as `… | head` does: whoever read has seen enough
+        outlet.answer(outcome.stdout)
     except OSError as error:
         outcome.fail(f"can't write the output: {error.strerror}")
-    _say(outcome.notes)
+    outlet.say(outcome.notes)
     return outcome.exit_code
 
 
-def _say(lines: Sequence[str]) -> None:
-    try:
-        if sys.stderr is not None and lines:
-            print(*lines, sep="\n", file=sys.stderr, flush=True)
-    except OSError:
-        pass  # nobody listens
+def _traceback() -> list[str]:
+    import traceback
+
+    return traceback.format_exc().splitlines()
 
 
 def _flush(stream: object) -> None:

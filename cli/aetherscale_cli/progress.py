@@ -2,6 +2,8 @@
 
 import sys
 
+from aetherscale_cli import text
+
 
 class Line:
     """One line on stderr that tells how far it is; nothing where nobody would see it."""
@@ -13,7 +15,7 @@ class Line:
     def show(self, said: str) -> None:
         """Say this instead of what was said before."""
         if self._on:
-            sys.stderr.write(f"\r\x1b[K{said}")
+            sys.stderr.write(f"\r\x1b[K{text.safe(said)}")
             sys.stderr.flush()
             self._shown = True
 

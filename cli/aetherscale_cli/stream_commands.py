@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from aetherscale_cli import ask, terminal, text
+from aetherscale_cli import ask, outlet, terminal, text
 from aetherscale_cli.arguments import PROGRAM, Invocation
 from aetherscale_cli.broker import open_session_of
 from aetherscale_cli.contexts import ContextStore, Target
@@ -61,7 +61,7 @@ def execute(invocation: Invocation, target: Target, store: ContextStore, context
 def _console(connecting: AbstractContextManager[StreamSession], invocation: Invocation) -> int:
     with connecting as session:
         opened = _open(session, invocation, kind="console", lines=invocation.lines, window=CONSOLE_WINDOW)
-        print(f"connected to the console of VM {opened.vm_id}; Ctrl-] leaves it", file=sys.stderr, flush=True)
+        outlet.say([f"connected to the console of VM {opened.vm_id}; Ctrl-] leaves it"])
 
         def leave() -> None:
             session.call(conversation.leave)

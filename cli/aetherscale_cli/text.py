@@ -19,6 +19,11 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(_escape, text)
 
 
+def harmless(text: str) -> str:
+    """`text` with all of its line breaks and its whole length, and else as a terminal may see it."""
+    return "\n".join(_UNSAFE.sub(_escape, line) for line in text.split("\n"))
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x100:
