@@ -137,9 +137,9 @@ class Units:
         self._on.add(vm_id)
 
     async def kill(self, vm_id: str) -> None:
-        """Send SIGKILL to all processes of the VM's unit; nothing happens if there are none."""
+        """Send SIGKILL to the VM's QEMU, and let what tidies up after it be; nothing happens if there is none."""
         with _tolerating(f"{SYSTEMD}.NoSuchUnit", f"{SYSTEMD}.UnitNotLoaded", f"{SYSTEMD}.NoSuchProcess"):
-            await self._manager("KillUnit", "ssi", [unit_name(vm_id), "all", 9])
+            await self._manager("KillUnit", "ssi", [unit_name(vm_id), "main", 9])
 
     async def reset_failed(self, vm_id: str) -> None:
         """Make systemd forget that the VM's unit failed."""

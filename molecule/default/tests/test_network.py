@@ -107,6 +107,11 @@ def test_the_rules_come_back_when_somebody_took_them_away(fleet: Rollout, pair: 
     )
 
 
+def assert_no_trace(fleet: Rollout, vm_id: str) -> None:
+    for command in (("ip", "link"), ("nft", "list", "ruleset"), ("find", "/run/aetherscale-network")):
+        assert vm_id not in fleet.run("h1", *command)
+
+
 def test_an_address_outlives_a_stop_and_nothing_outlives_the_vm(
     fleet: Rollout, pair: dict[str, str], key: Path
 ) -> None:
@@ -117,5 +122,13 @@ def test_an_address_outlives_a_stop_and_nothing_outlives_the_vm(
     fleet.cli("wait-vm", "net1", "--for", "ssh", "--timeout", "60s")
     assert f"inet {pair['net1']}/" in inside(fleet, key, "net1", "ip -4 addr")
     fleet.cli("delete-vm", "net1")
-    for command in (("ip", "link"), ("nft", "list", "ruleset"), ("find", "/run/aetherscale-network")):
-        assert vm_id not in fleet.run("h1", *command)
+    assert_no_trace(fleet, vm_id)
+
+
+def test_nothing_outlives_a_vm_whose_network_is_slow_to_go(fleet: Rollout, pair: dict[str, str]) -> None:
+    """The agent kills a QEMU that is not gone after 2 s, and never what tidies up after it."""
+    assert set(pair) == {"net1", "net2"}
+    vm_id = fleet.show("net2", 0)["vm-id"]
+    fleet.run("h1", "sh", "-c", "setsid flock /run/aetherscale-network/lock sleep 4 > /dev/null 2>&1 & sleep 0.3")
+    fleet.cli("delete-vm", "net2")
+    assert_no_trace(fleet, vm_id)
