@@ -65,6 +65,7 @@ class Delivery:
     key: str
     properties: Any  # pika.BasicProperties; pika is untyped
     body: bytes
+    is_shed: bool = False  #: its body was given up unread: there were too many
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -76,12 +77,27 @@ OnDelivery = Callable[[Delivery], None]
 
 
 class _TolerantConnection(AsyncioConnection):  # type: ignore[misc]  # pika is untyped
-    """pika's, but properties that it can't decode are read as none.
+    """pika's, but properties that it can't decode are read as none, and what is sent in one round of the loop leaves in
+    one piece: pika makes a system call of each frame, which is most of what an agent does in a flood.
 
     A header that holds a date in the year 10^11, or tables nested a thousand deep, passes any broker, and ends any
     connection of pika's that it is delivered on: one message would cut off one agent after the other, for as long
     as it is delivered again.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._unsent: list[bytes] = []
+        super().__init__(*args, **kwargs)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._send_all)
+        self._unsent.append(data)
+
+    def _send_all(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        if self._transport is not None:  # else it was lost meanwhile
+            self._transport.write(data)
 
     def _read_frame(self) -> tuple[int, Any]:
         try:

@@ -51,6 +51,7 @@ class Hearing:
         self.limit_s = LIMIT_BEATS * heartbeat_s
         self._prefetch = prefetch
         self._in_hand = 0  #: deliveries of the host's queue that are being handled
+        self.waiting = 0  #: those that wait for their turn
         self._quiet_since = now
         self._pinged: float | None = None
 
@@ -73,7 +74,9 @@ class Hearing:
 
     def next_step(self, now: float) -> Step:
         """What to do next."""
-        if self._in_hand >= self._prefetch:  # the broker delivers no more until some of it is acknowledged
+        if (
+            self._in_hand + self.waiting >= self._prefetch
+        ):  # the broker delivers no more until some of it is acknowledged
             self._pinged, self._quiet_since = None, now
         if self._pinged is not None:
             left = self._pinged + self.limit_s - now

@@ -79,6 +79,8 @@ class Handlers:
         try:
             try:
                 check_reply_to(properties.reply_to)
+                if delivery.is_shed:
+                    raise _too_many(self._host.name)
                 incoming = read_envelope(delivery.body, properties, own_user=session.user)
                 await self._dispatch(session, delivery, incoming)
             except Refused as error:
@@ -408,6 +410,12 @@ def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
         "repeat it when the host is back; list-hosts shows who is up",
         down=host,
     )
+
+
+def _too_many(host: str) -> Refused:
+    """Nothing can be said of what was not read: it may be a copy of a command that was done."""
+    reason = f"host {host} was sent more than it can hold; this command was not read"
+    return Refused("outcome-unknown", reason, "repeat it, with fewer at once")
 
 
 def _verb(incoming: Incoming) -> str:

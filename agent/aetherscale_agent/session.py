@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pika
@@ -20,12 +21,13 @@ from aetherscale_agent.courses import Course
 from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.drain import is_drained
-from aetherscale_agent.envelope import Incoming
+from aetherscale_agent.envelope import Incoming, is_agent
 from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, keeps_grave, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_agent.succession import last_deadline
+from aetherscale_agent.turns import Turns
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import encode_request
@@ -37,7 +39,13 @@ from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, Queue, Re
 
 log = logging.getLogger(__name__)
 
-HOST_PREFETCH = 200
+HOST_PREFETCH = 20_000
+"""Messages of the host's queue that may be in hand. Many, for who comes behind a flood must be seen before its turn can
+come; and what waits in the queue for its TTL counts as undeliverable, as if this host were down."""
+MOST_HELD = 32 << 20
+"""Bytes of bodies that wait for their turn; beyond that the messages of whoever has sent most are not read."""
+STARTED_AT_ONCE = 4
+"""Commands begun before the broker is listened to again."""
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
 LOOK_FOR_BURIALS_S = 60.0
@@ -88,6 +96,7 @@ class Session:
         self._asked: dict[str, asyncio.Queue[Answer]] = {}
         self._settled_in = asyncio.Event()
         self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
+        self._turns: Turns[Delivery] = Turns(MOST_HELD)
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -443,8 +452,33 @@ class Session:
             delivery.channel.ack(delivery)
             self._on_stream(delivery)
             return
-        work = self._handler(self, delivery)
-        self._spawn(self._hearing.hold(work) if own else work)
+        if delivery.queue == topology.COMPETING:  # one at a time, as it is: whoever else waits for it
+            self._spawn(self._handler(self, delivery))
+            return
+        if not self._turns:
+            asyncio.get_running_loop().call_soon(self._begin_next)
+        self._wait_for_turn(delivery)
+
+    def _wait_for_turn(self, delivery: Delivery) -> None:
+        """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
+        user, client = str(delivery.properties.user_id or ""), str(delivery.properties.reply_to or "")
+        size = 0 if delivery.is_shed or is_agent(user, self.user) else len(delivery.body)
+        self._hearing.waiting = len(self._turns)
+        for shed in self._turns.put(user, client, delivery, size):
+            self._turns.put(user, client, replace(shed, body=b"", is_shed=True))
+
+    def _begin_next(self) -> None:
+        """Begin the commands whose turn it is, and listen to the broker before the next ones."""
+        if self.connection.lost.done():
+            return  # whoever is given these messages next begins them
+        for _ in range(min(STARTED_AT_ONCE, len(self._turns))):
+            delivery = self._turns.take()
+            work = self._handler(self, delivery)
+            own = delivery.queue == names.host_queue(self.host.name)
+            self._spawn(self._hearing.hold(work) if own else work)
+        self._hearing.waiting = len(self._turns)
+        if self._turns:
+            asyncio.get_running_loop().call_soon(self._begin_next)
 
     async def ping_itself(self) -> None:
         """Publish a ping to the host's own queue (see `deaf`).

@@ -27,6 +27,9 @@ _SCALARS: Mapping[str, Callable[[str], Any]] = {
     "user-data-file": str,
 }
 _LISTS: Mapping[str, Callable[[str], Any]] = {"ssh-keys": str, "publish": values.publish}
+_MERGE = "tag:yaml.org,2002:merge"
+MOST_FIELDS = 1000
+"""Fields of a VM, those counted that a merge brings once more."""
 _MAPPINGS = ("labels", "host-labels")
 FIELDS = (*_SCALARS, *_LISTS, *_MAPPINGS)
 _NOT_OPTIONS = ("user-data-file", "ssh-keys")
@@ -106,12 +109,35 @@ def _read_root(manifest: Manifest, root: Any, loader: Any) -> None:
             manifest.refuse(node, "a VM is a mapping of fields, such as `- name: web1`")
             continue
         try:
+            _check_merges(node)
             loader.flatten_mapping(node)  # `<<: *defaults`
         except Exception as error:  # yaml's own, of several kinds
             manifest.refuse(node, f"this can't be merged: {error}")
             continue
         _read_vm(manifest, node)
     _refuse_twins(manifest)
+
+
+def _check_merges(node: Any) -> None:
+    """Refuse what would grow without end when it is merged: mappings that hold themselves, or each other manifold.
+
+    :raise ValueError: in that case.
+    """
+    sizes: dict[int, int] = {}
+
+    def size_of(mapping: Any) -> int:
+        if sizes.setdefault(id(mapping), -1) < 0:
+            parts = [_merged(value) if key.tag == _MERGE else [] for key, value in mapping.value]
+            sizes[id(mapping)] = len(mapping.value) + sum(size_of(one) for part in parts for one in part)
+        return sizes[id(mapping)]
+
+    if size_of(node) > MOST_FIELDS:
+        raise ValueError(f"it has more than {MOST_FIELDS} fields then")
+
+
+def _merged(value: Any) -> list[Any]:
+    nodes = value.value if value.id == "sequence" else [value]
+    return [node for node in nodes if node.id == "mapping"]
 
 
 def _read_vm(manifest: Manifest, node: Any) -> None:

@@ -46,6 +46,20 @@ def test_every_field_as_it_was_written() -> None:
     assert wanted.given == set(FIELDS) - {"near", "user-data-file"}
 
 
+@pytest.mark.parametrize("levels", [12, 40])
+def test_aliases_that_grow_without_end_are_refused(levels: int) -> None:
+    rows = [f"- &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, levels)]
+    manifest = read_manifest("\n".join(["vms:", "- &l0 {name: a, image: b}", *rows]), "vms.yml")
+    assert any("more than 1000 fields" in error for error in manifest.errors)
+
+
+@pytest.mark.parametrize(
+    "text", ["vms:\n- &a {<<: *a, name: a}", "&a\nvms: [*a]", "vms: &a [*a]", "vms: [{labels: &l {a: *l}}]"]
+)
+def test_what_holds_itself_is_refused(text: str) -> None:
+    assert errors(text)
+
+
 def test_what_several_have_in_common_can_be_merged() -> None:
     manifest = read_manifest(
         "vms:\n- &first {name: a, image: u, cpus: 2}\n- {<<: *first, name: b}\n- <<: *first\n  name: c\n  cpus: 4\n",

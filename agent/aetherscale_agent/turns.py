@@ -1,0 +1,74 @@
+"""Whose message is next: everybody who asks gets a turn, however many messages somebody else has sent. Pure.
+
+Turns go round the broker users (whom the broker has checked), and for each of them, and for those who did not sign,
+round the clients that wait for answers: a script of one operator's does not hold up that operator's next command.
+"""
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class _Line(Generic[T]):
+    """What one user has sent: by client, with its size in bytes."""
+
+    def __init__(self) -> None:
+        self.clients: OrderedDict[str, deque[tuple[T, int]]] = OrderedDict()
+        self.size = 0
+
+
+class Turns(Generic[T]):
+    """Messages that wait for their turn. Together they hold no more than `most` bytes."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._users: OrderedDict[str, _Line[T]] = OrderedDict()
+        self._size = 0
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return self._waiting
+
+    def put(self, user: str, client: str, message: T, size: int = 0) -> list[T]:
+        """Let a message of `size` bytes wait; the messages that have to leave for want of room: the last ones of
+        whoever holds most.
+        """
+        line = self._users.setdefault(user, _Line())
+        line.clients.setdefault(client, deque()).append((message, size))
+        line.size += size
+        self._size += size
+        self._waiting += 1
+        shed = []
+        while self._size > self._most:
+            heaviest = max(self._users, key=lambda one: self._users[one].size)
+            shed.append(self._remove(heaviest, next(reversed(self._users[heaviest].clients)), last=True))
+        return shed
+
+    def take(self) -> T:
+        """The message whose turn it is.
+
+        :raise KeyError: when none waits.
+        """
+        user = next(iter(self._users), None)
+        if user is None:
+            raise KeyError("nobody waits")
+        line = self._users[user]
+        client = next(iter(line.clients))
+        self._users.move_to_end(user)
+        line.clients.move_to_end(client)
+        return self._remove(user, client, last=False)
+
+    def _remove(self, user: str, client: str, *, last: bool) -> T:
+        line = self._users[user]
+        waiting = line.clients[client]
+        message, size = waiting.pop() if last else waiting.popleft()
+        line.size -= size
+        self._size -= size
+        self._waiting -= 1
+        if not waiting:
+            del line.clients[client]
+        if not line.clients:
+            del self._users[user]
+        return message

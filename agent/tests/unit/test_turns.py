@@ -1,0 +1,65 @@
+"""Turns: nobody waits for more than one message of each of the others, and what waits is bounded."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aetherscale_agent.turns import Turns
+
+USERS, CLIENTS = ["", "alice", "bob"], ["c1", "c2"]
+MESSAGES = st.lists(st.tuples(st.sampled_from(USERS), st.sampled_from(CLIENTS), st.integers(0, 40)), max_size=60)
+
+
+def test_who_sends_one_message_comes_behind_one_of_each_other_user() -> None:
+    turns: Turns[str] = Turns(1000)
+    for number in range(500):
+        turns.put("mallory", f"c{number}", f"m{number}", 1)
+        turns.put("", f"c{number}", f"u{number}", 1)
+    turns.put("bob", "c", "bob's", 1)
+    assert "bob's" in [turns.take() for _ in range(3)]
+
+
+def test_a_users_own_clients_take_turns_too() -> None:
+    turns: Turns[str] = Turns(1000)
+    for number in range(500):
+        turns.put("alice", "script", f"s{number}", 1)
+    turns.put("alice", "shell", "hers", 1)
+    assert [turns.take() for _ in range(3)] == ["s0", "hers", "s1"]
+
+
+def test_nobody_waits() -> None:
+    turns: Turns[str] = Turns(1)
+    assert not turns
+    with pytest.raises(KeyError):
+        turns.take()
+
+
+def test_who_holds_most_gives_way() -> None:
+    turns: Turns[str] = Turns(100)
+    turns.put("bob", "c", "bob's", 30)
+    assert turns.put("mallory", "c", "m0", 60) == []
+    assert turns.put("mallory", "c", "m1", 60) == ["m1"]
+    assert turns.put("mallory", "d", "m2", 10) == []
+    assert turns.put("bob", "c", "more of bob's", 5) == ["m2"]
+    assert turns.put("eve", "c", "huge", 1000) == ["huge"]
+    assert [turns.take() for _ in range(3)] == ["bob's", "m0", "more of bob's"]
+
+
+@settings(deadline=None, max_examples=150)
+@given(MESSAGES)
+def test_nothing_is_lost_and_each_client_is_heard_in_order(messages: list[tuple[str, str, int]]) -> None:
+    turns: Turns[tuple[str, str, int]] = Turns(200)
+    shed, kept = [], 0
+    for number, (user, client, size) in enumerate(messages):
+        gone = turns.put(user, client, (user, client, number), size)
+        shed += gone
+        kept += size - sum(messages[one[2]][2] for one in gone)
+        assert kept <= 200
+        assert len(turns) == number + 1 - len(shed)
+    taken = [turns.take() for _ in range(len(turns))]
+    assert sorted(number for *_, number in taken + shed) == list(range(len(messages)))
+    for user in USERS:
+        for client in CLIENTS:
+            heard = [number for u, c, number in taken if (u, c) == (user, client)]
+            assert heard == sorted(heard)
+    assert not turns
