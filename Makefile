@@ -90,7 +90,7 @@ chaos: $(VENV)/dev wheelhouse ## clients and random faults on a lab: make chaos 
 wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
 	@$(BIN)/python ansible/wheelhouse.py build
 
-lock: $(VENV)/deploy ## make agent/requirements.lock anew from what pyproject.toml asks for
+lock: $(VENV)/deploy ## make agent/requirements.lock and build.lock anew from what pyproject.toml asks for
 	@$(BIN)/python ansible/wheelhouse.py lock
 
 $(VENV)/deploy: pyproject.toml

@@ -3,7 +3,7 @@
 
     wheelhouse.py build [--source DIR] [--cache DIR]    print where it is, as JSON
     wheelhouse.py describe [--source DIR] [--cache DIR] the same, without building
-    wheelhouse.py lock  [--source DIR]                  write agent/requirements.lock again, from pyproject.toml
+    wheelhouse.py lock  [--source DIR]                  write agent/requirements.lock and build.lock again, from pyproject.toml
 
 A wheelhouse is one folder `<cache>/<key>/`: the wheel of aetherscale, its dependencies for every Python that
 a supported host may have, pip itself, `requirements.txt` with a hash for each, and all of that in one tar. `key`
@@ -30,16 +30,21 @@ PYTHONS = ("3.11", "3.13")
 """The Pythons of the distributions that are supported: Debian 12 and 13."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 LOCK = "agent/requirements.lock"
+BUILD_LOCK = "agent/build.lock"
 REQUIREMENTS = "requirements.txt"
 TAR = "wheelhouse.tar"
 KEEP = 5
 """How many wheelhouses stay in the cache."""
-RECIPE = "1"
+RECIPE = "2"
 """Goes into the key: to be raised when this file builds something else from the same sources."""
 
 LOCK_HEADER = """\
 # What the agent runs on, with the hash of every file that may be installed (Python {pythons}, x86_64).
 # Made by `python ansible/wheelhouse.py lock` from pyproject.toml. pip installs the rest and is not installed itself.
+"""
+BUILD_LOCK_HEADER = """\
+# What builds the wheel of aetherscale, with its hash; no host gets it.
+# Made by `python ansible/wheelhouse.py lock` from pyproject.toml.
 """
 
 
@@ -81,7 +86,7 @@ def find_packages(source: Path) -> list[Path]:
 
 def find_sources(source: Path) -> list[Path]:
     """Every file that decides what is installed, relative to `source` and sorted."""
-    files = [Path("pyproject.toml"), Path(LOCK)]
+    files = [Path("pyproject.toml"), Path(LOCK), Path(BUILD_LOCK)]
     for package in find_packages(source):
         files += (file.relative_to(source) for file in (source / package).rglob("*") if is_source(file))
     return sorted(files)
@@ -122,7 +127,7 @@ def build(source: Path, cache: Path) -> Wheelhouse:
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
             done = Path(scratch) / "done"
             done.mkdir()
-            fill(source, Path(scratch) / "source", done)
+            fill(source, Path(scratch), done)
             done.chmod(0o755)
             done.rename(house.path)
         remove_old(cache)
@@ -136,16 +141,24 @@ def remove_old(cache: Path) -> None:
         shutil.rmtree(house)
 
 
-def fill(source: Path, copy: Path, wheels: Path) -> None:
+def fill(source: Path, scratch: Path, wheels: Path) -> None:
     """Put all wheels, the requirements and the tar of both into `wheels`."""
-    download(source / LOCK, wheels)
-    copy_sources(source, copy)
-    run_pip("wheel", "--no-deps", "--wheel-dir", str(wheels), str(copy))
+    for python in PYTHONS:
+        download(source / LOCK, wheels, python)
+    build_own(source, scratch, wheels)
     (own,) = wheels.glob("aetherscale-*.whl")
     pinned = [block for block in read_lock(source) if not block.startswith("pip==")]
     pinned.append(pin("aetherscale", own.name.split("-")[1], [own]))
     (wheels / REQUIREMENTS).write_text("\n".join(pinned) + "\n")
     pack(wheels)
+
+
+def build_own(source: Path, scratch: Path, wheels: Path) -> None:
+    """Put the wheel of aetherscale itself into `wheels`, built by what the lock names and by nothing from an index."""
+    tools, copy = scratch / "tools", scratch / "source"
+    download(source / BUILD_LOCK, tools, PYTHONS[0])
+    copy_sources(source, copy)
+    run_pip("wheel", "--no-deps", "--no-index", "--find-links", str(tools), "--wheel-dir", str(wheels), str(copy))
 
 
 def copy_sources(source: Path, copy: Path) -> None:
@@ -162,20 +175,19 @@ def find_documents(source: Path) -> list[Path]:
     return [file.relative_to(source) for name in named for file in source.glob(name)]
 
 
-def download(lock: Path, wheels: Path) -> None:
-    """Fetch what the lock names, for each Python, checked against its hashes."""
-    for python in PYTHONS:
-        run_pip(
-            "download", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels),
-            "--implementation", "cp", "--python-version", python,
-            *(option for platform in PLATFORMS for option in ("--platform", platform)),
-            "--requirement", str(lock),
-        )  # fmt: skip
+def download(lock: Path, wheels: Path, python: str) -> None:
+    """Fetch what a lock names for a Python, checked against its hashes."""
+    run_pip(
+        "download", "--require-hashes", "--no-deps", "--only-binary", ":all:", "--dest", str(wheels),
+        "--implementation", "cp", "--python-version", python,
+        *(option for platform in PLATFORMS for option in ("--platform", platform)),
+        "--requirement", str(lock),
+    )  # fmt: skip
 
 
-def read_lock(source: Path) -> list[str]:
+def read_lock(source: Path, lock: str = LOCK) -> list[str]:
     """The lock's requirements, one block (name, version, hashes) each."""
-    lines = [line for line in (source / LOCK).read_text().splitlines() if line and not line.startswith("#")]
+    lines = [line for line in (source / lock).read_text().splitlines() if line and not line.startswith("#")]
     return re.findall(r"^\S.*(?:\n\s+.*)*", "\n".join(lines), flags=re.MULTILINE)
 
 
@@ -201,23 +213,33 @@ def anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     return member
 
 
-def write_lock(source: Path) -> Path:
-    """Resolve pyproject's requirements for every Python and write the lock.
+def write_locks(source: Path) -> list[Path]:
+    """Resolve pyproject's requirements for every Python and write both locks.
 
     :raise WheelhouseError: when pip fails, or two Pythons would get different versions.
     """
-    project: dict[str, object] = read_project(source)["project"]  # type: ignore[assignment]
+    whole = read_project(source)
+    project: dict[str, object] = whole["project"]  # type: ignore[assignment]
+    tools: list[str] = whole["build-system"]["requires"]  # type: ignore[index]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["agent"], "pip"]  # type: ignore[index,misc]
+    locks = {
+        source / LOCK: LOCK_HEADER.format(pythons=" and ".join(PYTHONS)) + pin_all(wanted),
+        source / BUILD_LOCK: BUILD_LOCK_HEADER + pin_all(tools),
+    }
+    for lock, text in locks.items():
+        lock.write_text(text)
+    return list(locks)
+
+
+def pin_all(wanted: list[str]) -> str:
+    """The text of a lock for these requirements."""
     found: dict[str, dict[str, list[Path]]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for python in PYTHONS:
             for wheel in resolve(wanted, python, Path(scratch) / python):
                 name, version = wheel.name.split("-")[:2]
                 found.setdefault(name.replace("_", "-").lower(), {}).setdefault(version, []).append(wheel)
-        blocks = list(finalize_lock(found))
-    lock = source / LOCK
-    lock.write_text(LOCK_HEADER.format(pythons=" and ".join(PYTHONS)) + "\n".join(blocks) + "\n")
-    return lock
+        return "\n".join(finalize_lock(found)) + "\n"
 
 
 def resolve(wanted: list[str], python: str, place: Path) -> list[Path]:
@@ -260,7 +282,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         if options.what == "lock":
-            print(write_lock(options.source))
+            print(*write_locks(options.source), sep="\n")
         else:
             verb = build if options.what == "build" else find
             print(json.dumps(verb(options.source.resolve(), options.cache.resolve()).describe()))

@@ -24,7 +24,7 @@ def test_the_key_hangs_on_sources_and_lock_and_nothing_else(wheelhouse, checkout
     (checkout / "cli/aetherscale_cli/__pycache__").mkdir()
     (checkout / "cli/aetherscale_cli/__pycache__/x.pyc").write_bytes(b"x")
     assert wheelhouse.finalize_key(checkout) == key
-    for file in ("protocol/aetherscale_protocol/names.py", "agent/requirements.lock", "pyproject.toml"):
+    for file in ("protocol/aetherscale_protocol/names.py", "agent/requirements.lock", "agent/build.lock", "pyproject.toml"):
         changed = checkout / file
         before = changed.read_text()
         changed.write_text(before + "#\n")
@@ -45,6 +45,19 @@ def test_the_lock_pins_every_requirement_for_both_pythons(wheelhouse):
     assert names == {"dbus-fast", "msgspec", "pika", "pip", "pycdlib", "pyyaml", "qemu-qmp"}
     for block in blocks:
         assert block.count("--hash=sha256:") in (1, len(wheelhouse.PYTHONS))
+
+
+def test_what_builds_the_wheel_is_pinned_and_comes_from_no_index(wheelhouse, checkout, tmp_path, monkeypatch):
+    (setuptools,) = wheelhouse.read_lock(REPOSITORY, wheelhouse.BUILD_LOCK)
+    assert setuptools.startswith("setuptools==")
+    assert setuptools.count("--hash=sha256:") == 1
+    calls = []
+    monkeypatch.setattr(wheelhouse, "run_pip", lambda *arguments: calls.append(arguments))
+    wheelhouse.build_own(checkout, tmp_path / "scratch", tmp_path / "wheels")
+    (fetched, built) = calls
+    assert "--require-hashes" in fetched
+    assert fetched[-1] == str(checkout / wheelhouse.BUILD_LOCK)
+    assert built[:5] == ("wheel", "--no-deps", "--no-index", "--find-links", fetched[fetched.index("--dest") + 1])
 
 
 def test_every_package_of_the_sources_is_in_the_wheel(wheelhouse):
