@@ -1,0 +1,186 @@
+"""What each of our units can do: the agent, a VM whose guest has broken out of its QEMU, the network's helpers.
+
+Somebody who broke out of a QEMU is its user in its view of the file system; that user in the host's view is tried too.
+The tries are made without the unit's filter of system calls, so it is the other walls that are shown to hold.
+"""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aetherscale_testing import intruder
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once; the hosts are parameters
+
+SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+MOST_EXPOSED = {
+    "aetherscale-agent.service": 2.0,
+    "aetherscale-network.service": 2.0,
+    "aetherscale-dhcp.service": 2.0,
+    "aetherscale-vm@{}.service": 2.5,
+}
+HOME, RUN = "/var/lib/aetherscale/vms", "/run/aetherscale/vms"
+AGENT = ("setpriv", "--reuid=aetherscale", "--regid=aetherscale", "--clear-groups")
+NOT_THE_AGENTS = (
+    "systemctl --no-ask-password stop ssh.service",
+    "systemctl --no-ask-password kill aetherscale-network.service",
+    "systemctl --no-ask-password set-property --runtime ssh.service CPUWeight=1",
+    "systemctl --no-ask-password mask ssh.service",
+    "systemctl --no-ask-password set-environment A=b",
+    "systemd-run --no-ask-password true",
+    "systemd-run --no-ask-password --unit=aetherscale-vm@abcdefgh.service true",
+)
+REFUSALS = ("ccess denied", "authentication required", "has a fragment file")
+UNFILTERED = "unfilter"
+"""A VM's id, whose unit runs a QEMU without a sandbox of its own."""
+
+
+class Host:
+    """One compute host, with two VMs on it."""
+
+    def __init__(self, fleet: Rollout, name: str) -> None:
+        self.fleet, self.name = fleet, name
+        self.first, self.second = (fleet.create("--host", name, "--name", f"wall{n}-{name}") for n in (1, 2))
+        units = [
+            *(f"aetherscale-vm@{vm_id}.service" for vm_id in (self.first, self.second)),
+            "aetherscale-agent.service",
+        ]
+        self.first_pid, self.second_pid, self.agent_pid = self.run("systemctl", "show", "-P", "MainPID", *units).split()
+        self.uid = self.run("stat", "-c", "%u", f"/proc/{self.first_pid}")
+        self.pids = {self.first: self.first_pid, self.second: self.second_pid}
+
+    def run(self, *argv: str, check: bool = True) -> str:
+        return self.fleet.run(self.name, *argv, check=check)
+
+    def status(self, pid: str) -> dict[str, str]:
+        lines = self.run("cat", f"/proc/{pid}/status").splitlines()
+        return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+    def intrude(self, argument: str, *, inside: bool) -> list[str]:
+        """What `intruder` says that the first VM's user can do."""
+        view = ["nsenter", "--mount", "--target", self.first_pid] if inside else []
+        user = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups", "--bounding-set=-all"]
+        return self.intrude_as([*view, *user], argument)
+
+    def intrude_as(self, user: list[str], argument: str) -> list[str]:
+        command = self.fleet.lab.ssh_command(self.name, [*user, "/usr/bin/python3", "-I", "-", argument])
+        source = Path(intruder.__file__).read_bytes()
+        done = subprocess.run(command, input=source, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        said: list[str] = json.loads(done.stdout)
+        return said
+
+    def tries(self, vm_id: str) -> list[tuple[str, str]]:
+        """All that somebody may want of a VM."""
+        return [
+            ("read", f"{HOME}/{vm_id}/disk.qcow2"),
+            ("write", f"{HOME}/{vm_id}/disk.qcow2"),
+            ("read", f"{HOME}/{vm_id}/seed.iso"),
+            ("write", f"{HOME}/{vm_id}/console.log"),
+            ("connect", f"{RUN}/{vm_id}/stop.sock"),
+            ("connect", f"{RUN}/{vm_id}/console.sock"),
+            ("send_signal", self.pids[vm_id]),
+        ]
+
+    def forbidden(self) -> list[tuple[str, str]]:
+        """What belongs to the agent, to root or to the host."""
+        journal = f"/var/lib/aetherscale/journal/{self.first}.json"
+        paths = ["/etc/aetherscale/agent.toml", f"/run/aetherscale/args/{self.first}.env", journal, "/etc/shadow"]
+        return [
+            *(("read", path) for path in paths),
+            *(("read", f"/proc/{pid}/environ") for pid in (self.agent_pid, self.second_pid)),
+            *(("write", f"/proc/{pid}/mem") for pid in (self.agent_pid, self.second_pid)),
+            ("write", "/var/lib/aetherscale/agent.lock"),
+            ("send_signal", self.agent_pid),
+        ]
+
+
+@pytest.fixture(scope="module", params=["h1", "h2"])
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
+    fleet = Rollout()
+    pair = Host(fleet, str(request.param))
+    yield pair
+    fleet.cli("delete-vm", pair.first, pair.second)
+
+
+def test_how_exposed_each_unit_is(host: Host) -> None:
+    """systemd's own rating: 0 is shut, 10 is open."""
+    units = [unit.format(host.first) for unit in MOST_EXPOSED]
+    script = 'for unit; do systemd-analyze security --no-pager "$unit" | tail -n 1; done'
+    lines = host.run("sh", "-c", script, "sh", *units).splitlines()
+    for line, unit, most in zip(lines, units, MOST_EXPOSED.values(), strict=True):
+        assert f"Overall exposure level for {unit}: " in line
+        assert 0 < float(line.rpartition(": ")[2].split()[0]) <= most, line
+
+
+def test_a_vm_can_use_what_is_its_own(host: Host) -> None:
+    """The control: what is refused below, is refused for its owner."""
+    tries = host.tries(host.first)
+    assert host.intrude(json.dumps(tries), inside=True) == ["done"] * len(tries)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_vm_reaches_nothing_of_another(host: Host, inside: bool) -> None:
+    tries = host.tries(host.second)
+    said = host.intrude(json.dumps(tries), inside=inside)
+    wall = "ENOENT" if inside else "EACCES"
+    assert dict(zip(tries, said, strict=True)) == {one: "EPERM" if one[0] == "send_signal" else wall for one in tries}
+
+
+def test_a_vm_reaches_nothing_of_its_host(host: Host) -> None:
+    tries = host.forbidden()
+    starts = [("start_unit", unit) for unit in (f"aetherscale-vm@{host.second}.service", "systemd-journald.service")]
+    for inside in (True, False):
+        said = host.intrude(json.dumps(tries + starts), inside=inside)
+        assert set(said) <= {"ENOENT", "EACCES", "EPERM"}, dict(zip(tries + starts, said, strict=True))
+    allowed = host.intrude_as([], json.dumps(tries))
+    assert dict.fromkeys(tries, "done") == dict(zip(tries, allowed, strict=True))  # the control: root can
+
+
+def test_a_vm_takes_no_tap_but_its_own(host: Host) -> None:
+    tries = [("take_tap", f"vm-{vm_id}") for vm_id in (host.second, host.first)]
+    assert host.intrude(json.dumps(tries), inside=True) == ["EPERM", "EBUSY"]  # its own is in use, by its QEMU
+
+
+def test_a_vm_reaches_no_sockets_but_its_own(host: Host) -> None:
+    inside = host.intrude("sockets", inside=True)
+    assert f"{RUN}/{host.first}/stop.sock" in inside
+    assert all(path.startswith(f"{RUN}/{host.first}/") for path in inside), inside
+    assert "/run/dbus/system_bus_socket" in host.intrude("sockets", inside=False)  # the control: it finds sockets
+
+
+@pytest.fixture
+def unfiltered(host: Host) -> Iterator[str]:
+    """The unit of a VM that has no disk and whose QEMU was told to have no sandbox."""
+    homes = (f"{HOME}/{UNFILTERED}", f"{RUN}/{UNFILTERED}")
+    host.run("mkdir", *homes)
+    env = f"/run/aetherscale/args/{UNFILTERED}.env"
+    host.run("sh", "-c", f"echo AETHERSCALE_QEMU_ARGS=-S -nodefaults -display none -accel tcg -m 16M > {env}")
+    yield f"aetherscale-vm@{UNFILTERED}.service"
+    host.run("systemctl", "stop", f"aetherscale-vm@{UNFILTERED}.service", check=False)
+    host.run("rm", "-r", env, *homes)
+
+
+def test_the_agent_starts_and_stops_vms_and_qemu_filters_its_own_system_calls(host: Host, unfiltered: str) -> None:
+    host.run(*AGENT, "systemctl", "--no-ask-password", "start", unfiltered)
+    by_systemd = host.status(host.run("systemctl", "show", "-P", "MainPID", unfiltered))
+    host.run(*AGENT, "systemctl", "--no-ask-password", "kill", "-s", "KILL", unfiltered)
+    with_sandbox = host.status(host.first_pid)
+    assert with_sandbox["Seccomp"] == "2"
+    assert int(with_sandbox["Seccomp_filters"]) == int(by_systemd["Seccomp_filters"]) + 1
+    argv = host.run("cat", f"/proc/{host.first_pid}/cmdline").split("\0")
+    assert argv[argv.index("-sandbox") + 1] == (
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    )
+
+
+def test_the_agent_manages_nothing_but_its_vms(host: Host) -> None:
+    script = "for command; do $command 2>&1 | head -n 1; done"
+    refusals = host.run(*AGENT, "bash", "-c", script, "bash", *NOT_THE_AGENTS).splitlines()
+    assert len(refusals) == len(NOT_THE_AGENTS)
+    for command, said in zip(NOT_THE_AGENTS, refusals, strict=True):
+        assert any(refusal in said for refusal in REFUSALS), (command, said)
