@@ -1,17 +1,58 @@
-"""Passwords: made once, for nobody else's eyes, in no argument and in no output."""
+"""Passwords: made once, for nobody else's eyes, in no argument and in no output.
+
+Hosts are searched for every one of them: files, the journal, processes, and what systemd tells of units. How much the
+search would find is shown with a word that is planted in each such place.
+"""
 
 import os
+import secrets
 import stat
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
+
+from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]
 
+HOSTS = ("broker1", "h1", "h2")
 SECRETS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets")
-EVERYBODYS = """
-for process in /proc/[0-9]*; do tr '\\0' '\\n' <$process/cmdline; done 2>/dev/null
-journalctl --no-pager --output cat
-find /etc /run /tmp /var/tmp /usr/lib/aetherscale -xdev -type f -perm -o+r -size -200k -exec cat {} + 2>/dev/null
+SEARCH = """
+words=$(cat)  # never an argument
+find_in() { grep --text --only-matching --fixed-strings --file=<(printf '%s\\n' "$words") "$@" 2>/dev/null; }
+find_in --recursive --with-filename --devices=skip \
+    /etc /home /opt /root /run /tmp /usr/lib/aetherscale /usr/local /var/lib /var/log /var/spool /var/tmp
+cat /proc/[0-9]*/cmdline 2>/dev/null | find_in --label=arguments --with-filename
+cat /proc/[0-9]*/environ 2>/dev/null | find_in --label=environment --with-filename
+journalctl --no-pager --output export | find_in --label=journal --with-filename
+systemctl show --all '*' | find_in --label=units --with-filename
+echo searched:
+"""
+"""Prints `place:word` for each find. The journal's own files are compressed in part: it is asked, too."""
+PLANT = """
+read -r word
+umask 077
+printf '%s\\n' "$word" >/var/log/planted.log
+install -m 644 /var/log/planted.log /tmp/planted
+systemd-cat </tmp/planted
+mkdir -p /run/systemd/system
+printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment=WORD=%s\\n' "$word" >/run/systemd/system/planted.service
+systemctl daemon-reload
+systemctl start planted.service
+export WORD=$word
+(exec -a "sleep-$word" sleep 60) >/dev/null 2>&1 </dev/null &
+echo $!
+journalctl --sync
+"""
+UPROOT = """
+read -r pid
+kill "$pid"
+systemctl stop planted.service
+rm /var/log/planted.log /tmp/planted /run/systemd/system/planted.service
+systemctl daemon-reload
 """
 CONTEXTS = Path(os.environ["XDG_CONFIG_HOME"], "aetherscale")
 
@@ -41,11 +82,51 @@ def test_the_clis_context() -> None:
     assert (CONTEXTS / "current-context").read_text() == "default\n"
 
 
-def test_none_is_in_a_process_the_journal_or_a_readable_file(fleet) -> None:
-    for name, host in fleet.items():
-        shown = host.run(EVERYBODYS).stdout_bytes
-        assert len(shown) > 10_000
-        assert not [user for user, password in passwords().items() if password.encode() in shown], name
+def run_script(fleet: Rollout, host: str, script: str, stdin: str) -> str:
+    return fleet.lab.run(host, ["bash", "-c", script], stdin=stdin).stdout
+
+
+def search(fleet: Rollout, host: str, words: dict[str, str]) -> set[tuple[str, str]]:
+    """Where on a host one of these words is, and whose it is; the words themselves are in no message."""
+    lines = run_script(fleet, host, SEARCH, "\n".join(words.values())).splitlines()
+    assert lines[-1] == "searched:"
+    whose = {word: name for name, word in words.items()}
+    return {(place, whose[word]) for place, _, word in (line.rpartition(":") for line in lines[:-1])}
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Rollout:
+    return Rollout()
+
+
+def test_none_is_on_a_host_but_where_it_belongs(fleet: Rollout) -> None:
+    with ThreadPoolExecutor() as pool:
+        found = dict(zip(HOSTS, pool.map(lambda host: search(fleet, host, passwords()), HOSTS), strict=True))
+    assert found.pop("broker1") == set()  # the broker keeps salted hashes
+    for host, places in found.items():
+        kept = {("/opt/aetherscale/previous/agent.toml", f"agent-{host}")}  # what a failed roll-out goes back to
+        assert places - kept == {("/etc/aetherscale/agent.toml", f"agent-{host}")}, host
+        closed = ["/etc/aetherscale/agent.toml", *(place for place, _ in places & kept)]
+        modes = fleet.run(host, "stat", "--format=%a %U:%G", *closed).splitlines()
+        assert set(modes) == {"640 root:aetherscale"}
+
+
+@pytest.fixture
+def planted(fleet: Rollout) -> Iterator[str]:
+    """A word like a password, where none should be, on h2."""
+    word = secrets.token_urlsafe(24)
+    pid = run_script(fleet, "h2", PLANT, f"{word}\n")
+    yield word
+    run_script(fleet, "h2", UPROOT, pid)
+
+
+def test_the_search_finds_one_that_is_planted(fleet: Rollout, planted: str) -> None:
+    found = search(fleet, "h2", {"planted": planted})
+    places = {place for place, _ in found if not place.startswith("/var/log/journal/")}
+    assert places == {
+        "/var/log/planted.log", "/tmp/planted", "/run/systemd/system/planted.service",
+        "arguments", "environment", "journal", "units",
+    }  # fmt: skip
 
 
 def test_the_cli_reaches_both_hosts() -> None:
