@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -39,7 +39,7 @@ lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/yamllint --strict .
 	cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/ansible-lint --offline --strict
-	shellcheck tools/install-packages .ci/run
+	shellcheck tools/install-packages tools/audit .ci/run
 	PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report --check
 
 types: $(VENV)/dev ## mypy --strict
@@ -92,6 +92,9 @@ wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, onc
 
 lock: $(VENV)/deploy ## make agent/requirements.lock and build.lock anew from what pyproject.toml asks for
 	@$(BIN)/python ansible/wheelhouse.py lock
+
+audit: $(VENV)/dev ## are vulnerabilities known in what is locked or used? (asks PyPI, so not part of `make test`)
+	@tools/audit $(PYTHON) $(BIN)
 
 $(VENV)/deploy: pyproject.toml
 	@tools/install-packages $(BASE_PACKAGES)
