@@ -39,7 +39,8 @@ printf '%s\\n' "$word" >/var/log/planted.log
 install -m 644 /var/log/planted.log /tmp/planted
 systemd-cat </tmp/planted
 mkdir -p /run/systemd/system
-printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment=WORD=%s\\n' "$word" >/run/systemd/system/planted.service
+{ printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment='
+  printf 'WORD=%s\\n' "$word"; } >/run/systemd/system/planted.service
 systemctl daemon-reload
 systemctl start planted.service
 export WORD=$word
