@@ -87,11 +87,6 @@ def test_units_are_sound(host) -> None:
     assert not about_ours, done.stderr
 
 
-def test_the_agent_is_confined(host) -> None:
-    line = host.check_output("systemd-analyze security --no-pager aetherscale-agent.service | tail -n 1")
-    assert float(line.split(":")[1].split()[0]) < 3, line
-
-
 def test_the_release_is_complete_and_roots(host) -> None:
     release = host.file("/opt/aetherscale/current").linked_to
     assert release.startswith("/opt/aetherscale/releases/")

@@ -102,8 +102,7 @@ def burners(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     script.write_text(BURN)
     sized = ("--cpus", "2", "--memory", "256M", "--user-data", str(script))
     vms = {host: fleet.create("--host", host, "--name", f"burner-{host}", *sized) for host in HOSTS}
-    for vm_id in vms.values():
-        fleet.eventually(lambda vm_id=vm_id: "BURNING" in fleet.console(vm_id), 120)
+    fleet.eventually(lambda: all("BURNING" in fleet.console(vm_id) for vm_id in vms.values()), 120)
     return {host: fleet.unit(vm_id, "MainPID") for host, vm_id in vms.items()}
 
 
