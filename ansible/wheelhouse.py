@@ -3,7 +3,7 @@
 
     wheelhouse.py build [--source DIR] [--cache DIR]    print where it is, as JSON
     wheelhouse.py describe [--source DIR] [--cache DIR] the same, without building
-    wheelhouse.py lock  [--source DIR]                  write agent/requirements.lock and build.lock again, from pyproject.toml
+    wheelhouse.py lock  [--source DIR]                  write both locks in agent/ again, from pyproject.toml
 
 A wheelhouse is one folder `<cache>/<key>/`: the wheel of aetherscale, its dependencies for every Python that
 a supported host may have, pip itself, `requirements.txt` with a hash for each, and all of that in one tar. `key`

@@ -24,7 +24,8 @@ def test_the_key_hangs_on_sources_and_lock_and_nothing_else(wheelhouse, checkout
     (checkout / "cli/aetherscale_cli/__pycache__").mkdir()
     (checkout / "cli/aetherscale_cli/__pycache__/x.pyc").write_bytes(b"x")
     assert wheelhouse.finalize_key(checkout) == key
-    for file in ("protocol/aetherscale_protocol/names.py", "agent/requirements.lock", "agent/build.lock", "pyproject.toml"):
+    locks = (wheelhouse.LOCK, wheelhouse.BUILD_LOCK)
+    for file in ("protocol/aetherscale_protocol/names.py", *locks, "pyproject.toml"):
         changed = checkout / file
         before = changed.read_text()
         changed.write_text(before + "#\n")

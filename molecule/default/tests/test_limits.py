@@ -102,7 +102,7 @@ def burners(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     script.write_text(BURN)
     sized = ("--cpus", "2", "--memory", "256M", "--user-data", str(script))
     vms = {host: fleet.create("--host", host, "--name", f"burner-{host}", *sized) for host in HOSTS}
-    fleet.eventually(lambda: all("BURNING" in fleet.console(vm_id) for vm_id in vms.values()), 120)
+    fleet.eventually(lambda: all("BURNING" in fleet.console(vm_id) for vm_id in vms.values()), 240)
     return {host: fleet.unit(vm_id, "MainPID") for host, vm_id in vms.items()}
 
 
@@ -121,6 +121,6 @@ def test_list_vms_is_as_quick_as_ever_while_guests_take_all_they_may(fleet: Roll
     shares = {host: (after - before[host]) / burning for host, after in burned(fleet, burners).items()}
     medians = statistics.median(idle), statistics.median(busy)
     print(f"list-vms: {medians[0]:.3f} s idle, {medians[1]:.3f} s while guests use {shares} cores")
-    assert all(share > 0.1 for share in shares.values()), shares  # the control: they do burn
+    assert all(share > 0.05 for share in shares.values()), shares  # the control: they do burn
     assert medians[1] <= 2 * medians[0]
     assert {fleet.show(name, 0)["state"] for name in names} == {"running"}  # with all their memory, and alive
