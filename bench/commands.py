@@ -14,12 +14,11 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "testing"), str(ROOT / "lab")]
 
-from aetherscale_testing.client import SeedClient  # noqa: E402
+from aetherscale_testing.client import SeedClient, parameters_of  # noqa: E402
 
 Action = Callable[[], object]
 PARTIAL = 4
@@ -38,9 +37,8 @@ def main() -> None:
     os.environ["XDG_CONFIG_HOME"] = str(options.context.absolute().parents[2])
     os.environ["AETHERSCALE_CONTEXT"] = options.context.stem
     broker = tomllib.loads(options.context.read_text())["broker"]
-    url = urlsplit(broker["url"])
-    address = f"{url.hostname}:{url.port or 5672}"
-    with SeedClient(address, url.username or "", broker["password"], url.path[1:]) as client:
+    broker |= {key: str(options.context.parent / name) for key, name in broker.items() if key.endswith("_file")}
+    with SeedClient(parameters=parameters_of(broker, heartbeat=600)) as client:
         for what, action, after in measurements(client, options.image):
             if options.only in what:
                 report(what, options.runs, action, after)

@@ -17,7 +17,8 @@ from pika import frame, spec
 from pika.adapters.asyncio_connection import AsyncioConnection
 from pika.exceptions import AMQPError, ChannelClosed, InvalidFrameError
 
-from aetherscale_protocol.settings import BrokerSettings, connection_parameters
+from aetherscale_protocol.settings import BrokerSettings, SettingsError, connection_parameters
+from aetherscale_protocol.tls import explain
 from aetherscale_protocol.topology import Binding, Exchange, Queue, ReplyTo
 
 log = logging.getLogger(__name__)
@@ -133,9 +134,14 @@ class Connection:
 
         def on_error(_connection: Any, error: BaseException) -> None:
             if not opened.done():
-                opened.set_exception(BrokerLost(describe(error)))
+                opened.set_exception(BrokerLost(_describe_unopened(error, settings)))
 
-        parameters = connection_parameters(settings, name=name, heartbeat_s=heartbeat_s, timeout_s=CONNECT_TIMEOUT_S)
+        try:
+            parameters = connection_parameters(
+                settings, name=name, heartbeat_s=heartbeat_s, timeout_s=CONNECT_TIMEOUT_S
+            )
+        except SettingsError as error:
+            raise BrokerLost(f"{error} ({error.hint})") from None  # it may be there at the next try
         raw = _TolerantConnection(
             parameters,
             on_open_callback=lambda c: None if opened.done() else opened.set_result(c),
@@ -381,6 +387,12 @@ class Channel:
         """Close the channel, without waiting for the broker to say so."""
         if not self.closed.done():
             self._start("close")
+
+
+def _describe_unopened(error: BaseException, settings: BrokerSettings) -> str:
+    """Why a connection could not be opened, with what to do about it where that is known."""
+    trouble = explain(error, settings)
+    return f"the broker {trouble[0]} ({trouble[1]})" if trouble else describe(error)
 
 
 def describe(error: BaseException) -> str:

@@ -30,6 +30,7 @@ from aetherscale_agent.streams import Streams
 from aetherscale_agent.ttl import Reaper
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
+from aetherscale_protocol.tls import make_context
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def run() -> None:
     _set_up_logging(options.log_level)
     try:
         config = load_config(options.config, os.environ)
+        if options.check_config and config.broker.tls:
+            make_context(config.broker)
     except SettingsError as error:
         _die(str(error), error.hint, EXIT_USAGE)
     if options.check_config:

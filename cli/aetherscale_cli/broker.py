@@ -40,7 +40,8 @@ def open_session_of(kind: type[S], target: Target, name: str) -> Iterator[S]:
             target.settings, name=name, heartbeat_s=_HEARTBEAT_S, timeout_s=CONNECT_TIMEOUT_S
         )
     except SettingsError as error:
-        raise CliError(str(error), f"see {target.source}", Exit.USAGE) from None
+        hint = f"{error.hint}; see {target.source}" if error.hint else f"see {target.source}"
+        raise CliError(str(error), hint, Exit.USAGE) from None
     session = kind(target, parameters)
     try:
         session.connect()

@@ -2,7 +2,6 @@
 
 import re
 import socket
-import ssl
 from collections.abc import Callable
 
 from pika import exceptions as amqp
@@ -10,19 +9,22 @@ from pika.adapters.utils import connection_workflow as workflow
 
 from aetherscale_cli.contexts import Target
 from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_protocol.settings import PORTS
+from aetherscale_protocol.tls import PLAIN_HINT
+from aetherscale_protocol.tls import explain as explain_tls
 
 _TIMEOUTS = (TimeoutError, socket.timeout, workflow.AMQPConnectorStackTimeout)
 
 
 def explain(error: BaseException, target: Target) -> CliError:
     """The error to show for an exception of pika's, whether from connecting or later."""
-    chain = _unwrap(error)
-    cause = chain[-1]
+    if trouble := explain_tls(error, target.settings):
+        what, hint = trouble
+        return CliError(f"the broker at {target.address} {what}", f"{hint}; see {target.source}", Exit.UNREACHABLE)
+    cause = _unwrap(error)[-1]
     for kind, describe in _DESCRIBED:
         if isinstance(cause, kind):
             return describe(cause, target)
-    if target.settings.tls and any(isinstance(e, workflow.AMQPConnectorTransportSetupError) for e in chain):
-        return _no_tls(cause, target)
     if isinstance(cause, OSError):
         return _unreachable(cause, target)
     return CliError(
@@ -66,7 +68,9 @@ def _unresolved(error: BaseException, target: Target) -> CliError:
 
 def _refused(_: BaseException, target: Target) -> CliError:
     message = f"can't reach the broker at {target.address}: connection refused"
-    return CliError(message, f"is RabbitMQ running there, on that port? {_wherefrom(target)}", Exit.UNREACHABLE)
+    plain = target.settings.port == PORTS["amqp"]
+    hint = f"is RabbitMQ running there, on that port? {PLAIN_HINT + '; ' if plain else ''}{_wherefrom(target)}"
+    return CliError(message, hint, Exit.UNREACHABLE)
 
 
 def _unreachable(error: BaseException, target: Target) -> CliError:
@@ -78,25 +82,6 @@ def _too_slow(_: BaseException, target: Target) -> CliError:
     from aetherscale_cli.broker import CONNECT_TIMEOUT_S
 
     return timed_out(target, CONNECT_TIMEOUT_S)
-
-
-def _unverified(error: BaseException, target: Target) -> CliError:
-    reason = getattr(error, "verify_message", "") or _text(error)
-    message = f"the certificate of the broker at {target.address} can't be verified: {reason}"
-    hint = f"ca_file must hold the CA that signed it, and the url the name it was made for; see {target.source}"
-    return CliError(message, hint, Exit.UNREACHABLE)
-
-
-def _no_tls(_: BaseException, target: Target) -> CliError:
-    message = f"the broker at {target.address} does not speak TLS on this port"
-    hint = f"the url says amqps://; without TLS it is amqp:// (and port 5672); see {target.source}"
-    return CliError(message, hint, Exit.UNREACHABLE)
-
-
-def _not_amqp(_: BaseException, target: Target) -> CliError:
-    message = f"what listens at {target.address} does not answer as RabbitMQ does"
-    hint = f"if it wants TLS the url is amqps:// (and port 5671); see {target.source}"
-    return CliError(message, hint, Exit.UNREACHABLE)
 
 
 def _login_refused(_: BaseException, target: Target) -> CliError:
@@ -151,11 +136,8 @@ _DESCRIBED: tuple[tuple[type | tuple[type, ...], Callable[[BaseException, Target
     (UnicodeError, _unresolved),
     (_TIMEOUTS, _too_slow),
     (ConnectionRefusedError, _refused),
-    (ssl.SSLCertVerificationError, _unverified),
-    (ssl.SSLError, _no_tls),
     ((amqp.ProbableAuthenticationError, amqp.AuthenticationError), _login_refused),
     (amqp.ProbableAccessDeniedError, _no_vhost),
-    ((amqp.IncompatibleProtocolError, amqp.ProtocolSyntaxError), _not_amqp),
     (amqp.ChannelClosed, _channel_closed),
     (amqp.ConnectionClosed, _closed),
     ((amqp.StreamLostError, amqp.AMQPHeartbeatTimeout, amqp.ConnectionBlockedTimeout), _lost),

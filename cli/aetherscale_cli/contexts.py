@@ -1,6 +1,6 @@
 """Contexts: which broker to speak to, and as whom. One TOML file each, written by Ansible or by hand.
 
-~/.config/aetherscale/contexts/<name>.toml    [broker] url, password, ca_file (see protocol/settings.py)
+~/.config/aetherscale/contexts/<name>.toml    [broker] url, password, ca_file, cert_file (see protocol/settings.py)
                                               [deployment] ansible_dir, inventory: where it was rolled out from
 ~/.config/aetherscale/current-context         one line: a name
 """
@@ -20,7 +20,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 NAME_RULE = "a context's name is 1 to 64 letters, digits, '.', '_' or '-', and starts with a letter or digit"
 
 _EXAMPLE = (
-    'a context file holds a table [broker] with url = "amqp://alice@10.0.0.1:5672/aetherscale" and password = "…"'
+    'a context file holds a table [broker] with url = "amqps://alice@10.0.0.1:5671/aetherscale" and password = "…"'
 )
 
 
@@ -165,8 +165,9 @@ def _warn_about(path: str, mode: int) -> tuple[str, ...]:
 def _parse(data: bytes, path: str) -> BrokerSettings:
     try:
         settings = msgspec.toml.decode(data, type=_File).broker
-        if settings.ca_file:
-            settings = msgspec.structs.replace(settings, ca_file=_beside(path, settings.ca_file))
+        for name in ("ca_file", "cert_file"):
+            if file := getattr(settings, name):
+                settings = msgspec.structs.replace(settings, **{name: _beside(path, file)})
         return settings.check()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CliError(f"{path}: {error}", _EXAMPLE, Exit.USAGE) from None

@@ -85,7 +85,8 @@ def down() -> None:
     """Remove the lab and the CLI's context of it."""
     Lab(NAME).down()
     home = _cli_config()
-    (home / "contexts" / f"{NAME}.toml").unlink(missing_ok=True)
+    for file in (f"{NAME}.toml", f"{NAME}.ca.pem", f"{NAME}.client.pem"):
+        (home / "contexts" / file).unlink(missing_ok=True)
     current = home / "current-context"
     if current.exists() and current.read_text().strip() == NAME:
         current.unlink()

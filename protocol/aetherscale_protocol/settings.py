@@ -1,9 +1,10 @@
 """How to reach the broker: one table `[broker]` in the agent's configuration and in each CLI context.
 
 [broker]
-url = "amqp://agent-h1@10.0.0.1:5672/aetherscale"   # amqps:// for TLS
+url = "amqps://agent-h1@10.0.0.1:5671/aetherscale"  # amqp:// and port 5672 without TLS
 password = "…"
-ca_file = "/etc/aetherscale/ca.pem"                   # only with amqps://
+ca_file = "/etc/aetherscale/ca.pem"                   # only with amqps://; without it the machine's CAs count
+cert_file = "/etc/aetherscale/client.pem"             # certificate and key, for a broker that wants one
 """
 
 import re
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 if TYPE_CHECKING:
     import pika
@@ -36,6 +38,7 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     url: str = "amqp://guest@localhost:5672/"
     password: str = "guest"
     ca_file: str | None = None
+    cert_file: str | None = None
 
     def __repr__(self) -> str:
         return f"BrokerSettings(url={self.url!r})"  # never the password: settings end up in logs
@@ -74,7 +77,7 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def check(self) -> "BrokerSettings":
         """Itself, if it makes sense.
 
-        :raise SettingsError: when the URL is none, or a CA file stands beside a URL without TLS.
+        :raise SettingsError: when the URL is none, or files for TLS stand beside a URL without it.
         """
         try:
             parts = urlsplit(self.url)
@@ -87,8 +90,9 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise SettingsError(
                 f"the broker's url, …{self._behind_user!r}, is not amqp://user@host:port/vhost or amqps://…", _URL_HINT
             )
-        if self.ca_file and not self.tls:
-            raise SettingsError("ca_file is set, but the url does not ask for TLS", "use amqps://")
+        for name in ("ca_file", "cert_file"):
+            if getattr(self, name) and not self.tls:
+                raise SettingsError(f"{name} is set, but the url does not ask for TLS", "use amqps://")
         return self
 
     def with_host(self, host: str) -> "BrokerSettings":
@@ -97,9 +101,7 @@ class BrokerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         netloc = f"{quote(self.user, safe='')}@{host}"
         if ":" not in host.rpartition("]")[2] and parts.port:
             netloc += f":{parts.port}"
-        return BrokerSettings(
-            url=f"{parts.scheme}://{netloc}{parts.path}", password=self.password, ca_file=self.ca_file
-        ).check()
+        return replace(self, url=f"{parts.scheme}://{netloc}{parts.path}").check()
 
 
 def override_host(settings: BrokerSettings, environ: Mapping[str, str]) -> BrokerSettings:
@@ -123,7 +125,7 @@ def connection_parameters(
 ) -> "pika.ConnectionParameters":
     """What pika needs to connect. `name` is shown by the broker's own tools.
 
-    :raise SettingsError: when the CA file can't be read.
+    :raise SettingsError: when a file that TLS needs can't be read.
     """
     import pika
 
@@ -143,13 +145,8 @@ def connection_parameters(
 
 
 def _ssl_options(settings: BrokerSettings) -> "pika.SSLOptions":
-    import ssl
-
     import pika
 
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise SettingsError(f"can't read the CA file {settings.ca_file}: {error}") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return pika.SSLOptions(context, settings.host)
+    from aetherscale_protocol.tls import make_context  # not before it is needed: ssl takes a while to load
+
+    return pika.SSLOptions(make_context(settings), settings.host)

@@ -7,10 +7,12 @@ and collects what comes back. Nothing here imports the product.
 import contextlib
 import json
 import logging
+import ssl
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pika
 from pika.exceptions import AMQPError, ChannelClosedByBroker
@@ -21,16 +23,36 @@ QUEUES = ("computing-competing", "computing-hosts", "computing-undeliverable")
 logging.getLogger("pika").setLevel(logging.CRITICAL)
 
 
+def parameters_of(broker: Mapping[str, Any], user: str = "", password: str = "", **more: Any) -> Any:
+    """pika's parameters for what a CLI context says in its table `broker`, for that user or another one."""
+    url = urlsplit(broker["url"])
+    credentials = pika.PlainCredentials(user or url.username or "guest", password or broker["password"])
+    port = url.port or (5671 if url.scheme == "amqps" else 5672)
+    if url.scheme == "amqps":
+        context = ssl.create_default_context(cafile=broker.get("ca_file"))
+        if broker.get("cert_file"):
+            context.load_cert_chain(broker["cert_file"])
+        more["ssl_options"] = pika.SSLOptions(context, url.hostname)
+    return pika.ConnectionParameters(url.hostname, port, unquote(url.path[1:]) or "/", credentials, **more)
+
+
 class SeedClient:
     """A connection of the article's client."""
 
-    def __init__(self, address: str, user: str = "guest", password: str = "guest", vhost: str = "/") -> None:
+    def __init__(
+        self,
+        address: str = "localhost",
+        user: str = "guest",
+        password: str = "guest",
+        vhost: str = "/",
+        parameters: Any = None,
+    ) -> None:
+        """To an address as RABBITMQ_HOST has it, without TLS; or with `parameters` of pika's."""
         host, _, port = address.partition(":")
-        self._connection = pika.BlockingConnection(
-            pika.ConnectionParameters(
-                host, int(port or 5672), vhost, pika.PlainCredentials(user, password), heartbeat=600
-            )
+        plain = pika.ConnectionParameters(
+            host, int(port or 5672), vhost, pika.PlainCredentials(user, password), heartbeat=600
         )
+        self._connection = pika.BlockingConnection(parameters or plain)
         self._channel = self._connection.channel()
         self._answers: list[tuple[str | None, bytes]] = []
         self._returned: list[str] = []

@@ -42,11 +42,12 @@ class Rollout:
         return answers
 
     def broker(self) -> dict[str, Any]:
-        """What the CLI's current context says of the broker: url, password."""
+        """What the CLI's current context says of the broker: url, password, and whole paths of files for TLS."""
         folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "aetherscale"
         current = (folder / "current-context").read_text().strip()
-        table: dict[str, Any] = tomllib.loads((folder / "contexts" / f"{current}.toml").read_text())["broker"]
-        return table
+        context = folder / "contexts" / f"{current}.toml"
+        table: dict[str, Any] = tomllib.loads(context.read_text())["broker"]
+        return table | {key: str(context.parent / name) for key, name in table.items() if key.endswith("_file")}
 
     def create(self, *more: str) -> str:
         """A new small VM's id."""

@@ -13,7 +13,7 @@ def test_the_service_runs_and_starts_at_boot(host) -> None:
     service = host.service("rabbitmq-server")
     assert service.is_running
     assert service.is_enabled
-    assert host.socket("tcp://5672").is_listening
+    assert host.socket("tcp://5671").is_listening
 
 
 def test_only_our_users_are_there_and_none_administers(rabbitmqctl) -> None:

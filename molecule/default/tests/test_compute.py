@@ -76,8 +76,8 @@ def test_the_configuration_is_the_agents_alone(host) -> None:
     name = host.check_output("hostname")
     assert config["host"] == name
     assert config["fleet"] == ["h1", "h2"]
-    assert config["broker"]["url"].startswith(f"amqp://agent-{name}@")
-    assert config["broker"]["url"].endswith(":5672/aetherscale")
+    assert config["broker"]["url"].startswith(f"amqps://agent-{name}@")
+    assert config["broker"]["url"].endswith(":5671/aetherscale")
 
 
 def test_units_are_sound(host) -> None:

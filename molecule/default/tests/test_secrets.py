@@ -60,7 +60,7 @@ CONTEXTS = Path(os.environ["XDG_CONFIG_HOME"], "aetherscale")
 
 def passwords() -> dict[str, str]:
     """The passwords by user."""
-    return {file.name: file.read_text().strip() for file in SECRETS.iterdir()}
+    return {file.name: file.read_text().strip() for file in SECRETS.iterdir() if file.is_file()}
 
 
 def mode(path: Path) -> int:
@@ -73,7 +73,7 @@ def test_there_is_one_for_each_user_and_nobody_else_reads_it() -> None:
     assert len(set(passwords().values())) == 3
     assert all(len(password) >= 32 for password in passwords().values())
     assert mode(SECRETS) == 0o700
-    assert {mode(file) for file in SECRETS.iterdir()} == {0o600}
+    assert {mode(SECRETS / user) for user in passwords()} == {0o600}
 
 
 def test_the_clis_context() -> None:

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
-from aetherscale_testing.client import SeedClient
+from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.memory import read_rollup
 from aetherscale_testing.rollout import Rollout
 
@@ -189,9 +188,7 @@ def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: R
 @pytest.fixture
 def article(fleet: Rollout) -> Iterator[SeedClient]:
     """The article's client: a plain pika script, given nothing but an operator's credentials."""
-    url = urlsplit(fleet.broker()["url"])
-    address = f"{url.hostname}:{url.port or 5672}"
-    with SeedClient(address, url.username or "", fleet.broker()["password"], url.path[1:]) as client:
+    with SeedClient(parameters=parameters_of(fleet.broker())) as client:
         yield client
 
 
@@ -236,11 +233,7 @@ def test_an_agent_that_has_worked_takes_less_than_60_mb(fleet: Rollout, host: st
 
 
 def test_an_operator_can_do_no_more_than_publish_commands(fleet: Rollout) -> None:
-    url = urlsplit(fleet.broker()["url"])
-    credentials = pika.PlainCredentials(url.username or "", fleet.broker()["password"])
-    connection = pika.BlockingConnection(
-        pika.ConnectionParameters(url.hostname, url.port or 5672, url.path[1:], credentials)
-    )
+    connection = pika.BlockingConnection(parameters_of(fleet.broker()))
     attempts: list[Callable[[Any], object]] = [
         lambda c: c.queue_declare("mine"),
         lambda c: c.basic_get("computing-host.h1"),

@@ -13,6 +13,7 @@ from pika.exceptions import AMQPError
 
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.streams import is_stream
+from aetherscale_testing.client import parameters_of
 from aetherscale_testing.faults.ledger import NOTHING, Ledger, Told, Verb, told_by
 
 COMMANDS: dict[Verb, str] = {
@@ -72,16 +73,8 @@ class LabClient:
 
     def __init__(self, broker: dict[str, Any], ledger: Ledger) -> None:
         """`broker`: the table of the CLI's context."""
-        url = urlsplit(broker["url"])
-        self._user = url.username or ""
-        self._where = pika.ConnectionParameters(
-            url.hostname,
-            url.port or 5672,
-            url.path[1:],
-            pika.PlainCredentials(self._user, broker["password"]),
-            socket_timeout=3,
-            blocked_connection_timeout=3,
-        )
+        self._user = urlsplit(broker["url"]).username or ""
+        self._where = parameters_of(broker, socket_timeout=3, blocked_connection_timeout=3)
         self.ledger = ledger
 
     def send(self, command: Command, seconds: float, enough: Callable[[], bool] = lambda: False) -> Told:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 
 from aetherscale_protocol import names
+from aetherscale_testing.client import parameters_of
 from aetherscale_testing.faults import launcher, tiny_guest
 from aetherscale_testing.faults.checker import Violation, check
 from aetherscale_testing.faults.lab_client import Command, LabClient
@@ -203,10 +203,9 @@ class LabWorld:
     @contextmanager
     def as_agent(self) -> Iterator[Any]:
         """A channel with the rights of h1's agent, by which a mistake of its own could get into the broker."""
-        url = urlsplit(self.rollout.broker()["url"])
         password = self.shell("h1", "sed -n 's/^password = \"\\(.*\\)\"/\\1/p' /etc/aetherscale/agent.toml").strip()
-        who = pika.PlainCredentials(names.agent_user("h1"), password)
-        with pika.BlockingConnection(pika.ConnectionParameters(url.hostname, 5672, url.path[1:], who)) as connection:
+        parameters = parameters_of(self.rollout.broker(), names.agent_user("h1"), password)
+        with pika.BlockingConnection(parameters) as connection:
             yield connection.channel()
 
     def delete_all(self) -> None:

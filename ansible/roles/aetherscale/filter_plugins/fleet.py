@@ -13,9 +13,8 @@ except ImportError:
     names = None  # type: ignore[assignment]
 
 OPERATOR_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-OPERATOR_RULE = (
-    "an operator's name is 1 to 64 letters, digits, '.', '_' or '-', starts with a letter or digit, and is not guest"
-)
+RESERVED = ("guest", "tls")  # the secrets' folder holds a file per user, and one folder, tls
+OPERATOR_RULE = "an operator's name is 1 to 64 letters, digits, '.', '_' or '-', starts with a letter or digit, and is not guest or tls"
 
 
 def _names() -> Any:
@@ -50,7 +49,7 @@ def fleet_problems(groups: Mapping[str, Sequence[str]], operators: Sequence[str]
             problems.append(
                 f"operator {operator!r}: names beginning with {rules.AGENT_USER_PREFIX} are the agents' own"
             )
-        elif operator == "guest" or not re.fullmatch(OPERATOR_PATTERN, operator):
+        elif operator in RESERVED or not re.fullmatch(OPERATOR_PATTERN, operator):
             problems.append(f"operator {operator!r}: {OPERATOR_RULE}")
     if len(set(operators)) != len(operators):
         problems.append("aetherscale_operators names somebody twice")
