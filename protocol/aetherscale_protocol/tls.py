@@ -29,7 +29,7 @@ def make_context(settings: BrokerSettings) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
             f"can't read the CA file {settings.ca_file}: {_reason(error)}",
-            "it holds the certificates of the CAs that may vouch for the broker, as PEM: secrets/tls/ca.pem of the fleet",
+            "it holds the CAs that may vouch for the broker, as PEM: secrets/tls/ca.pem beside the fleet's inventory",
         ) from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -38,7 +38,7 @@ def make_context(settings: BrokerSettings) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise SettingsError(
             f"can't read the certificate {settings.cert_file}: {_reason(error)}",
-            "cert_file holds a certificate and its key, as PEM: secrets/tls/clients/<user>.pem of the fleet",
+            "cert_file holds a certificate and its key, as PEM: secrets/tls/clients/<user>.pem",
         ) from None
     return context
 
@@ -82,7 +82,7 @@ def _refused_by_us(error: ssl.SSLCertVerificationError, settings: BrokerSettings
         )
     if code in UNKNOWN_CA:
         known = f"in ca_file, {settings.ca_file}," if settings.ca_file else "of this machine (there is no ca_file)"
-        hint = "somebody else may be listening there; or ca_file must hold the fleet's CA: secrets/tls/ca.pem beside its inventory"
+        hint = "is it another broker? ca_file must hold the CA of the fleet: secrets/tls/ca.pem beside its inventory"
         return f"shows a certificate that no CA {known} vouches for", hint
     return f"shows a certificate that can't be verified: {error.verify_message}", "see ca_file and the url's host"
 

@@ -34,7 +34,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CA_DAYS = 3650
 CA_RENEW_DAYS = 730
-"""A CA's certificate is made anew, with the same key, this long before its end: those who have the older one lose nothing."""
+"""A CA's certificate is made anew, with the same key, this long before its end: the older one is good meanwhile."""
 BACKDATED = datetime.timedelta(hours=1)  # a host's clock may be behind
 EC_CURVE = ec.SECP256R1()
 

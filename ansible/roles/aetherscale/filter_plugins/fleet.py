@@ -14,7 +14,10 @@ except ImportError:
 
 OPERATOR_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 RESERVED = ("guest", "tls")  # the secrets' folder holds a file per user, and one folder, tls
-OPERATOR_RULE = "an operator's name is 1 to 64 letters, digits, '.', '_' or '-', starts with a letter or digit, and is not guest or tls"
+OPERATOR_RULE = (
+    "an operator's name is 1 to 64 letters, digits, '.', '_' or '-', starts with a letter or digit, "
+    "and is neither guest nor tls"
+)
 
 
 def _names() -> Any:
