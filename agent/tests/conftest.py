@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from aetherscale_testing.broker import TestBroker, private_broker
+from aetherscale_testing.certificates import Authority
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet, fleet
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[TestBroker]:
-    with private_broker() as node:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    """With TLS on a port of its own; what is not about TLS uses the plain one."""
+    certificate = Authority(tmp_path_factory.mktemp("tls")).broker("127.0.0.1")
+    with private_broker(certificate=certificate) as node:
         yield node
 
 

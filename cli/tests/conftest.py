@@ -19,6 +19,7 @@ from aetherscale_cli.main import main
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import fleet_digest
 from aetherscale_testing.broker import TestBroker, private_broker
+from aetherscale_testing.certificates import Authority
 from aetherscale_testing.session import MemorySession
 
 Behaviour = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
@@ -30,58 +31,34 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def free_port() -> int:
-    """A port of the loopback that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def make_certificates(folder: Path) -> None:
-    """A CA, and a certificate for `localhost` and 127.0.0.1 that it signed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "san").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
-    new_key = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    for command in (
-        [*new_key, "-x509", "-days", "2", "-subj", "/CN=Test CA", "-keyout", "ca.key", "-out", "ca.pem"],
-        [*new_key, "-subj", "/CN=localhost", "-keyout", "server.key", "-out", "server.csr"],
-        ["openssl", "x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
-         "-days", "2", "-extfile", "san", "-out", "server.pem"],
-    ):  # fmt: skip
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-
 @dataclass(frozen=True)
 class Node:
-    """The broker, its TLS port, and the folder with the CA that vouches for it."""
+    """The broker, whose certificate is for `localhost` and 127.0.0.1, and the CA that vouches for it."""
 
     broker: TestBroker
-    tls_port: int
-    certificates: Path
+    authority: Authority
 
     @property
     def address(self) -> str:
         return self.broker.address
 
+    @property
+    def tls_port(self) -> int:
+        return self.broker.tls_port
+
 
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     """A broker with the vhost `cloud`, whose operator is alice; bob may log in, and no more."""
-    folder, tls_port = tmp_path_factory.mktemp("tls"), free_port()
-    make_certificates(folder)
-    tls = (
-        f"listeners.ssl.1 = 127.0.0.1:{tls_port}\nssl_options.cacertfile = {folder}/ca.pem\n"
-        f"ssl_options.certfile = {folder}/server.pem\nssl_options.keyfile = {folder}/server.key\n"
-    )
-    with private_broker(tls) as broker:
+    authority = Authority(tmp_path_factory.mktemp("tls"))
+    with private_broker(certificate=authority.broker("localhost", "127.0.0.1")) as broker:
         rights = topology.OPERATOR_PERMISSIONS
         broker.ctl("add_vhost", "cloud")
         broker.ctl("set_permissions", "-p", "cloud", "guest", ".*", ".*", ".*")
         for user, write in (("alice", rights.write), ("bob", "^$")):
             broker.ctl("add_user", user, "sesame")
             broker.ctl("set_permissions", "-p", "cloud", user, rights.configure, write, rights.read)
-        yield Node(broker, tls_port, folder)
+        yield Node(broker, authority)
 
 
 class FakeAgent:

@@ -1,5 +1,6 @@
 """TLS towards the broker: what is asked of it, and in words what is wrong when it fails."""
 
+import re
 import ssl
 from collections.abc import Iterator
 
@@ -53,12 +54,15 @@ def explain(error: BaseException, settings: BrokerSettings) -> Trouble | None:
         if isinstance(inner, ssl.SSLCertVerificationError):
             return _refused_by_us(inner, settings)
         if isinstance(inner, ssl.SSLError):
-            return _failed(inner, settings)
+            return _failed(inner.reason or "", settings)
     if settings.tls and any(isinstance(inner, AMQPConnectorTransportSetupError) for inner in chain):
         return _no_tls(settings)
-    if isinstance(chain[-1], (IncompatibleProtocolError, ProtocolSyntaxError)):
-        return "does not answer as RabbitMQ does", PLAIN_HINT
-    return None
+    if not isinstance(chain[-1], (IncompatibleProtocolError, ProtocolSyntaxError)):
+        return None
+    # With TLS 1.3 a broker refuses our certificate after the handshake, and pika has the alert as text only.
+    if settings.tls and (alert := re.search(r"\[SSL: (\w+)\]", str(chain[-1]))):
+        return _failed(alert[1], settings)
+    return "does not answer as RabbitMQ does", "is it RabbitMQ?" if settings.tls else PLAIN_HINT
 
 
 def _no_tls(settings: BrokerSettings) -> Trouble:
@@ -87,8 +91,8 @@ def _refused_by_us(error: ssl.SSLCertVerificationError, settings: BrokerSettings
     return f"shows a certificate that can't be verified: {error.verify_message}", "see ca_file and the url's host"
 
 
-def _failed(error: ssl.SSLError, settings: BrokerSettings) -> Trouble:
-    reason = error.reason or ""
+def _failed(reason: str, settings: BrokerSettings) -> Trouble:
+    """`reason`: as OpenSSL names it; empty when the other end just hung up."""
     if any(alert in reason for alert in CLIENT_UNKNOWN):
         if settings.cert_file:
             return (
@@ -101,9 +105,9 @@ def _failed(error: ssl.SSLError, settings: BrokerSettings) -> Trouble:
         )
     if "PROTOCOL_VERSION" in reason or "UNSUPPORTED_PROTOCOL" in reason:
         return "speaks no TLS of version 1.2 or later", "is it a broker of aetherscale's site.yml?"
-    if isinstance(error, ssl.SSLEOFError) or reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+    if reason in ("", "UNEXPECTED_EOF_WHILE_READING", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
         return _no_tls(settings)
-    return f"broke TLS off: {_reason(error)}", "the broker's log says more"
+    return f"broke TLS off: {reason}", "the broker's log says more"
 
 
 def _reason(error: OSError) -> str:

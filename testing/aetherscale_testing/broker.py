@@ -31,6 +31,7 @@ class TestBroker:
     port: int
     folder: Path
     environ: dict[str, str]
+    tls_port: int = 0  #: 0: without TLS
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0  #: seconds since the epoch
 
@@ -43,6 +44,15 @@ class TestBroker:
     def log(self) -> Path:
         """The node's log: a line with a time in microseconds for each connection that it accepts."""
         return self.folder / "log" / f"{self.environ['RABBITMQ_NODENAME']}.log"
+
+    @property
+    def certificate(self) -> Path:
+        """The file with its certificate and key, which may change while it runs."""
+        return self.folder / "broker.pem"
+
+    def forget_certificates(self) -> None:
+        """Have it read the files again, as site.yml does after it has renewed one."""
+        self.ctl("eval", "ssl:clear_pem_cache().")
 
     def url(self, vhost: str = "/", port: int | None = None) -> str:
         """The URL of one of its vhosts, for guest; `port`: of a wire to it."""
@@ -134,14 +144,35 @@ def _definitions(vhosts: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def _tls_configuration(port: int, certificate: Path, client_ca: Path | None) -> str:
+    """A listener with TLS, as the roll-out's rabbitmq.conf has it."""
+    verify = f"ssl_options.cacertfile = {client_ca}\nssl_options.verify = verify_peer\n" if client_ca else ""
+    return (
+        f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.versions.1 = tlsv1.3\nssl_options.versions.2 = tlsv1.2\n"
+        f"ssl_options.certfile = {certificate}\nssl_options.keyfile = {certificate}\n{verify}"
+        f"ssl_options.fail_if_no_peer_cert = {'true' if client_ca else 'false'}\n"
+    )
+
+
 @contextlib.contextmanager
-def private_broker(extra_configuration: str = "", vhosts: Iterable[str] = ()) -> Iterator[TestBroker]:
+def private_broker(
+    extra_configuration: str = "",
+    vhosts: Iterable[str] = (),
+    certificate: bytes = b"",
+    client_ca: Path | None = None,
+) -> Iterator[TestBroker]:
     """A node of its own, started, and gone with all that it wrote when the block ends.
 
     :param vhosts: made at every boot, beside `/`: there again when the node was wiped.
+    :param certificate: with its key, for a second listener, with TLS.
+    :param client_ca: that listener lets nobody in without a certificate from this CA.
     """
     folder = Path(tempfile.mkdtemp(prefix="aetherscale-broker-"))
     port, dist_port, epmd_port = _free_port(), _free_port(), _free_port()
+    tls_port = _free_port() if certificate else 0
+    if certificate:
+        (folder / "broker.pem").write_bytes(certificate)
+        extra_configuration += _tls_configuration(tls_port, folder / "broker.pem", client_ca)
     (folder / "rabbitmq.conf").write_text(
         f"listeners.tcp.1 = 127.0.0.1:{port}\n"
         "max_message_size = 1048576\n"
@@ -167,7 +198,7 @@ def private_broker(extra_configuration: str = "", vhosts: Iterable[str] = ()) ->
     }
     (folder / "plugins").write_text("[].\n")
     (folder / "env").touch()
-    broker = TestBroker(port, folder, environ)
+    broker = TestBroker(port, folder, environ, tls_port)
     try:
         broker.start()
         yield broker
