@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 from aetherscale_agent.broker import BrokerLost, Connection
 from aetherscale_protocol.settings import BrokerSettings
 from aetherscale_testing.broker import TestBroker, private_broker
-from aetherscale_testing.certificates import Authority
+from aetherscale_testing.certificates import Authority, handshake
 from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.fleet import Fleet
 
@@ -101,7 +100,7 @@ def test_tls_asked_of_a_plain_port(broker: TestBroker, good: dict[str, Any]) -> 
     assert "amqp://" in said
 
 
-def test_a_plain_url_for_a_port_with_tls(broker: TestBroker, good: dict[str, Any]) -> None:
+def test_a_plain_url_for_a_port_with_tls(broker: TestBroker) -> None:
     said = reach(url=f"amqp://guest@127.0.0.1:{broker.tls_port}/", password="guest")
     assert "does not answer as RabbitMQ does" in said
     assert "amqps://" in said
@@ -128,21 +127,10 @@ def test_a_new_ca_comes_without_anybody_being_shut_out(
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1])
-def test_old_versions_are_refused(broker: TestBroker, good: dict[str, Any], version: ssl.TLSVersion) -> None:
-    assert good
-    assert handshake(broker.tls_port, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+def test_old_versions_are_refused(broker: TestBroker, version: ssl.TLSVersion) -> None:
+    assert handshake("127.0.0.1", broker.tls_port, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
-        handshake(broker.tls_port, version)
-
-
-def handshake(port: int, version: ssl.TLSVersion) -> str | None:
-    """Shake hands with this version alone; which one it became."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.set_ciphers("ALL:@SECLEVEL=0")  # or our own side would refuse
-    context.minimum_version = context.maximum_version = version
-    with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain) as wrapped:
-        return wrapped.version()
+        handshake("127.0.0.1", broker.tls_port, version)
 
 
 def test_renewal_costs_no_connection_and_no_command(

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import signal
-import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

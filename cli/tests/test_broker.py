@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from aetherscale_protocol import names, topology
+from aetherscale_testing.certificates import Authority
 
 pytestmark = pytest.mark.broker
 
@@ -302,6 +303,71 @@ class TestBrokerSaysNo:
         cloud.start("h1", ["h1"], vhost="cloud")
         ran = cli(*argv, environ=context(f"amqp://bob@{node.address}/cloud"))
         self.fails(ran, "'bob'", "exchange 'computing'", code=1)
+
+
+class TestTls:
+    """What is wrong with the other end, or with our own files: a line each, and a hint."""
+
+    @pytest.fixture
+    def url(self, node: Any) -> str:
+        return f"amqps://alice@localhost:{node.tls_port}/cloud"
+
+    def fails(self, ran: Any, *said: str, code: int = 3) -> None:
+        TestBrokerSaysNo().fails(ran, *said, code=code)
+
+    def test_asked_of_a_plain_port(self, node: Any, cli: Any, context: Any) -> None:
+        ran = cli("list-vms", environ=context(f"amqps://alice@{node.address}/cloud"))
+        self.fails(ran, node.address, "does not speak TLS", "amqp://", "lab.toml")
+
+    def test_a_plain_url_for_a_tls_port(self, node: Any, cli: Any, context: Any) -> None:
+        ran = cli("list-vms", environ=context(f"amqp://alice@localhost:{node.tls_port}/cloud"))
+        self.fails(ran, f"localhost:{node.tls_port}", "does not answer as RabbitMQ does", "amqps://", "lab.toml")
+
+    def test_nothing_at_the_plain_port(self, cli: Any, context: Any) -> None:
+        ran = cli("list-vms", environ=context("amqp://alice@127.255.0.1/cloud"))
+        self.fails(ran, "127.255.0.1:5672", "connection refused", "amqps://", "5671")
+
+    def test_no_ca_file(self, node: Any, cli: Any, context: Any, url: str) -> None:
+        ran = cli("list-vms", environ=context(url))
+        self.fails(ran, f"localhost:{node.tls_port}", "there is no ca_file", "secrets/tls/ca.pem", "lab.toml")
+
+    def test_another_ca(self, cli: Any, context: Any, url: str, tmp_path: Path) -> None:
+        ca = Authority(tmp_path / "stranger").ca
+        self.fails(cli("list-vms", environ=context(url, ca_file=str(ca))), f"no CA in ca_file, {ca}, vouches for")
+
+    def test_a_certificate_for_another_name(self, node: Any, cli: Any, context: Any) -> None:
+        url = f"amqps://alice@127.0.0.2:{node.tls_port}/cloud"
+        with forward("127.0.0.2", node.tls_port):
+            ran = cli("list-vms", environ=context(url, ca_file=str(node.authority.ca)))
+        self.fails(ran, f"127.0.0.2:{node.tls_port}", "is not made for 127.0.0.2", "aetherscale_tls_names")
+
+    def test_a_certificate_that_has_expired(self, node: Any, cli: Any, context: Any, url: str) -> None:
+        good = node.broker.certificate.read_bytes()
+        environ = context(url, ca_file=str(node.authority.ca))
+        try:
+            node.broker.certificate.write_bytes(node.authority.broker("localhost", days=-0.01))
+            node.broker.forget_certificates()
+            self.fails(cli("list-vms", environ=environ), "a certificate that has expired", "site.yml")
+        finally:
+            node.broker.certificate.write_bytes(good)
+            node.broker.forget_certificates()
+
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("ca_file", None, "can't read the CA file"),
+            ("ca_file", "nothing", "it holds no certificate"),
+            ("cert_file", None, "can't read the certificate"),
+            ("cert_file", "nothing", "it holds no certificate"),
+        ],
+    )
+    def test_a_file_that_cannot_be_read(
+        self, cli: Any, context: Any, url: str, tmp_path: Path, file: str, content: str | None, said: str
+    ) -> None:
+        path = tmp_path / "file.pem"
+        if content is not None:
+            path.write_text(content)
+        self.fails(cli("list-vms", environ=context(url, **{file: str(path)})), said, str(path), "lab.toml", code=2)
 
 
 class TestBrokerInTrouble:

@@ -1,6 +1,8 @@
 """Certificates for private brokers, made by the roll-out's own script, good ones and bad ones."""
 
 import importlib.util
+import socket
+import ssl
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -45,3 +47,16 @@ class Authority:
     def _sign(self, names: Any, days: float, usage: Any) -> bytes:
         pem: bytes = maker.make_signed(self._pair, names, days, usage).pem
         return pem
+
+
+def handshake(host: str, port: int, version: ssl.TLSVersion) -> str | None:
+    """Shake hands with this version of TLS alone, whatever the certificate; which one it became.
+
+    :raise OSError: when the other end does not want it (`ssl.SSLError` is one).
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")  # or our own side would refuse
+    context.minimum_version = context.maximum_version = version
+    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain) as wrapped:
+        return wrapped.version()

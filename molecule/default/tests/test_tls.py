@@ -1,0 +1,144 @@
+"""TLS and nothing else: what is listened to, who can read a key, and a renewal that nobody notices."""
+
+import base64
+import os
+import socket
+import ssl
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from testinfra.host import Host
+
+from aetherscale_testing.certificates import handshake
+from aetherscale_testing.client import SeedClient, parameters_of
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+HOSTS = ("h1", "h2")
+TLS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets", "tls")
+READABLE_KEYS = (
+    "find /etc /opt /var /run /root /home -xdev -type f -size -64k -perm -o+r -exec grep -l 'PRIVATE KEY-' {} +"
+)
+
+
+@pytest.fixture(scope="module")
+def rollout() -> Rollout:
+    return Rollout()
+
+
+@pytest.fixture(scope="module")
+def address(rollout: Rollout) -> str:
+    """Where agents and CLI connect to."""
+    return str(urlsplit(rollout.broker()["url"]).hostname)
+
+
+def served(rollout: Rollout, name: str) -> bytes:
+    """The certificate that the broker shows to somebody who knows the fleet's CA, and wants this name."""
+    context = ssl.create_default_context(cafile=rollout.broker()["ca_file"])
+    port = urlsplit(rollout.broker()["url"]).port
+    host = str(urlsplit(rollout.broker()["url"]).hostname)
+    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
+        return tls.getpeercert(binary_form=True) or b""
+
+
+def test_plain_amqp_is_closed(host: Host, address: str) -> None:
+    assert not host.socket("tcp://5672").is_listening
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((address, 5672), 10)
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion:DeprecationWarning")
+def test_only_tls_1_2_and_later(address: str) -> None:
+    assert handshake(address, 5671, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+    assert handshake(address, 5671, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
+    for old in (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1):
+        with pytest.raises((ssl.SSLError, ConnectionResetError)):
+            handshake(address, 5671, old)
+
+
+def test_the_certificate_is_for_the_broker_and_nobody_else(rollout: Rollout, address: str) -> None:
+    assert served(rollout, address) == served(rollout, "broker1")
+    with pytest.raises(ssl.SSLCertVerificationError, match="not valid for 'h1'"):
+        served(rollout, "h1")
+
+
+def test_the_cli_refuses_another_name(rollout: Rollout, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RABBITMQ_HOST", f"[::ffff:{address}]")  # the same broker, by an address that it has no name for
+    done = rollout.cli("list-vms", "-o", "table", check=False)
+    assert done.returncode == 3, done
+    assert f"error: the broker at [::ffff:{address}]:5671 shows a certificate that is not made for" in done.stderr
+
+
+def test_nobody_else_reads_a_key(fleet: dict[str, Host]) -> None:
+    key = fleet["broker1"].file("/etc/rabbitmq/aetherscale.pem")
+    assert (key.user, key.group, key.mode) == ("root", "rabbitmq", 0o640)
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in TLS.iterdir()} == {
+        "authority.pem": 0o600, "broker.pem": 0o600, "ca.pem": 0o644,
+    }  # fmt: skip
+    for name, machine in fleet.items():
+        assert machine.run(READABLE_KEYS).stdout == "", name
+
+
+def test_the_cas_key_stays_on_the_controller(fleet: dict[str, Host]) -> None:
+    secret = (TLS / "authority.pem").read_text().split("PRIVATE KEY-----\n")[1].splitlines()[1]
+    for name, machine in fleet.items():
+        found = machine.run(
+            f"grep --recursive --files-with-matches --fixed-strings -e '{secret}' /etc /opt /var/lib /root"
+        )
+        assert found.stdout == "", name
+
+
+@contextmanager
+def commands_all_the_time(rollout: Rollout) -> Iterator[list[int]]:
+    """Ask all hosts again and again, on one connection; how many answered each time."""
+    answers: list[int] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        with SeedClient(parameters=parameters_of(rollout.broker())) as client:
+            while not done.is_set():
+                answers.append(len(client.ask("list-vms", len(HOSTS))))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        yield answers
+    finally:
+        done.set()
+        asking.join()
+
+
+def test_a_renewal_is_noticed_by_nobody(
+    rollout: Rollout, site: Callable[..., object], rabbitmqctl: Callable[..., list[dict[str, object]]], address: str
+) -> None:
+    vm_id = rollout.create()
+    host = rollout.show(vm_id, 0)["host"]
+
+    def state() -> dict[str, object]:
+        running = [(host, f"aetherscale-vm@{vm_id}"), ("broker1", "rabbitmq-server"),
+                   *((name, "aetherscale-agent") for name in HOSTS)]  # fmt: skip
+        pids = {unit: rollout.run(name, "systemctl", "show", "-P", "MainPID", unit) for name, unit in running}
+        connections = rabbitmqctl("list_connections pid user")
+        return {**pids, "agents": {str(c["pid"]) for c in connections if str(c["user"]).startswith("agent-")}}
+
+    before, shown = state(), served(rollout, address)
+    (TLS / "broker.pem").unlink()
+    with commands_all_the_time(rollout) as answers:
+        run = site()
+    assert run.code == 0, run.said
+    assert run.changed == {
+        ("aetherscale : Make the certificates that are missing, or good for too few days", "broker1"),
+        ("rabbitmq : Write the broker's certificate and key", "broker1"),
+        ("rabbitmq : Have the broker take a renewed certificate", "broker1"),
+    }
+    assert len(answers) > 5
+    assert set(answers) == {len(HOSTS)}
+    assert state() == before
+    assert base64.b64encode(served(rollout, address)) != base64.b64encode(shown)
+    rollout.cli("delete-vm", vm_id, "--kill", check=False)
