@@ -92,8 +92,14 @@ def main() -> int:
 def ensure(folder: Path, wanted: Wanted, *, check: bool) -> Iterator[str]:
     """See that all that is wanted is there, and good; what is done, a line each.
 
-    :raise Unusable: when the operator's own certificate can't be used, or a file is none of ours.
+    :raise Unusable: when what is wanted makes no sense, the operator's own certificate can't be used, or a file is none
+        of ours.
     """
+    if wanted.renew_days >= wanted.days:
+        raise Unusable(
+            f"aetherscale_tls_renew_days is {wanted.renew_days}, "
+            f"and must be less than aetherscale_tls_days, {wanted.days}"
+        )
     if wanted.cert_file or wanted.key_file or wanted.ca_file:
         check_own(wanted)
         if not wanted.clients:
