@@ -13,11 +13,13 @@ testinfra_hosts = ["broker1"]  # once, not per host
 
 REPORTED = {
     ("rabbitmq : Write the configuration", "broker1"),
+    ("rabbitmq : Write the broker's certificate and key", "broker1"),
     ("rabbitmq : Start the broker", "broker1"),  # again, because it may have read the edited configuration
     ("rabbitmq : Say what differs", "broker1"),
     ("compute : Install what VMs need", "h1"),
     ("compute : Make the folders", "h1"),
     ("images : Copy the images", "h1"),
+    ("agent : Write the CAs by which the agent knows the broker", "h1"),
     ("agent : Say what differs", "h1"),
     ("compute : Install the unit of a VM and what belongs to it", "h2"),
     ("images : Copy the images", "h2"),
@@ -88,11 +90,14 @@ def test_check_blames_nothing_else(history) -> None:
     assert history["check"].changed == REPORTED
 
 
-def test_no_run_prints_a_password(history) -> None:
-    files = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets").iterdir()
+def test_no_run_prints_a_password_or_a_key(history) -> None:
+    files = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets").rglob("*")
+    texts = {file.name: file.read_text() for file in files if file.is_file() and file.name != "ca.pem"}
+    assert {"operator", "broker.pem", "authority.pem"} <= set(texts)
+    lines = {name: text.rpartition("BEGIN PRIVATE KEY-----\n")[2].splitlines()[0] for name, text in texts.items()}
     said = "".join(history[name].said for name in ("check", "repair", "again"))
     assert " EXEC " in said  # as talkative as -vvv
-    assert not [file.name for file in files if file.read_text().strip() in said]
+    assert not [name for name, line in lines.items() if line in said]
 
 
 def test_one_run_repairs(history) -> None:
