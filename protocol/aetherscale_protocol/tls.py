@@ -54,7 +54,9 @@ def explain(error: BaseException, settings: BrokerSettings) -> Trouble | None:
         if isinstance(inner, ssl.SSLCertVerificationError):
             return _refused_by_us(inner, settings)
         if isinstance(inner, ssl.SSLError):
-            return _failed(inner.reason or "", settings)
+            return _failed(getattr(inner, "reason", None) or "", settings)
+    if isinstance(chain[-1], TimeoutError):
+        return None
     if settings.tls and any(isinstance(inner, AMQPConnectorTransportSetupError) for inner in chain):
         return _no_tls(settings)
     if not isinstance(chain[-1], (IncompatibleProtocolError, ProtocolSyntaxError)):

@@ -80,10 +80,11 @@ def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
     assert SECRET not in f"{caught.value} {caught.value.hint}"
 
 
-def test_a_ca_file_without_tls_is_refused() -> None:
-    with pytest.raises(SettingsError, match="ca_file"):
-        BrokerSettings(url="amqp://h/", ca_file="/ca.pem").check()
-    BrokerSettings(url="amqps://h/", ca_file="/ca.pem").check()
+@pytest.mark.parametrize("name", ["ca_file", "cert_file"])
+def test_a_file_for_tls_without_tls_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        BrokerSettings(url="amqp://h/", **{name: "/x.pem"}).check()
+    BrokerSettings(url="amqps://h/", **{name: "/x.pem"}).check()
 
 
 @pytest.mark.parametrize("show", [repr, str, "{}".format, "{0!r}".format, lambda s: f"{[s]}"])
@@ -137,9 +138,12 @@ def test_another_host_changes_nothing_else(base: str, host: str, url: str) -> No
     assert override_host(broker, {"RABBITMQ_HOST": host}) == expected
 
 
-def test_another_host_keeps_the_ca_file() -> None:
-    broker = BrokerSettings(url="amqps://a@h/v", ca_file="/ca.pem")
-    assert broker.with_host("i").ca_file == "/ca.pem"
+def test_another_host_keeps_the_files_for_tls() -> None:
+    broker = BrokerSettings(url="amqps://a@h/v", password=SECRET, ca_file="/ca.pem", cert_file="/client.pem").with_host(
+        "i"
+    )
+    assert (broker.host, broker.password) == ("i", SECRET)
+    assert (broker.ca_file, broker.cert_file) == ("/ca.pem", "/client.pem")
 
 
 @pytest.mark.parametrize("environ", [{}, {"RABBITMQ_HOST": ""}, {"OTHER": "x"}])
