@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
-from aetherscale_agent import courses, images
+from aetherscale_agent import condition, courses, images
 from aetherscale_agent.alter import REBOOT, check_free, plan
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
@@ -170,6 +170,8 @@ class Handlers:
                 return self._success(await self._streams.open(incoming))
             case "ping":
                 return self._success(Pong(host=host.name, agent_version=__version__, clock=host.clock()))
+            case "check-host":
+                return self._success(await condition.look(host, checksums=options.checksums))
             case name:
                 raise AssertionError(f"no handler for {name}")
 

@@ -5,10 +5,10 @@ fakes that behave, and both are held to the same contract tests.
 import enum
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from aetherscale_protocol.answers import Milestone
+from aetherscale_protocol.answers import BridgeState, Milestone, SumState
 from aetherscale_protocol.options import CreateVm
 
 
@@ -81,6 +81,33 @@ class Nic:
     addresses: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What a host finds when it looks at itself, beside its VMs and images. Sizes in bytes.
+
+    `services`: the units that should be active here, and the ActiveState of each. `disk_used`: by VMs.
+    """
+
+    accelerator_chosen: bool = False  #: by the configuration
+    accelerator_reason: str = ""  #: why it is not KVM
+    virtualization: bool = False  #: the CPU offers it
+    bridge: str = ""
+    bridge_state: BridgeState = "up"
+    services: Mapping[str, str] = field(default_factory=dict)
+    disk_size: int = 0
+    disk_free: int = 0
+    disk_used: int = 0
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Whether an image's file is what its checksum says. `unread`: bytes of it that are still to be read."""
+
+    state: SumState
+    reason: str = ""
+    unread: int = 0
+
+
 class NotThere(HypervisorError):
     """What should be connected to is not there: no console, no address, nobody who listens. `hint` says what to do."""
 
@@ -94,6 +121,12 @@ class Images(Protocol):
 
     def list(self) -> Mapping[str, Image]:
         """The images that are here and whole, by name. Cheap: called for every create and every offer."""
+
+    def complaints(self) -> frozenset[str]:
+        """What is wrong with images that are named here, and for that are not in the list."""
+
+    def checksums(self) -> Mapping[str, Checksum]:
+        """What is known of each image's checksum, by name. Cheap: files not read lately are read in the background."""
 
     def remove(self, name: str, *, keep_file: bool = False) -> None:
         """Remove an image, and (unless `keep_file`) its file, if no other name has that. It does not give way.
@@ -116,6 +149,12 @@ class Hypervisor(Protocol):
 
     def resources(self) -> HostResources:
         """What the host has in all; cheap."""
+
+    async def condition(self) -> Condition:
+        """What the host finds when it looks at itself; takes a moment.
+
+        :raise HypervisorError: when it can't be found out.
+        """
 
     async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
         """Make the VM's disk: an overlay on `image` of `spec.disk` GiB, or of the image's size if that is more.

@@ -18,6 +18,12 @@ Milestone = Literal["running", "ip", "ssh", "cloud-init"]
 HostState = Literal["up", "drained"]
 
 
+SumState = Literal["right", "wrong", "unreadable", "pending"]
+
+BridgeState = Literal["up", "down", "absent", "no-address"]
+"""`down`: switched off; `no-address`: it lacks the host's own in the VMs' network."""
+
+
 class _Wire(Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
     """Base of what answers carry: kebab-case, defaults left out."""
 
@@ -191,6 +197,46 @@ class Pong(_Wire, frozen=True):
     clock: float
 
 
+class VmTrouble(_Wire, frozen=True):
+    """A VM that failed, or that runs and has something wrong with it."""
+
+    vm_id: str
+    state: VmState
+    name: str = ""
+    reason: str = ""
+
+
+class ImageSum(_Wire, frozen=True):
+    """Whether an image's file is what its checksum says; `pending`: it is being read, or waits for that. `sha256`: what
+    it should be.
+    """
+
+    image: str
+    sha256: str
+    state: SumState
+    reason: str = ""  #: why it is unreadable
+
+
+class HostCondition(_Wire, frozen=True):
+    """Response of check-host: what a host finds when it looks at itself. Sizes in bytes."""
+
+    host: str
+    accelerator: str
+    accelerator_chosen: bool = False  #: it was told so; it did not try
+    accelerator_reason: str = ""  #: why it is not KVM
+    virtualization: bool = False  #: its CPU offers it to this system
+    bridge: str = ""  #: '': each VM is behind a network of its QEMU's own
+    bridge_state: BridgeState = "up"
+    services: dict[str, str] = {}  #: the units that should be active here, and what systemd says of each
+    disk_size: int = 0  #: of the file system that VMs are on
+    disk_free: int = 0
+    disk_growth: int = 0  #: what the VMs' disks may still take of it
+    troubles: list[VmTrouble] = []
+    manifests: list[str] = []  #: what is wrong with images that are not used for that
+    images: list[ImageSum] = []  #: only if checksums were asked for
+    unread: int = 0  #: of these images, still to be read
+
+
 class KnownVms(_Wire, frozen=True):
     """What a host last said of its VMs; kept in the broker, so that it outlives the host. `time`: when it said so,
     in seconds since the epoch by its own clock.
@@ -236,6 +282,7 @@ RESPONSES: dict[str, Any] = {
     "undrain-host": HostStatus,
     "offer-vm": Offer,
     "ping": Pong,
+    "check-host": HostCondition,
     "forget-host": ForgetReport,
 }
 

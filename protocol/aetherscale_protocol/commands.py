@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import (
+    CheckHost,
     CreateVm,
     DeleteImage,
     ExtendVm,
@@ -87,6 +88,7 @@ COMMANDS: Mapping[str, Command] = _table(
     Command("undrain-host", HostRef, Reach.HOST, True, "let a host take VMs again"),
     Command("offer-vm", CreateVm, Reach.ALL, False, "ask every host how well it could take a VM"),
     Command("ping", NoOptions, Reach.ALL, False, "ask hosts whether they listen, and what time they have"),
+    Command("check-host", CheckHost, Reach.ALL, False, "ask hosts what is wrong with them"),
     Command("forget-host", ForgetHost, Reach.ONE, True, "forget a host that is gone for good"),
 )
 

@@ -213,3 +213,11 @@ class ForgetHost(Options, frozen=True):
 
     host: str
     dry_run: bool = False
+
+
+class CheckHost(Options, frozen=True):
+    """What a host is to look after on itself; `checksums`: also begin to read its images, unless they were read lately,
+    and say of each whether it is what it should be.
+    """
+
+    checksums: bool = False

@@ -17,10 +17,12 @@ from aetherscale_protocol.answers import (
     ExpiryStatus,
     Fleet,
     ForgetReport,
+    HostCondition,
     HostReport,
     HostStatus,
     ImageDone,
     ImageRow,
+    ImageSum,
     KnownVms,
     Milestone,
     Offer,
@@ -32,6 +34,7 @@ from aetherscale_protocol.answers import (
     VmReport,
     VmState,
     VmStatus,
+    VmTrouble,
     decode_answer,
     encode_answer,
     failure,
@@ -163,6 +166,22 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     ImageDone: st.builds(ImageDone, status=texts, image=texts),
     HostStatus: st.builds(HostStatus, status=st.sampled_from(get_args(answers.HostState)), host=texts),
     Pong: st.builds(Pong, host=texts, agent_version=texts, clock=times),
+    HostCondition: st.builds(
+        HostCondition,
+        **dict.fromkeys(("host", "accelerator", "accelerator_reason", "bridge"), texts),
+        **dict.fromkeys(("accelerator_chosen", "virtualization"), st.booleans()),
+        **dict.fromkeys(("disk_size", "disk_free", "disk_growth", "unread"), counts),
+        bridge_state=st.sampled_from(get_args(answers.BridgeState)),
+        services=labels,
+        troubles=st.lists(st.builds(VmTrouble, vm_id=texts, state=states, name=texts, reason=texts), max_size=3),
+        manifests=some,
+        images=st.lists(
+            st.builds(
+                ImageSum, image=texts, sha256=texts, state=st.sampled_from(get_args(answers.SumState)), reason=texts
+            ),
+            max_size=3,
+        ),
+    ),
     ForgetReport: st.builds(
         ForgetReport,
         status=st.sampled_from(["would-forget", "forgotten"]),

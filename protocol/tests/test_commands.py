@@ -21,6 +21,7 @@ from aetherscale_protocol.commands import (
 )
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import (
+    CheckHost,
     CreateVm,
     DeleteImage,
     ExtendVm,
@@ -99,6 +100,7 @@ windows = st.integers(1024, 4 << 20)
 
 OPTIONS: dict[type[Options], st.SearchStrategy[Options]] = {
     NoOptions: st.builds(NoOptions),
+    CheckHost: st.builds(CheckHost, checksums=st.booleans()),
     CreateVm: creates(),
     VmRef: st.builds(VmRef, vm_id=vm_ids),
     StopVm: st.builds(StopVm, vm_id=vm_ids, kill=st.booleans()),
@@ -139,7 +141,7 @@ def test_the_table_is_closed() -> None:
         *("create-vm", "list-vms", "start-vm", "stop-vm", "reboot-vm", "pause-vm", "resume-vm", "resize-vm"),
         *("snapshot-vm", "restore-vm", "delete-snapshot", "list-snapshots", "extend-vm", "delete-vm", "show-vm"),
         *("open-stream", "list-hosts", "list-images", "delete-image", "drain-host", "undrain-host", "offer-vm"),
-        *("ping", "forget-host"),
+        *("ping", "check-host", "forget-host"),
     ]
 
 
@@ -160,7 +162,10 @@ def test_no_response_type_without_a_command() -> None:
 
 def test_those_that_read_change_nothing() -> None:
     """An offer promises nothing and changes nothing: a client asks for them too, to say where a VM would go."""
-    reading = ["list-vms", "list-snapshots", "show-vm", "open-stream", "list-hosts", "list-images", "offer-vm", "ping"]
+    reading = [
+        *("list-vms", "list-snapshots", "show-vm", "open-stream", "list-hosts", "list-images", "offer-vm", "ping"),
+        "check-host",
+    ]
     assert [c.name for c in COMMANDS.values() if not c.changes] == reading
 
 
@@ -252,6 +257,7 @@ def with_option(command: str, option: str, value: Any) -> bytes:
         SnapshotRef: {"vm-id": VM_ID, "snapshot": "s"},
         OpenStream: {"vm-id": VM_ID, "kind": "tcp", "port": 22},
         NoOptions: {},
+        CheckHost: {"checksums": False},
     }
     base = required.get(COMMANDS[command].options, {"vm-id": VM_ID})
     return body(command, {**base, option: value})

@@ -4,21 +4,25 @@ Settings (JSON): those of the agent's configuration, and `images` (names), `cpus
 `deaf` (true: every guest ignores the power button), `shutdown` and `build` (seconds), `name` (the host's name, if
 it is not the process's own), `keep` (true: disks and running VMs outlive the agent, in the folder `vms` of its state
 directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its
-fleet when the broker is new), `guest-ports` (ports of the loopback, by the port of every guest that each is).
+fleet when the broker is new), `guest-ports` (ports of the loopback, by the port of every guest that each is),
+`condition` (what the host finds when it looks at itself, by `ports.Condition`'s names), `checksums` (what is known of
+images' checksums, by name: `wrong`, `pending`, …), `version` (what it says its version is).
 """
 
 import asyncio
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from aetherscale_agent import main, session
+from aetherscale_agent import handlers, main, session
 from aetherscale_agent.config import AgentConfig, load_config
-from aetherscale_agent.ports import HostResources
+from aetherscale_agent.ports import Checksum, HostResources
+from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import BrokerSettings
 from aetherscale_testing.fakes import Delays, FakeImages
 from aetherscale_testing.faults.machine import FaultyHypervisor, Machine
@@ -49,6 +53,9 @@ def run_with(settings: dict[str, Any]) -> None:
     if settings.pop("deaf", False):
         hypervisor.deaf = Deaf()
     ports = settings.pop("guest-ports", {})  # JSON has no numbers for keys
+    hypervisor.state = replace(hypervisor.state, **settings.pop("condition", {}))
+    images.known = {name: Checksum(state) for name, state in settings.pop("checksums", {}).items()}
+    vars(handlers)["__version__"] = settings.pop("version", __version__)
     hypervisor.guest_ports = {int(guest): loopback for guest, loopback in ports.items()}
     session.MUSTER_S = settings.pop("muster", 0.3)
     if "broker" in settings:

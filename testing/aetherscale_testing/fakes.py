@@ -30,6 +30,8 @@ from aetherscale_agent import pipes
 from aetherscale_agent.hypervisor import reached
 from aetherscale_agent.hypervisor.argv import finalize_mac
 from aetherscale_agent.ports import (
+    Checksum,
+    Condition,
     HostResources,
     HypervisorError,
     Image,
@@ -58,6 +60,10 @@ class FakeImages:
     def __init__(self, *names: str) -> None:
         self._images: dict[str, Image] = {}
         self.files: set[str] = set()  #: digests of the files that are there, named or not
+        #: What is known of images' checksums, by name, where it is anything but right.
+        self.known: dict[str, Checksum] = {}
+        #: What is wrong with manifests.
+        self.ignored: set[str] = set()
         for name in names:
             self.add(name)
 
@@ -76,6 +82,14 @@ class FakeImages:
     def list(self) -> Mapping[str, Image]:
         """The images that are here now."""
         return dict(self._images)
+
+    def complaints(self) -> frozenset[str]:
+        """What is wrong with images that are not in the list."""
+        return frozenset(self.ignored)
+
+    def checksums(self) -> Mapping[str, Checksum]:
+        """What is known of each image's checksum."""
+        return {name: self.known.get(name, Checksum("right")) for name in self._images}
 
     def remove(self, name: str, *, keep_file: bool = False) -> None:
         """Remove an image, as `delete-image` does."""
@@ -186,6 +200,8 @@ class FakeHypervisor:
         self.silent: set[str] = set()
         #: The instance on each VM's seed disc.
         self.seeds: dict[str, str] = {}
+        #: What the host finds when it looks at itself.
+        self.state = Condition(virtualization=True, disk_size=1000 * GIB, disk_free=900 * GIB)
         self._consoles: dict[str, FakeConsole] = {}
         self._images = images
         self._vms: dict[str, _Vm] = {}
@@ -212,6 +228,10 @@ class FakeHypervisor:
 
     def resources(self) -> HostResources:
         return self.total
+
+    async def condition(self) -> Condition:
+        await self._pass("condition", 0)
+        return self.state
 
     async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
         await self._pass("build", self.delays.build)

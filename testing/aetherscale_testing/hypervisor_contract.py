@@ -116,6 +116,13 @@ class HypervisorContract:
         raise NotImplementedError
 
     @in_world
+    async def test_it_looks_at_its_host(self, world: World) -> None:
+        found = await world.hypervisor.condition()
+        assert found.disk_size >= found.disk_free > 0
+        assert found.bridge_state in ("up", "down", "absent", "no-address")
+        assert set(found.services.values()) <= {"active", "inactive", "failed", "activating", "deactivating"}
+
+    @in_world
     async def test_a_vm_that_was_never_here_is_off(self, world: World) -> None:
         hypervisor = world.hypervisor
         assert await hypervisor.power([ONE, ABSENT]) == {ONE: Power.OFF, ABSENT: Power.OFF}

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from aetherscale_agent.ports import HypervisorError, Image
+from aetherscale_agent.hypervisor.sums import Sums
+from aetherscale_agent.ports import Checksum, HypervisorError, Image
 from aetherscale_protocol import disk_images, names
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class ManifestImages:
         self._stamp = -1
         self._images: Mapping[str, Image] = {}
         self._complaints: frozenset[str] = frozenset()
+        self._sums = Sums()
 
     def list(self) -> Mapping[str, Image]:
         """The images that are here and whole, by name; one log line for each manifest that is not."""
@@ -50,6 +52,15 @@ class ManifestImages:
             settled = time.time_ns() - stamp > SETTLED * 1e9
             self._stamp = stamp if settled else -1
         return self._images
+
+    def complaints(self) -> frozenset[str]:
+        """What is wrong with the manifests that are not in the list."""
+        self.list()
+        return self._complaints
+
+    def checksums(self) -> Mapping[str, Checksum]:
+        """What is known of each image's checksum; files not read lately are read in the background."""
+        return self._sums.look(self.list())
 
     def remove(self, name: str, *, keep_file: bool = False) -> None:
         """Remove an image: first its manifest, then its file, if no other manifest names that.

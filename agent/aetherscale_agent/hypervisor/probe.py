@@ -20,6 +20,8 @@ from aetherscale_agent.ports import HypervisorError
 _log = logging.getLogger(__name__)
 
 QEMU = Path("/usr/bin/qemu-system-x86_64")
+KERNEL_KVM = Path("/sys/class/misc/kvm")
+"""There as soon as the kernel has KVM; the device itself is hidden from the agent."""
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 PATIENCE = 15.0
@@ -38,11 +40,12 @@ DISK_SIZE = 1 << 20
 """SeaBIOS does not boot a disk of one sector."""
 
 
-class _Finding(msgspec.Struct, frozen=True):
-    """What was found, and for which boot and QEMU it holds."""
+class Finding(msgspec.Struct, frozen=True):
+    """What was found, and for which boot and QEMU it holds; without a key it was not looked for."""
 
     key: str
     accelerator: str
+    reason: str = ""  #: why it is not KVM
 
 
 def finalize_argv(disk: Path, accelerator: str) -> list[str]:
@@ -63,7 +66,7 @@ def finalize_argv(disk: Path, accelerator: str) -> list[str]:
     ]
 
 
-async def find_accelerator(units: Units, layout: Layout) -> str:
+async def find_accelerator(units: Units, layout: Layout) -> Finding:
     """`kvm` if a guest runs under it, else `tcg`; asked once per boot and QEMU.
 
     :raise HypervisorError: when a unit can't be started at all.
@@ -73,18 +76,22 @@ async def find_accelerator(units: Units, layout: Layout) -> str:
     if known is not None:
         return known
     end = await run(units, layout, "kvm")
-    accelerator = "kvm" if end is not None and end.status == EXIT_STATUS else "tcg"
-    _log.info("KVM %s", _sentence(end, accelerator))
-    files.write_whole(layout.accelerator, msgspec.json.encode(_Finding(key, accelerator)))
-    return accelerator
+    if end is not None and end.status == EXIT_STATUS:
+        found = Finding(key, "kvm")
+        _log.info("KVM works here")
+    else:
+        found = Finding(key, "tcg", _reason(end))
+        _log.info("KVM does not work here: %s; VMs run under TCG", found.reason)
+    files.write_whole(layout.accelerator, msgspec.json.encode(found))
+    return found
 
 
-def _sentence(end: UnitEnd | None, accelerator: str) -> str:
-    if accelerator == "kvm":
-        return "works here"
+def _reason(end: UnitEnd | None) -> str:
+    if not KERNEL_KVM.exists():
+        return "this kernel has no KVM"
     if end is None:
-        return f"does not work here: a guest under it made no progress in {PATIENCE:g} s; VMs run under TCG"
-    return f"does not work here: {finalize_reason(end)}; VMs run under TCG"
+        return f"a guest under it made no progress in {PATIENCE:g} s"
+    return finalize_reason(end)
 
 
 def finalize_key() -> str:
@@ -93,13 +100,13 @@ def finalize_key() -> str:
     return f"{BOOT_ID.read_text().strip()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
-def find_known(path: Path, key: str) -> str | None:
-    """The accelerator found before, if that holds still."""
+def find_known(path: Path, key: str) -> Finding | None:
+    """What was found before, if that holds still."""
     try:
-        finding = msgspec.json.decode(path.read_bytes(), type=_Finding)
+        finding = msgspec.json.decode(path.read_bytes(), type=Finding)
     except (OSError, ValueError):
         return None
-    return finding.accelerator if finding.key == key and finding.accelerator in ("kvm", "tcg") else None
+    return finding if finding.key == key and finding.accelerator in ("kvm", "tcg") else None
 
 
 async def run(units: Units, layout: Layout, accelerator: str) -> UnitEnd | None:

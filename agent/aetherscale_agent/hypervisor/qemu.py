@@ -11,6 +11,7 @@ from typing import Any
 from aetherscale_agent import pipes
 from aetherscale_agent.hypervisor import (
     argv,
+    condition,
     console,
     disks,
     files,
@@ -27,7 +28,7 @@ from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
-from aetherscale_agent.ports import HostResources, HypervisorError, Image, Nic, Power, PowerChange, Snapshot
+from aetherscale_agent.ports import Condition, HostResources, HypervisorError, Image, Nic, Power, PowerChange, Snapshot
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import Milestone
 from aetherscale_protocol.options import CreateVm
@@ -53,7 +54,7 @@ class QemuHypervisor:
         self._resources = Resources(config, self._layout.homes)
         self._units = Units(self._on_end)
         self._network = Network(config.network, self._layout)
-        self._accelerator = ""
+        self._found = probe.Finding("", "")
         self._starting: set[str] = set()
         self._pulled: set[str] = set()
         self._listeners: list[asyncio.Queue[PowerChange]] = []
@@ -81,18 +82,23 @@ class QemuHypervisor:
     @property
     def accelerator(self) -> str:
         """`kvm` or `tcg`; empty until `probe` has found out."""
-        return self._accelerator
+        return self._found.accelerator
 
     async def probe(self) -> None:
         """Find out whether KVM works here, or believe the configuration."""
         if self._config.accelerator == "auto":
-            self._accelerator = await probe.find_accelerator(self._units, self._layout)
+            self._found = await probe.find_accelerator(self._units, self._layout)
         else:
-            self._accelerator = self._config.accelerator
+            self._found = probe.Finding("", self._config.accelerator)
 
     def resources(self) -> HostResources:
         """What the host has in all."""
         return self._resources.get()
+
+    async def condition(self) -> Condition:
+        """What the host finds when it looks at itself."""
+        with _as_hypervisor_error("the host can't be looked at"):
+            return await condition.look(self._found, self._config.network, self._layout, self._units)
 
     async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
         """Make the VM's disk and its console log."""
@@ -321,7 +327,7 @@ class QemuHypervisor:
 
     async def _start_unit(self, vm_id: str, spec: CreateVm, paths: VmPaths) -> None:
         bridged = self._network.bridged
-        arguments = argv.finalize_argv(vm_id, spec, paths, self._accelerator or "tcg", bridged=bridged)
+        arguments = argv.finalize_argv(vm_id, spec, paths, self.accelerator or "tcg", bridged=bridged)
         if paths.seed.exists():
             arguments += argv.finalize_seed(paths)
         with _as_hypervisor_error("its address could not be kept"):
@@ -333,7 +339,7 @@ class QemuHypervisor:
             reached.set_mark(paths, self._config.leases, self.nic(vm_id).mac)
         # Both at once: limits that come a moment after the start hold just as well.
         results = await asyncio.gather(
-            self._units.set_limits(vm_id, argv.finalize_limits(spec, self._accelerator)),
+            self._units.set_limits(vm_id, argv.finalize_limits(spec, self.accelerator)),
             self._units.start(vm_id),
             return_exceptions=True,
         )

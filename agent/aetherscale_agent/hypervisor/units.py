@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,11 @@ class Units:
         rows = await self._manager("ListUnitsByPatterns", "asas", [[], [f"{UNIT_PREFIX}*.service"]])
         found = ((find_vm_id(row[0]), row[3]) for row in rows[0])
         return {vm_id: state for vm_id, state in found if vm_id is not None}
+
+    async def states_of(self, names: Sequence[str]) -> dict[str, str]:
+        """The ActiveState of each of these units; of one that systemd does not know: inactive."""
+        (rows,) = await self._manager("ListUnitsByNames", "as", [list(names)])
+        return {row[0]: row[3] for row in rows}
 
     async def set_limits(self, vm_id: str, limits: Mapping[str, int]) -> None:
         """Set properties of the VM's unit until it is off."""

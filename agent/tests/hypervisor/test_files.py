@@ -91,7 +91,7 @@ def test_a_finding_holds_for_one_boot_and_one_qemu(tmp_path: Path) -> None:
     path = tmp_path / "accelerator.json"
     assert probe.find_known(path, "boot qemu") is None
     files.write_whole(path, b'{"key": "boot qemu", "accelerator": "kvm"}')
-    assert probe.find_known(path, "boot qemu") == "kvm"
+    assert probe.find_known(path, "boot qemu") == probe.Finding("boot qemu", "kvm")
     assert probe.find_known(path, "other qemu") is None
     path.write_text("{")
     assert probe.find_known(path, "boot qemu") is None
