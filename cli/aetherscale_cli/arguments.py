@@ -62,6 +62,9 @@ TIMEOUTS = {
 }
 """How long to wait for hosts that do not answer, in seconds, unless `--timeout` says otherwise."""
 
+WAIT_IMAGES_S = 60.0
+"""How long the doctor waits for hosts that read their images, in seconds."""
+
 _A_LINE = 6
 
 
@@ -242,7 +245,7 @@ def _summaries() -> dict[str, str]:
         "clone-vm": "create a VM whose disk is a copy of another's",
         "wait-vm": "wait until VMs have come so far",
         "apply": "make the VMs of a file, and say what differs",
-        "doctor": "ping every host through the broker; name who does not answer, and why",
+        "doctor": "look at context, broker, rights and every host; say what is wrong, and what to do",
         "list-contexts": "list the brokers you can speak to",
         "use-context": "choose the broker to speak to",
         **arguments_stream.SUMMARIES,
@@ -347,6 +350,14 @@ def _add_extend(sub: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_doctor(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--wait-images", type=values.patience, default=WAIT_IMAGES_S, metavar="TIME",
+        help=f"how long to wait for hosts that check their images (default: {WAIT_IMAGES_S:.0f}; 0: they are not to)",
+    )  # fmt: skip
+    sub.add_argument("--strict", action="store_true", help="warnings are failures, too: exit code 1")
+
+
 def _add_list_vms(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--label", type=values.selector, action="append", default=[], metavar="K[=V]",
@@ -443,7 +454,7 @@ _ADD = {
     "drain-host": _add_hosts,
     "undrain-host": _add_hosts,
     "forget-host": _add_host,
-    "doctor": _add_nothing,
+    "doctor": _add_doctor,
     "list-contexts": _add_nothing,
     "use-context": _add_name,
     "import-image": _add_import,

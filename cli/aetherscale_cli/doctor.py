@@ -1,209 +1,249 @@
 """What is wrong, and what to do about it: facts in, findings out. Pure.
 
-A check is a function from what was found (`examine` gathers it) to findings; add it to CHECKS.
+A check is a function from what was found (`examine` gathers it) to findings; add it to CHECKS. Here are those that
+this machine can make alone or with the broker; `doctor_hosts` has those that take hosts.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Literal
+import ipaddress
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
-from msgspec import Struct
 
-from aetherscale_cli import text
-from aetherscale_cli.arguments import PROGRAM
+from aetherscale_cli import doctor_hosts, text
+from aetherscale_cli.doctor_facts import Certificate, Examination, Finding, Try, WireFacts
 from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.report import Outcome, json_list
+from aetherscale_protocol.topology import OPERATOR_PERMISSIONS
 
-CLOCK_LIMIT_S = 5.0
-"""How far a host's clock may be off before it is worth a warning: deadlines of commands are compared with it."""
+DAYS_LEFT = 21
+"""A certificate that lasts for fewer days is worth a warning."""
+DAY_S = 86_400.0
 
-
-class HostFacts(Struct):
-    """What was found of one host; of those that are None nothing is known."""
-
-    answered_ms: float | None = None
-    agent_version: str = ""
-    clock_ahead_s: float = 0.0  #: of the clock of this machine
-    refusal: str = ""
-    down: bool = False  #: another host said so
-    unroutable: bool = False  #: no queue is bound to its key
-    counted: bool = False
-    consumers: int | None = None  #: of its queue; 0 also if there is none, None if the broker does not say
-
-    @property
-    def settled(self) -> bool:
-        """Whether more waiting tells no more about it."""
-        if self.unroutable:
-            return self.counted
-        return self.answered_ms is not None or bool(self.refusal) or (self.counted and self.consumers == 0)
-
-
-class Examination(Struct):
-    """All that was found. `error`: what ended it early."""
-
-    address: str
-    user: str
-    vhost: str
-    timeout: float
-    connected_ms: float | None = None
-    error: CliError | None = None
-    hosts: dict[str, HostFacts] = {}
-    nameless: int = 0  #: agents that are alive, did not answer, and that nobody could name
-
-
-class Finding(Struct, frozen=True, kw_only=True, rename="kebab", omit_defaults=True):
-    """One line of the report. `hint` says what to do."""
-
-    check: str
-    subject: str
-    result: Literal["ok", "warning", "fault"]
-    text: str
-    hint: str = ""
-    state: str = ""  #: of a host: up, down, silent, unknown, unbound
-    answer_ms: float | None = None
-    agent_version: str = ""
-    clock_ahead_s: float | None = None
-    exit_code: int = 0
-
-    @property
-    def about(self) -> str:
-        """The beginning of a sentence that goes on with `text`, where that says too little alone."""
-        return {"host": f"host {self.subject} ", "clock": f"{self.subject}: "}.get(self.check, "")
-
+RENEW = "run site.yml again: it makes a new one when it is time"
 
 Check = Callable[[Examination], Iterator[Finding]]
 
 
-def check_broker(found: Examination) -> Iterator[Finding]:
-    """Can it be reached, and does it let us in?"""
-    where = f"{found.address}, vhost {found.vhost}"
-    if found.connected_ms is not None:
-        said = f"logged in as {found.user} in {found.connected_ms:.0f} ms"
-        yield Finding(check="broker", subject=where, result="ok", text=said)
-    if found.error is not None and not isinstance(found.error, NoAgent) and found.error.exit_code is not Exit.FAILED:
-        yield _trouble("broker", where, found.error)
+def check_context(found: Examination) -> Iterator[Finding]:
+    """Is it known which broker is meant, and is the password kept?"""
+    if found.context_error is not None:
+        yield trouble("context", "this machine", found.context_error)
+        return
+    for warning in found.warnings:
+        said, _, remedy = warning.rpartition(": ")
+        yield Finding(check="context", subject="this machine", result="warning", text=said, hint=remedy)
+    if not found.warnings:
+        yield Finding(check="context", subject="this machine", result="ok", text=found.source)
+
+
+def check_address(found: Examination) -> Iterator[Finding]:
+    """Is the broker there at all?"""
+    if found.wire is None:
+        return
+    if found.wire.error is not None:
+        yield trouble("address", found.address, found.wire.error)
+        return
+    where = f"at {found.wire.reached}, " if found.wire.reached != found.host else ""
+    said = f"{where}connected in {found.wire.connected_ms:.0f} ms"
+    yield Finding(check="address", subject=found.address, result="ok", text=said)
+
+
+def check_tls(found: Examination) -> Iterator[Finding]:
+    """Is what we say to the broker said to it alone, and how long does its certificate last?"""
+    if found.wire is None or found.wire.error is not None:
+        return
+    if not found.tls:
+        yield _judge_plain(found, found.wire)
+    elif found.wire.tls_error is not None:
+        more = _tell_refused(found.wire.certificate, found.now)
+        yield trouble("tls", found.address, found.wire.tls_error, more)
+    elif found.wire.certificate is not None:
+        yield from _judge_certificate(found, found.wire, found.wire.certificate)
+
+
+def _judge_plain(found: Examination, wire: WireFacts) -> Finding:
+    stays = _is_loopback(wire.reached)
+    if stays or found.is_play:
+        why = "it stays on this machine" if stays else "this is play mode"
+        return Finding(check="tls", subject=found.address, result="ok", text=f"not encrypted: {why}")
+    return Finding(
+        check="tls", subject=found.address, result="warning",
+        text="not encrypted: whoever is on the way can read the password and every command, and change them",
+        hint="site.yml makes the broker speak TLS, and the context's url amqps:// (docs/rollout.md)",
+    )  # fmt: skip
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _judge_certificate(found: Examination, wire: WireFacts, shown: Certificate) -> Iterator[Finding]:
+    days = int((shown.ends - found.now) // DAY_S)
+    said = f"{wire.protocol}; {text.listed(shown.names)}, signed by {shown.issuer}; {days} days left"
+    soon = days < DAYS_LEFT
+    yield Finding(
+        check="tls", subject=found.address, result="warning" if soon else "ok", text=said, days_left=days,
+        hint=RENEW if soon else "",
+    )  # fmt: skip
+    if wire.ca_ends is not None and (left := int((wire.ca_ends - found.now) // DAY_S)) < DAYS_LEFT:
+        yield Finding(
+            check="tls", subject="ca_file", result="warning", days_left=left,
+            text=f"a CA in it ends in {left} days", hint="run site.yml again, and bring the new CA to all who log in",
+        )  # fmt: skip
+
+
+def _tell_refused(shown: Certificate | None, now: float) -> str:
+    """What there is to say about a certificate that was not accepted."""
+    if shown is None:
+        return ""
+    if shown.ends < now:
+        return f"; it ended {text.age(shown.ends, now)} ago"
+    if shown.begins > now:
+        return f"; it begins in {text.age(now, shown.begins)}"
+    return f"; it is made for {text.listed(shown.names)}, and signed by {shown.issuer}"
+
+
+def check_login(found: Examination) -> Iterator[Finding]:
+    """Does the broker let us in?"""
+    where = f"{found.user}, vhost {found.vhost}"
+    if found.login_ms is not None:
+        said = f"logged in within {found.login_ms:.0f} ms"
+        yield Finding(check="login", subject=where, result="ok", text=said)
+    elif found.error is not None:
+        yield trouble("login", where, found.error)
+    elif found.wire is not None and found.wire.broken:
+        yield Finding(check="login", subject=where, result="skipped", text="not tried: see above")
+
+
+_MORE: dict[Try, str] = {
+    "configure": "declare and delete exchanges and queues",
+    "read": "take messages out of queues",
+    "write": "publish past the exchange, into any queue",
+}
 
 
 def check_rights(found: Examination) -> Iterator[Finding]:
-    """May we publish commands, and count the agents?"""
-    if found.error is not None and found.error.exit_code is Exit.FAILED:
-        yield _trouble("rights", found.user, found.error)
-    elif found.hosts:
-        yield Finding(check="rights", subject=found.user, result="ok", text="may publish commands")
+    """May we publish commands, and nothing else?"""
+    if found.may_publish is None:
+        return
+    if found.may_publish is False and found.error is not None:
+        if found.error.exit_code is Exit.FAILED:
+            yield trouble("rights", found.user, found.error, hint=_set_permissions(found))
+        else:  # the connection was lost, or the broker blocks it
+            yield trouble("login", f"{found.user}, vhost {found.vhost}", found.error)
+        return
+    yield _judge_rights(found)
+
+
+def _judge_rights(found: Examination) -> Finding:
+    too_much = [_MORE[what] for what, allowed in found.allowed.items() if allowed]
+    unsure = [_MORE[what] for what, allowed in found.allowed.items() if allowed is None]
+    if found.user == "guest":
+        return Finding(
+            check="rights", subject=found.user, result="warning",
+            text="guest may do everything on the broker: that is play mode, and nothing to work with",
+            hint="site.yml without rabbitmq_loopback_users makes a user of your own, and guest is gone",
+        )  # fmt: skip
+    if too_much:
+        return Finding(
+            check="rights", subject=found.user, result="error", exit_code=Exit.FAILED,
+            text=f"{found.user} may do more than publish commands: {'; '.join(too_much)}",
+            hint=_set_permissions(found),
+        )  # fmt: skip
+    said = "may publish commands, and nothing else" if not unsure else "may publish commands; the broker did not say "
+    said += f"whether also to {'; '.join(unsure)}" if unsure else ""
+    return Finding(check="rights", subject=found.user, result="warning" if unsure else "ok", text=said)
+
+
+def _set_permissions(found: Examination) -> str:
+    rights = OPERATOR_PERMISSIONS
+    return (
+        "site.yml sets it right; or, on the broker: rabbitmqctl set_permissions "
+        f"-p {found.vhost} {found.user} '{rights.configure}' '{rights.write}' '{rights.read}'"
+    )
 
 
 def check_agents(found: Examination) -> Iterator[Finding]:
     """Is anybody there, and is everybody named?"""
     if isinstance(found.error, NoAgent):
-        yield _trouble("agents", "all", found.error)
+        yield trouble("agents", "all", found.error)
     if found.nameless:
         agents = "1 agent is" if found.nameless == 1 else f"{found.nameless} agents are"
         yield Finding(
-            check="agents", subject="unnamed", result="fault", state="silent", exit_code=Exit.PARTIAL,
+            check="agents", subject="unnamed", result="error", state="silent", exit_code=Exit.PARTIAL,
             text=f"{agents} connected, did not answer, and no inventory names it",
             hint="on the broker's machine: rabbitmqctl list_connections client_properties tells from where",
         )  # fmt: skip
+    if found.hosts and found.login_ms is not None:
+        up = sum(host.answered_ms is not None for host in found.hosts.values())
+        said = f"{up} of {len(found.hosts)} hosts answer"
+        if found.fleet:
+            said += f"; the inventory names {len(found.fleet)}"
+        yield Finding(check="agents", subject="all", result="ok", text=said)
 
 
-def check_hosts(found: Examination) -> Iterator[Finding]:
-    """Does every host answer, and if not, why?"""
-    for name, host in found.hosts.items():
-        state = _state(host)
-        if state == "up":
-            yield Finding(
-                check="host", subject=name, result="ok", state=state,
-                text=f"answered in {host.answered_ms:.0f} ms; agent {host.agent_version}",
-                answer_ms=round(host.answered_ms or 0, 1), agent_version=host.agent_version,
-                clock_ahead_s=round(host.clock_ahead_s, 3),
-            )  # fmt: skip
-        else:
-            said, hint = _WRONG[state]
-            yield Finding(
-                check="host", subject=name, result="fault", state=state, exit_code=Exit.PARTIAL,
-                text=said.format(host=name, timeout=found.timeout, refusal=host.refusal),
-                hint=hint.format(host=name, program=PROGRAM),
-            )  # fmt: skip
+def trouble(check: str, subject: str, error: CliError, more: str = "", hint: str = "") -> Finding:
+    """An error of the CLI as a finding."""
+    return Finding(
+        check=check, subject=subject, result="error", text=f"{error}{more}", hint=hint or error.hint or "",
+        exit_code=int(error.exit_code),
+    )  # fmt: skip
 
 
-def check_clocks(found: Examination) -> Iterator[Finding]:
-    """Do the hosts and we agree about the time?"""
-    ahead = {name: host.clock_ahead_s for name, host in found.hosts.items() if host.answered_ms is not None}
-    off = {name: seconds for name, seconds in ahead.items() if abs(seconds) > CLOCK_LIMIT_S}
-    if len(off) > 1 and len(off) == len(ahead) and max(off.values()) - min(off.values()) <= CLOCK_LIMIT_S:
-        said = f"all hosts' clocks are {_off(sum(off.values()) / len(off))}: more likely it is yours"
-        yield Finding(check="clock", subject="this machine", result="warning", text=said, hint=_CLOCK_HINT)
-        return
-    for name, seconds in off.items():
-        said = f"its clock is {_off(seconds)}: commands may come too late for it, or seem to"
-        hint = f"on {name}: {_CLOCK_HINT}"
-        yield Finding(check="clock", subject=name, result="warning", text=said, hint=hint, clock_ahead_s=seconds)
-
-
-CHECKS: tuple[Check, ...] = (check_broker, check_rights, check_agents, check_hosts, check_clocks)
-
-_CLOCK_HINT = "timedatectl shows whether a time service runs; chrony or systemd-timesyncd keeps it right"
-
-_WRONG = {
-    "down": (
-        "is down: its agent is not connected to the broker",
-        "on {host}: systemctl status aetherscale-agent; if it is gone for good: {program} forget-host {host}",
-    ),
-    "silent": (
-        "is silent: its agent is connected, but did not answer within {timeout:g} s: it hangs, or is frozen or cut off",
-        "on {host}: systemctl restart aetherscale-agent (its VMs run on)",
-    ),
-    "unknown": (
-        "is unknown to the broker: its agent was never connected, or it was forgotten",
-        "on {host}: systemctl start aetherscale-agent; if it is gone: take it out of the inventory and run site.yml",
-    ),
-    "unbound": (
-        "can't be reached: its agent is connected, but its queue is not bound to its key any more",
-        "its agent mends that within 20 s; else, on {host}: systemctl restart aetherscale-agent (its VMs run on)",
-    ),
-    "odd": (
-        "does not understand a ping: {refusal}",
-        "are all agents and the CLI of one version? site.yml brings them up to date",
-    ),
-}
-
-
-def _state(host: HostFacts) -> str:
-    if host.answered_ms is not None:
-        return "up"
-    if host.unroutable:
-        return "unbound" if host.consumers else "unknown"
-    if host.down or (host.counted and host.consumers == 0):
-        return "down"
-    return "odd" if host.refusal else "silent"
-
-
-def _off(seconds: float) -> str:
-    return f"{abs(seconds):.0f} s {'ahead' if seconds > 0 else 'behind'}"
-
-
-def _trouble(check: str, subject: str, error: CliError) -> Finding:
-    hint = error.hint or ""
-    code = int(error.exit_code)
-    return Finding(check=check, subject=subject, result="fault", text=str(error), hint=hint, exit_code=code)
-
+CHECKS: tuple[Check, ...] = (
+    check_context,
+    check_address,
+    check_tls,
+    check_login,
+    check_rights,
+    check_agents,
+    *doctor_hosts.CHECKS,
+)
 
 COLUMNS = ("CHECK", "WHAT", "RESULT", "DETAIL")
+MOST_NAMED = 4
+"""How many hosts share a line by name; of more they are counted."""
 
 
-def report(found: Examination, *, as_json: bool) -> Outcome:
-    """All checks' findings; what is wrong once more on stderr, each with its remedy."""
-    findings = [finding for check in CHECKS for finding in check(found)]
+def judge(found: Examination) -> list[Finding]:
+    """What all checks say."""
+    return [finding for check in CHECKS for finding in check(found)]
+
+
+def report(found: Examination, *, as_json: bool, strict: bool = False) -> Outcome:
+    """All checks' findings; what is wrong once more on stderr, each with its remedy.
+
+    `strict`: a warning is a failure.
+    """
+    findings = judge(found)
     outcome = Outcome()
     if as_json:
         outcome.stdout = json_list([msgspec.json.encode(finding) for finding in findings])
     else:
-        rows = [(finding.check, finding.subject, finding.result, finding.text) for finding in findings]
-        outcome.stdout = text.table(COLUMNS, rows)
+        outcome.stdout = text.table(COLUMNS, _rows(findings))
     for finding in findings:
         said = f"{finding.about}{finding.text}"
-        if finding.result == "fault":
+        if finding.result == "error":
             outcome.fail(said, finding.hint or None, Exit(finding.exit_code))
         elif finding.result == "warning":
             outcome.notes.append(f"warning: {text.safe(said)}")
             outcome.hint(finding.hint)
+    if strict and outcome.exit_code is Exit.DONE and any(finding.result == "warning" for finding in findings):
+        outcome.exit_code = Exit.FAILED
     return outcome
+
+
+def _rows(findings: Sequence[Finding]) -> list[tuple[str, str, str, str]]:
+    """A line for each finding; hosts of which the same is true, and good, share one."""
+    lines: dict[tuple[str, str, str, str], list[str]] = {}
+    for finding in findings:
+        alone = "" if finding.result == "ok" else finding.subject
+        lines.setdefault((finding.check, finding.result, finding.text, alone), []).append(finding.subject)
+    return [(check, _together(who), result, said) for (check, result, said, _), who in lines.items()]
+
+
+def _together(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{names[0]} … {names[-1]} ({len(names)})"

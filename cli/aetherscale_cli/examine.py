@@ -1,63 +1,99 @@
-"""What `doctor` looks at: connects, asks who is there, and pings every host through the broker. Judges nothing."""
+"""What `doctor` looks at: the context, the way to the broker, the login, and every host. Judges nothing.
+
+It goes as far as it can, and never raises CliError: what went wrong is part of what was found. Every wait has its end.
+"""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 
 import msgspec
 
-from aetherscale_cli import ask
-from aetherscale_cli.contexts import Target
-from aetherscale_cli.doctor import Examination, HostFacts
+from aetherscale_cli import ask, doctor_wire, text
+from aetherscale_cli.arguments import PROGRAM, Invocation
+from aetherscale_cli.broker import open_session_of
+from aetherscale_cli.contexts import ContextStore, Target, find_target
+from aetherscale_cli.doctor_facts import Examination, HostFacts
+from aetherscale_cli.doctor_session import DoctorSession
 from aetherscale_cli.errors import CliError
-from aetherscale_cli.insist import Connect
-from aetherscale_cli.wire import Counted, Delivered, Event, Message, Returned, Session, decode_reply
-from aetherscale_protocol import names
-from aetherscale_protocol.answers import HostReport, Pong
-from aetherscale_protocol.options import NoOptions
+from aetherscale_cli.progress import Line
+from aetherscale_cli.wire import Counted, Delivered, Event, Message, Reply, Returned, Session, decode_reply
+from aetherscale_protocol import __version__, names
+from aetherscale_protocol.answers import HostCondition, HostReport, Pong
+from aetherscale_protocol.options import CheckHost, NoOptions, Options
 
 ROLL_CALL_S = 2.0
 """How long finding out which hosts there are may take; who does not say is pinged nevertheless."""
+RIGHTS_S = 3.0
+AGAIN_S = 0.5
+"""How long hosts that read their images are left alone before they are asked again."""
+
+Open = Callable[[], AbstractContextManager[DoctorSession]]
 
 
-def examine(connect: Connect, target: Target, timeout: float) -> Examination:
-    """Everything that there is to judge; `timeout` in seconds, for hosts that do not answer. Never raises CliError:
-    what went wrong is part of what was found.
-    """
+def examine(invocation: Invocation, store: ContextStore, environ: Mapping[str, str]) -> Examination:
+    """Everything that there is to judge, of the broker that is meant."""
+    found = Examination(version=__version__, now=time.time(), timeout=invocation.timeout)
+    try:
+        target = find_target(store, invocation.context, environ)
+    except CliError as error:
+        found.context_error = error
+        return found
     settings = target.settings
-    found = Examination(address=target.address, user=settings.user, vhost=settings.vhost, timeout=timeout)
+    found.source, found.warnings, found.address = target.source, target.warnings, target.address
+    found.host, found.user, found.vhost, found.tls = settings.host, settings.user, settings.vhost, settings.tls
+    progress = Line()
+    try:
+        progress.show(f"looking at {target.address}")
+        found.wire = doctor_wire.look(target)
+        if not found.wire.broken:
+            _examine_cloud(target, found, invocation.space.wait_images, progress)
+    finally:
+        progress.clear()
+    return found
+
+
+def _examine_cloud(target: Target, found: Examination, wait_images: float, progress: Line) -> None:
     began = time.monotonic()
     try:
-        with connect() as session:
-            found.connected_ms = (time.monotonic() - began) * 1000
+        with open_session_of(DoctorSession, target, f"{PROGRAM} doctor") as session:
+            found.login_ms = (time.monotonic() - began) * 1000
+            if found.user != "guest":  # who may do everything, as is known
+                found.allowed = session.try_all(RIGHTS_S)
+            progress.show("asking who is there")
             _call_the_roll(session, found)
-            _ping_all(session, found, time.monotonic() + timeout)
+            _ping_all(session, found, time.monotonic() + found.timeout)
+            _look_at_hosts(session, found, wait_images, progress)
     except CliError as error:
         found.error = error
-    return found
 
 
 def _call_the_roll(session: Session, found: Examination) -> None:
     """Which hosts there are: those alive, and those that they say the inventory names."""
     everyone = ask.ask_everyone(session, "list-hosts", min(found.timeout, ROLL_CALL_S))
     known = {missing.host for missing in everyone.missing}
+    drained = set()
     for reply in everyone.replies:
         try:
             report = msgspec.json.decode(reply.answer.response or b"", type=HostReport)
         except ValueError:  # it is of another version: it is pinged, and that tells
-            report = None
-        known |= {host for host in (reply.answer.host, *(report.fleet if report else ())) if host}
-    found.hosts = {host: HostFacts() for host in sorted(known) if names.is_host_name(host)}
+            known |= {reply.answer.host} if reply.answer.host else set()
+            continue
+        found.fleet |= set(report.fleet)
+        known |= {report.host, *report.fleet}
+        drained |= {report.host} if report.state == "drained" else set()
+    found.hosts = {host: HostFacts(drained=host in drained) for host in sorted(known) if names.is_host_name(host)}
     found.nameless = everyone.nameless
 
 
 def _ping_all(session: Session, found: Examination, deadline: float) -> None:
     pings: dict[str, tuple[str, float, float]] = {}
     for host in found.hosts:
-        message = _ping(host, found.timeout)
+        message = _question("ping", NoOptions(), host, found.timeout)
         pings[message.correlation_id] = (host, time.monotonic(), time.time())
         session.publish(message)
         session.count_consumers(names.host_queue(host))
-    for event in _events(session, found, deadline):
+    for event in _events(session, deadline, lambda: all(host.settled for host in found.hosts.values())):
         match event:
             case Delivered(correlation_id, body) if correlation_id in pings:
                 host, sent, sent_at = pings[correlation_id]
@@ -70,16 +106,16 @@ def _ping_all(session: Session, found: Examination, deadline: float) -> None:
                     found.hosts[host].counted, found.hosts[host].consumers = True, consumers
 
 
-def _events(session: Session, found: Examination, deadline: float) -> Iterator[Event]:
-    while not all(host.settled for host in found.hosts.values()):
+def _events(session: Session, deadline: float, done: Callable[[], bool]) -> Iterator[Event]:
+    while not done():
         event = session.next_event(deadline)
         if event is None:
             return
         yield event
 
 
-def _ping(host: str, timeout: float) -> Message:
-    return ask.make_message("ping", NoOptions(), names.host_key(host), timeout)
+def _question(command: str, options: Options, host: str, timeout: float) -> Message:
+    return ask.make_message(command, options, names.host_key(host), timeout)
 
 
 def _take(host: HostFacts, body: bytes, took: float, sent_at: float) -> None:
@@ -87,13 +123,67 @@ def _take(host: HostFacts, body: bytes, took: float, sent_at: float) -> None:
     if reply is None or not reply.answer.ok:
         info = reply.answer.execution_info if reply is not None else None
         host.down = host.down or (info is not None and info.code == "host-down")
-        host.refusal = (info.reason or "refused without a reason") if info is not None else "its answer can't be read"
+        host.refusal = _refusal(reply)
         return
     try:
         pong = msgspec.json.decode(reply.answer.response, type=Pong)
     except ValueError:
-        host.refusal = "its answer can't be read"
+        host.refusal = _refusal(None)
         return
     host.answered_ms = took * 1000
     host.agent_version = pong.agent_version
     host.clock_ahead_s = pong.clock - (sent_at + took / 2)
+
+
+def _refusal(reply: Reply | None) -> str:
+    if reply is None:
+        return "its answer can't be read"
+    return reply.answer.execution_info.reason or "refused without a reason"
+
+
+def _look_at_hosts(session: Session, found: Examination, wait_images: float, progress: Line) -> None:
+    """What hosts find when they look at themselves; those that read images meanwhile are asked again and again."""
+    until = time.monotonic() + wait_images
+    asked = [name for name, host in found.hosts.items() if host.answered_ms is not None]
+    while asked:
+        _ask_conditions(session, found, asked, CheckHost(checksums=wait_images > 0))
+        reading = {name: host.condition.unread for name, host in found.hosts.items() if _is_reading(host)}
+        left = until - time.monotonic()
+        if not reading or left <= 0:
+            return
+        told = text.size(sum(reading.values()))
+        progress.show(f"{text.listed(list(reading))} read their images: {told} left ({left:.0f} s more at most)")
+        pause = time.monotonic() + min(AGAIN_S, left)
+        while session.next_event(pause) is not None:
+            pass  # of a question that was given up
+        asked = list(reading)
+
+
+def _is_reading(host: HostFacts) -> bool:
+    return host.condition is not None and any(image.state == "pending" for image in host.condition.images)
+
+
+def _ask_conditions(session: Session, found: Examination, asked: list[str], options: CheckHost) -> None:
+    waiting = {}
+    for name in asked:
+        message = _question("check-host", options, name, found.timeout)
+        waiting[message.correlation_id] = name
+        session.publish(message)
+    for event in _events(session, time.monotonic() + found.timeout, lambda: not waiting):
+        match event:
+            case Delivered(correlation_id, body) if correlation_id in waiting:
+                _take_condition(found.hosts[waiting.pop(correlation_id)], decode_reply(body))
+            case Returned(correlation_id) if correlation_id in waiting:
+                found.hosts[waiting.pop(correlation_id)].untold = "its queue is not bound to its key any more"
+    for name in waiting.values():
+        found.hosts[name].untold = f"no answer within {found.timeout:g} s"
+
+
+def _take_condition(host: HostFacts, reply: Reply | None) -> None:
+    if reply is None or not reply.answer.ok:
+        host.untold = _refusal(reply)
+        return
+    try:
+        host.condition = msgspec.json.decode(reply.answer.response, type=HostCondition)
+    except ValueError:
+        host.untold = _refusal(None)

@@ -81,7 +81,18 @@ def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
         return import_image.import_image(deployment, space.image, space.source, space.sha256, space.only)
     if invocation.command == "list-contexts":
         return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
+    if invocation.command == "doctor":
+        return _examine(invocation, store, environ)
     return _execute_remote(invocation, store, environ, as_json=as_json)
+
+
+def _examine(invocation: Invocation, store: ContextStore, environ: Mapping[str, str]) -> int:
+    """Look at everything, and say what is wrong: also with the context, so it is not needed to be whole."""
+    from aetherscale_cli import broker, doctor, examine
+
+    broker.log_to_stderr() if invocation.debug else broker.keep_quiet()
+    found = examine.examine(invocation, store, environ)
+    return _show(doctor.report(found, as_json=invocation.as_json, strict=invocation.space.strict), invocation)
 
 
 def _choose_output(invocation: Invocation) -> str:
@@ -100,10 +111,7 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
     outlet.say([f"warning: {text.safe(warning)}" for warning in target.warnings])
     from aetherscale_cli import broker  # imports pika: not before it is needed
 
-    if invocation.debug:
-        broker.log_to_stderr()
-    else:
-        broker.keep_quiet()
+    broker.log_to_stderr() if invocation.debug else broker.keep_quiet()
 
     def connect() -> "contextlib.AbstractContextManager[Session]":
         return broker.open_session(target, f"{PROGRAM} {invocation.command}")
@@ -112,10 +120,6 @@ def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mappin
         from aetherscale_cli import stream_commands
 
         return stream_commands.execute(invocation, target, store, chosen(store, invocation.context, environ))
-    if invocation.command == "doctor":
-        from aetherscale_cli import doctor, examine
-
-        return _show(doctor.report(examine.examine(connect, target, invocation.timeout), as_json=as_json), invocation)
     if invocation.command in _LONGER:
         from aetherscale_cli import workflows
 

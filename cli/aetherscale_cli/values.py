@@ -22,6 +22,11 @@ def duration(text: str) -> float:
     return seconds
 
 
+def patience(text: str) -> float:
+    """A time as `duration` has it, or 0."""
+    return 0.0 if text == "0" else duration(text)
+
+
 _TTL_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
