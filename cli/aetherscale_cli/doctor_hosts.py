@@ -174,9 +174,7 @@ def check_network(name: str, host: HostCondition) -> Iterator[Finding]:
         hint = f"on {name}: journalctl -u {unit} says why; systemctl restart {unit}"
         yield _error("network", name, f"{unit} is {state}", hint)
     if not wrong and not idle:
-        serving = (
-            f"; {text.listed([unit.removesuffix('.service') for unit in host.services])} run" if host.services else ""
-        )
+        serving = "".join(f"; {unit.removesuffix('.service')} runs" for unit in host.services)
         yield Finding(check="network", subject=name, result="ok", text=f"bridge {host.bridge} is up{serving}")
 
 
@@ -207,15 +205,12 @@ def check_vms(name: str, host: HostCondition) -> Iterator[Finding]:
         said = f"VM {called} {'has failed' if vm.state == 'failed' else 'is in trouble'}: {vm.reason or 'unknown why'}"
         hint = f"{PROGRAM} show-vm {called} shows its console; {PROGRAM} start-vm {called}"
         yield Finding(check="vms", subject=name, result="warning", text=said, hint=hint)
-    if more := len(host.troubles) - MOST_NAMED:
-        if more > 0:
-            said, hint = f"{more} more VMs are in trouble", f"{PROGRAM} list-vms --host {name} --state failed"
-            yield Finding(check="vms", subject=name, result="warning", text=said, hint=hint)
+    if (more := len(host.troubles) - MOST_NAMED) > 0:
+        said, hint = f"{more} more VMs are in trouble", f"{PROGRAM} list-vms --host {name} --state failed"
+        yield Finding(check="vms", subject=name, result="warning", text=said, hint=hint)
 
 
-_AGAIN = (
-    "site.yml brings it again if the inventory names it, else images.yml; restart, or make anew, VMs that stand on it"
-)
+_AGAIN = "site.yml brings it again if the inventory names it, images.yml if not; then restart the VMs that stand on it"
 
 
 def check_images(name: str, host: HostCondition) -> Iterator[Finding]:
@@ -236,7 +231,7 @@ def _count_images(name: str, images: list[ImageSum], unread: int) -> Iterator[Fi
     pending = sum(image.state == "pending" for image in images)
     if pending:
         said = f"{right} of {len(images)} have the right checksum; {text.size(unread)} are still to be read"
-        hint = f"{name} reads on by itself, slowly: ask again later, or wait longer (--wait-images 30m)"
+        hint = f"{name} reads on by itself, slowly: ask again later, or wait longer (--wait-images 10m)"
         yield Finding(check="images", subject=name, result="warning", text=said, hint=hint)
     elif images and right == len(images):
         said = "1 has the right checksum" if right == 1 else f"all {right} have the right checksum"

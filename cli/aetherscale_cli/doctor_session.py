@@ -19,6 +19,10 @@ NOBODY = "aetherscale-doctor.nobody"
 """No queue has this name: what is published to it is dropped."""
 
 
+_Attempt = Callable[[Any, Callable[..., None]], None]
+"""Tries something on a channel, and calls back when it was allowed."""
+
+
 class DoctorSession(BrokerSession):
     """One examination's session."""
 
@@ -35,13 +39,7 @@ class DoctorSession(BrokerSession):
             raise self._error
         return allowed
 
-    def _attempt(
-        self,
-        what: Try,
-        attempt: Callable[[Any, Callable[..., None]], None],
-        allowed: dict[Try, bool | None],
-        channel: Any,
-    ) -> None:
+    def _attempt(self, what: Try, attempt: _Attempt, allowed: dict[Try, bool | None], channel: Any) -> None:
         def close(_channel: Any, reason: BaseException) -> None:
             if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
                 # Another refusal comes only after the right to do it was looked at.
@@ -74,8 +72,4 @@ def _write(channel: Any, done: Callable[..., None]) -> None:
     channel.basic_publish("", NOBODY, b"")
 
 
-_TRIES: dict[Try, Callable[[Any, Callable[..., None]], None]] = {
-    "configure": _configure,
-    "read": _read,
-    "write": _write,
-}
+_TRIES: dict[Try, _Attempt] = {"configure": _configure, "read": _read, "write": _write}

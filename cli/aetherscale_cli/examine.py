@@ -25,7 +25,7 @@ from aetherscale_protocol.options import CheckHost, NoOptions, Options
 ROLL_CALL_S = 2.0
 """How long finding out which hosts there are may take; who does not say is pinged nevertheless."""
 RIGHTS_S = 3.0
-AGAIN_S = 0.5
+AGAIN_FIRST_S, AGAIN_S = 0.05, 1.0
 """How long hosts that read their images are left alone before they are asked again."""
 
 Open = Callable[[], AbstractContextManager[DoctorSession]]
@@ -143,24 +143,31 @@ def _refusal(reply: Reply | None) -> str:
 
 def _look_at_hosts(session: Session, found: Examination, wait_images: float, progress: Line) -> None:
     """What hosts find when they look at themselves; those that read images meanwhile are asked again and again."""
-    until = time.monotonic() + wait_images
+    until, pause = time.monotonic() + wait_images, AGAIN_FIRST_S
     asked = [name for name, host in found.hosts.items() if host.answered_ms is not None]
     while asked:
         _ask_conditions(session, found, asked, CheckHost(checksums=wait_images > 0))
-        reading = {name: host.condition.unread for name, host in found.hosts.items() if _is_reading(host)}
+        reading = {name: unread for name, host in found.hosts.items() if (unread := _unread(host)) is not None}
         left = until - time.monotonic()
         if not reading or left <= 0:
             return
         told = text.size(sum(reading.values()))
         progress.show(f"{text.listed(list(reading))} read their images: {told} left ({left:.0f} s more at most)")
-        pause = time.monotonic() + min(AGAIN_S, left)
-        while session.next_event(pause) is not None:
-            pass  # of a question that was given up
-        asked = list(reading)
+        _pause(session, min(pause, left))
+        asked, pause = list(reading), min(2 * pause, AGAIN_S)
 
 
-def _is_reading(host: HostFacts) -> bool:
-    return host.condition is not None and any(image.state == "pending" for image in host.condition.images)
+def _pause(session: Session, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while session.next_event(until) is not None:
+        pass  # the answer to a question that was given up
+
+
+def _unread(host: HostFacts) -> int | None:
+    """How many bytes of its images a host has still to read; None if it reads none."""
+    if host.condition is None or all(image.state != "pending" for image in host.condition.images):
+        return None
+    return host.condition.unread
 
 
 def _ask_conditions(session: Session, found: Examination, asked: list[str], options: CheckHost) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ class Rollout:
     def __init__(self) -> None:
         self.lab = Lab(os.environ["AETHERSCALE_LAB"])
 
-    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the CLI; its output is JSON, as for every program."""
-        done = subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    def cli(
+        self, *arguments: str, check: bool = True, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the CLI; its output is JSON, as for every program. `environ` adds to what it is started with."""
+        env = {**os.environ, **(environ or {})}
+        done = subprocess.run([CLI, *arguments], capture_output=True, text=True, check=False, timeout=120, env=env)
         assert not check or done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 

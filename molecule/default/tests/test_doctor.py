@@ -1,0 +1,143 @@
+"""The doctor on real hosts: green where all is well, and for one fault of each kind its name and its remedy."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+IMAGES = "/var/lib/aetherscale/images"
+Finding = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Rollout:
+    return Rollout()
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> Path:
+    """A copy of the operator's contexts, to be spoiled: XDG_CONFIG_HOME."""
+    folder = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "aetherscale"
+    shutil.copytree(folder, tmp_path / "aetherscale")
+    return tmp_path
+
+
+@pytest.fixture
+def well(fleet: Rollout) -> Iterator[None]:
+    """As it is, so it is left: a fault that was planted is gone."""
+    yield
+    fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 30)
+
+
+def examine(fleet: Rollout, code: int, **environ: str) -> tuple[list[Finding], str]:
+    """What the doctor found, and what it said; its exit code is this."""
+    done = fleet.cli("doctor", check=False, environ=environ)
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def errors(findings: list[Finding]) -> list[tuple[str, str]]:
+    return [(finding["check"], finding["subject"]) for finding in findings if finding["result"] == "error"]
+
+
+def the(findings: list[Finding], check: str, subject: str = "") -> Finding:
+    (found,) = [f for f in findings if f["check"] == check and subject in ("", f["subject"])]
+    return found
+
+
+def test_all_is_well_and_it_says_what_it_looked_at(fleet: Rollout) -> None:
+    broker = fleet.broker()
+    encrypted = broker["url"].startswith("amqps:")
+    findings, said = examine(fleet, 0)
+    assert errors(findings) == []
+    assert broker["password"] not in json.dumps(findings) + said
+    for check, text in {
+        "context": r"context \S+ \(.*\.toml\)",
+        "address": r"connected in \d+ ms",
+        "tls": r"TLSv1\.\d; .*, signed by .*; \d+ days left" if encrypted else "not encrypted",
+        "login": r"logged in within \d+ ms",
+        "rights": "may publish commands, and nothing else",
+        "agents": "2 of 2 hosts answer; the inventory names 2",
+        "version": r"agents and CLI are \S+",
+        "clock": r"at most \d\.\d s from this machine's",
+    }.items():
+        found = the(findings, check)
+        assert re.search(text, found["text"]), found
+        assert found["result"] == ("warning" if check == "tls" and not encrypted else "ok"), found
+    for host, images in (("h1", "all 2 have"), ("h2", "1 has")):
+        for check, text in {
+            "host": r"answered in \d+ ms; agent \S+",
+            "accelerator": "^(kvm|tcg)",
+            "network": "bridge aetherscale0 is up; aetherscale-network runs; aetherscale-dhcp runs",
+            "disk": r"\S+ of \S+ free; VMs may still take \S+",
+            "vms": "",
+            "images": f"{images} the right checksum",
+        }.items():
+            assert re.search(text, the(findings, check, host)["text"])
+
+
+@pytest.mark.usefixtures("well")
+def test_an_image_that_is_damaged(fleet: Rollout) -> None:
+    file = fleet.run("h2", "sh", "-c", f"ls {IMAGES}/sha256-*")
+    fleet.run("h2", "sh", "-c", f"printf x >> {file}")
+    findings, said = examine(fleet, 1)
+    assert errors(findings) == [("images", "h2")]
+    assert 'error: h2: Image "ubuntu_base" is damaged' in said
+    assert "hint: site.yml brings it again" in said
+    assert the(findings, "images", "h1")["result"] == "ok"
+    fleet.run("h2", "truncate", "-s", "-1", file)
+
+
+@pytest.mark.usefixtures("well")
+def test_networks_that_are_down_and_their_remedies(fleet: Rollout) -> None:
+    fleet.run("h1", "ip", "link", "set", "aetherscale0", "down")
+    fleet.run("h2", "systemctl", "stop", "aetherscale-dhcp.service")
+    findings, said = examine(fleet, 1)
+    assert errors(findings) == [("network", "h1"), ("network", "h2")]
+    assert "error: h1: bridge aetherscale0 is down: no VM reaches anything\nhint: on h1: systemctl restart " in said
+    assert "error: h2: aetherscale-dhcp.service is inactive" in said
+    for finding in (f for f in findings if f["result"] == "error"):
+        remedy = re.search(r"systemctl restart (\S+)", finding["hint"])
+        assert remedy is not None
+        fleet.run(finding["subject"], "systemctl", "restart", remedy[1])
+
+
+@pytest.mark.usefixtures("well")
+def test_an_operator_who_may_too_much_and_the_remedy(fleet: Rollout) -> None:
+    url = urlsplit(fleet.broker()["url"])
+    user, vhost = str(url.username), url.path[1:]
+    fleet.run("broker1", "rabbitmqctl", "-q", "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
+    findings, said = examine(fleet, 1)
+    assert errors(findings) == [("rights", user)]
+    assert f"error: {user} may do more than publish commands: declare and delete" in said
+    remedy = the(findings, "rights")["hint"].partition("on the broker: ")[2]
+    fleet.run("broker1", "sh", "-c", remedy)
+
+
+def test_a_context_that_others_can_read_and_a_wrong_password(fleet: Rollout, contexts: Path) -> None:
+    (context,) = (contexts / "aetherscale" / "contexts").glob("*.toml")
+    context.chmod(0o644)
+    context.write_text(re.sub('password = ".*"', 'password = "sesame, open"', context.read_text()))
+    findings, said = examine(fleet, 3, XDG_CONFIG_HOME=str(contexts))
+    assert f"warning: others can read {context}, which holds a password\nhint: chmod 600 {context}" in said
+    assert [check for check, _ in errors(findings)] == ["login"]
+    assert "hint: check url and password" in said
+    assert "sesame" not in json.dumps(findings) + said
+
+
+def test_a_broker_that_is_not_there(fleet: Rollout) -> None:
+    host = str(urlsplit(fleet.broker()["url"]).hostname)
+    findings, said = examine(fleet, 3, RABBITMQ_HOST=f"{host}:1")
+    assert errors(findings) == [("address", f"{host}:1")]
+    assert the(findings, "login")["result"] == "skipped"
+    assert "connection refused\nhint: is RabbitMQ running there, on that port?" in said
