@@ -112,10 +112,15 @@ def check_login(found: Examination) -> Iterator[Finding]:
     if found.login_ms is not None:
         said = f"logged in within {found.login_ms:.0f} ms"
         yield Finding(check="login", subject=where, result="ok", text=said)
-    elif found.error is not None:
+    if found.error is not None and not (found.login_ms is not None and _is_answer(found.error)):
         yield trouble("login", where, found.error)
     elif found.wire is not None and found.wire.broken:
         yield Finding(check="login", subject=where, result="skipped", text="not tried: see above")
+
+
+def _is_answer(error: CliError) -> bool:
+    """Whether that is an answer of the broker, and not a connection that was lost or is blocked."""
+    return isinstance(error, NoAgent) or error.exit_code is Exit.FAILED
 
 
 _MORE: dict[Try, str] = {
@@ -127,15 +132,10 @@ _MORE: dict[Try, str] = {
 
 def check_rights(found: Examination) -> Iterator[Finding]:
     """May we publish commands, and nothing else?"""
-    if found.may_publish is None:
-        return
-    if found.may_publish is False and found.error is not None:
-        if found.error.exit_code is Exit.FAILED:
-            yield trouble("rights", found.user, found.error, hint=_set_permissions(found))
-        else:  # the connection was lost, or the broker blocks it
-            yield trouble("login", f"{found.user}, vhost {found.vhost}", found.error)
-        return
-    yield _judge_rights(found)
+    if found.error is not None and found.error.exit_code is Exit.FAILED:
+        yield trouble("rights", found.user, found.error, hint=_set_permissions(found))
+    elif found.hosts or isinstance(found.error, NoAgent):  # the question was taken
+        yield _judge_rights(found)
 
 
 def _judge_rights(found: Examination) -> Finding:

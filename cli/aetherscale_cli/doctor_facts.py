@@ -4,7 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from aetherscale_cli.errors import CliError, NoAgent
+from aetherscale_cli.errors import CliError
 from aetherscale_protocol.answers import HostCondition
 
 Result = Literal["ok", "warning", "error", "skipped"]
@@ -84,13 +84,6 @@ class Examination(Struct):
     hosts: dict[str, HostFacts] = {}
     fleet: set[str] = set()  #: the hosts that the inventory names, as far as agents were told
     nameless: int = 0  #: agents that are alive, did not answer, and that nobody could name
-
-    @property
-    def may_publish(self) -> bool | None:
-        """Whether commands can be published; None: it did not come to that."""
-        if self.hosts or isinstance(self.error, NoAgent):
-            return True
-        return None if self.error is None or self.login_ms is None else False
 
     @property
     def is_play(self) -> bool:
