@@ -19,7 +19,7 @@ from pika.exceptions import AMQPError, ChannelClosed, InvalidFrameError
 
 from aetherscale_protocol.settings import BrokerSettings, SettingsError, connection_parameters
 from aetherscale_protocol.tls import explain
-from aetherscale_protocol.topology import Binding, Exchange, Queue, ReplyTo
+from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, ExchangeBinding, Queue, ReplyTo
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +66,7 @@ class Delivery:
     key: str
     properties: Any  # pika.BasicProperties; pika is untyped
     body: bytes
+    exchange: str = EXCHANGE  #: to which it was published; of one that died, the dead-letter exchange
     is_shed: bool = False  #: its body was given up unread: there were too many
 
     @property
@@ -256,6 +257,10 @@ class Channel:
         """Bind a queue; nothing happens if it is bound so already."""
         await self._call("queue_bind", binding.queue, binding.exchange, routing_key=binding.key)
 
+    async def bind_exchange(self, binding: ExchangeBinding) -> None:
+        """Bind an exchange to another; nothing happens if it is bound so already."""
+        await self._call("exchange_bind", binding.destination, binding.source)
+
     async def bind_all(self, bindings: Sequence[Binding]) -> None:
         """Bind queues. Only the last is waited for: the broker handles what comes on a channel in its order."""
         for binding in bindings[:-1]:
@@ -295,7 +300,8 @@ class Channel:
         """Consume a queue (`amq.rabbitmq.reply-to`: without acknowledging); the consumer's tag."""
 
         def on_message(_channel: Any, method: Any, properties: Any, body: bytes) -> None:
-            on_delivery(Delivery(self, queue, method.delivery_tag, method.routing_key, properties, body))
+            key, exchange = method.routing_key, method.exchange
+            on_delivery(Delivery(self, queue, method.delivery_tag, key, properties, body, exchange))
 
         arguments = None if priority is None else {"x-priority": priority}
         frame = await self._call("basic_consume", queue, on_message, auto_ack=queue == ReplyTo, arguments=arguments)

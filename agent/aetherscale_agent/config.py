@@ -41,12 +41,25 @@ class NetworkSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     network: str = ""
 
 
+class OperatorRights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one operator may do: everything, only read (`readonly`), only with VMs that have all these `labels`."""
+
+    readonly: bool = False
+    labels: dict[str, str] = {}
+
+    @property
+    def restricted(self) -> bool:
+        """Whether there is something that this operator may not do."""
+        return self.readonly or bool(self.labels)
+
+
 class AgentConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that an agent is told. An empty file, or none, is enough for a broker on this machine."""
 
     host: str = ""
     fleet: list[str] = []
     labels: dict[str, str] = {}
+    operators: dict[str, OperatorRights] | None = None  #: None: whoever reaches the broker may do everything
     state_dir: str = "/var/lib/aetherscale"
     run_dir: str = "/run/aetherscale"
     heartbeat: int = 5  #: seconds; a frozen host is noticed after two to three of them
@@ -71,6 +84,12 @@ def load_config(path: Path | None, environ: Mapping[str, str]) -> AgentConfig:
             raise SettingsError(f"host name {name!r}: {names.HOST_RULE}", "set `host` in the agent's configuration")
     _check_network(config.network)
     _check_labels(config.labels)
+    for name, rights in (config.operators or {}).items():
+        if name.startswith(names.AGENT_USER_PREFIX):
+            raise SettingsError(
+                f"operator {name!r}: names beginning with {names.AGENT_USER_PREFIX} are the agents' own"
+            )
+        _check_labels(rights.labels)
     if not 1 <= config.heartbeat <= 60:
         raise SettingsError(f"heartbeat is {config.heartbeat}; it must be 1 to 60 seconds")
     return config

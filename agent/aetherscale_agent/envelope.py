@@ -42,6 +42,8 @@ class Incoming:
     reply_to: str
     correlation_id: str | None
     named: bool = True  #: the client chose the request id; else it is made of what the message holds
+    internal: bool = False  #: sent by an agent
+    exchange: str = topology.EXCHANGE  #: to which it was published
 
     @property
     def create(self) -> CreateVm:
@@ -96,8 +98,8 @@ def is_agent(user: str, own_user: str) -> bool:
     return bool(user) and (user.startswith(names.AGENT_USER_PREFIX) or user == own_user)
 
 
-def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
-    """The command that a message carries.
+def read_envelope(body: bytes, properties: Any, *, own_user: str, exchange: str = topology.EXCHANGE) -> Incoming:
+    """The command that a message carries, which was published to this exchange.
 
     :raise Refused: when body, options or properties are not what the protocol says.
     """
@@ -118,6 +120,8 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str) -> Incoming:
         reply_to=properties.reply_to or "",
         correlation_id=properties.correlation_id,
         named=bool(properties.message_id),
+        internal=internal,
+        exchange=exchange,
     )
 
 

@@ -4,14 +4,16 @@ whatever is in it; nothing that a message holds stops the agent.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from aetherscale_agent import condition, courses, images
+from aetherscale_agent.access import Access
 from aetherscale_agent.alter import REBOOT, check_free, plan
 from aetherscale_agent.answerer import Answerer
 from aetherscale_agent.asked import Asked
+from aetherscale_agent.audit import UNSIGNED, Audit, entry_of, entry_of_unread
 from aetherscale_agent.broker import BrokerLost, Declined, Delivery
 from aetherscale_agent.create import CreateFlow
 from aetherscale_agent.decide import recorded_request
@@ -65,9 +67,20 @@ ANSWER_MARGIN_S = 0.5
 class Handlers:
     """The agent's side of every command."""
 
-    def __init__(self, host: Host, answerer: Answerer, fleet: list[str], streams: Streams | None = None) -> None:
+    def __init__(
+        self,
+        host: Host,
+        answerer: Answerer,
+        fleet: list[str],
+        streams: Streams | None = None,
+        *,
+        access: Access | None = None,
+        audit: Audit | None = None,
+    ) -> None:
         self._host = host
         self._host_commands = HostCommands(host)
+        self._access = access or Access()
+        self._audit = audit or Audit()
         self._streams = streams or Streams(host, answerer)
         self._answerer = answerer
         self.fleet = fleet
@@ -75,39 +88,53 @@ class Handlers:
 
     async def on_message(self, session: Session, delivery: Delivery) -> None:
         """Handle one message of any queue, whatever it holds."""
-        properties = delivery.properties
+        incoming = None
         try:
             try:
-                check_reply_to(properties.reply_to)
+                check_reply_to(delivery.properties.reply_to)
                 if delivery.is_shed:
                     raise _too_many(self._host.name)
-                incoming = read_envelope(delivery.body, properties, own_user=session.user)
+                incoming = self._read_envelope(session, delivery)
                 await self._dispatch(session, delivery, incoming)
             except Refused as error:
                 await session.acknowledge(delivery)  # first: what was said no to must not come again, and be done
-                self._refuse(properties, delivery.key, error)
+                self._refuse(delivery, incoming, error)
         except (BrokerLost, Declined, asyncio.CancelledError):
             raise  # the session ends with this: the broker gives the message to somebody else
         except Exception:
-            log.exception("a %.80r from %.80r failed", delivery.key, properties.user_id or "an unsigned client")
+            user = delivery.properties.user_id or UNSIGNED
+            log.exception("a %.80r from %.80r failed", delivery.key, user)
             await session.acknowledge(delivery)
-            self._refuse(properties, delivery.key, self._internal_error())
+            self._refuse(delivery, incoming, self._internal_error())
 
-    def _refuse(self, properties: Any, key: str, error: Refused) -> None:
-        who = properties.user_id or "an unsigned client"
-        level = logging.WARNING if error.code == "failed" else logging.INFO
-        if key == "offer-vm" or error.code == "host-down":  # an answer like any other; said for somebody else
-            level = logging.DEBUG
-        log.log(level, "%.80r from %.80r refused: %s: %s", key, who, error.code, error.reason)
+    def _read_envelope(self, session: Session, delivery: Delivery) -> Incoming:
+        return read_envelope(delivery.body, delivery.properties, own_user=session.user, exchange=delivery.exchange)
+
+    def _refuse(self, delivery: Delivery, incoming: Incoming | None, error: Refused) -> None:
+        answer = failure(error, self._host.name, fleet=self._fleet)
+        if incoming is not None:
+            self._answer(incoming, answer)
+            return
+        properties = delivery.properties
+        self._audit.note(entry_of_unread(properties.user_id or "", delivery.key, error))
         try:
             reply_to = check_reply_to(properties.reply_to)
         except Refused:
-            return  # logged above; there is nobody to tell
-        answer = failure(error, self._host.name, fleet=self._fleet)
+            return  # noted above; there is nobody to tell
         self._answerer.send(reply_to, properties.correlation_id, answer)
 
     def _answer(self, incoming: Incoming, answer: Answer) -> None:
+        """Note what came of a command, and say it."""
+        vm = self._host.vms.get(incoming.request.vm_id or "")
+        self._audit.note(entry_of(incoming, answer, vm.record.spec.name or "" if vm is not None else ""))
         self._answerer.send(incoming.reply_to, incoming.correlation_id, answer)
+
+    def _check_access(self, incoming: Incoming) -> None:
+        """Nothing, if whoever asks this may.
+
+        :raise Refused: `forbidden`.
+        """
+        self._access.check(incoming, _Labels(self._host.vms))
 
     def _success(self, response: Any, details: Any = None) -> Answer:
         return success(response, self._host.name, details=details, fleet=self._fleet)
@@ -116,6 +143,7 @@ class Handlers:
         name = incoming.request.command.name
         queue = died_in(delivery.queue, delivery.headers)
         if not queue:
+            self._check_access(incoming)
             await self._drop_stale_binding(session, delivery.key)
         if name == "create-vm":
             await self._create(session, delivery, incoming)
@@ -150,7 +178,7 @@ class Handlers:
         host, options = self._host, incoming.request.options
         match incoming.request.command.name:
             case "list-vms":
-                rows = host.details()
+                rows = [row for row in host.details() if self._access.sees(incoming, row.labels)]
                 return self._success([f"vm-{row.vm_id}" for row in rows], details=rows)
             case "list-hosts":
                 return self._success(host.report(self.fleet, __version__))
@@ -180,16 +208,14 @@ class Handlers:
     async def _change_host(
         self, session: Session, delivery: Delivery, incoming: Incoming, work: Callable[[], Awaitable[Any]]
     ) -> None:
-        name, who = incoming.request.command.name, incoming.operator or "an unsigned client"
         await session.acknowledge(delivery)
         try:
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)  # the barrier may have taken long
             self._answer(incoming, self._success(await work()))
         except Refused as error:
-            log.info("%s for %.80r refused: %s", name, who, error.reason)
             self._answer(incoming, failure(error, self._host.name, fleet=self._fleet))
         except Exception:
-            log.exception("%s failed", name)
+            log.exception("%s failed", incoming.request.command.name)
             self._answer(incoming, failure(self._internal_error(), self._host.name, fleet=self._fleet))
 
     # Commands that change a VM that is there
@@ -224,6 +250,7 @@ class Handlers:
         deleted = _deleted_by(vm, incoming)  # by a copy of it, for which this one waited
         if not vm.exists and not deleted:
             raise Refused("vm-unknown", VM_UNKNOWN, "list-vms shows the VMs that there are")
+        self._check_access(incoming)  # again: while it waited, another VM may have come to have the name
         act = Act.NOTHING
         for name in courses.tied(courses.CHANGES[_verb(incoming)]):
             with step(name, vm.record.vm_id):
@@ -287,25 +314,13 @@ class Handlers:
         self._conclude(incoming, answer)
 
     def _conclude(self, incoming: Incoming, answer: Answer) -> None:
-        """Log how a command that changes something came out, and answer."""
+        """Answer a command that changes something."""
         verb = courses.verb_of(courses.CHANGES.get(_verb(incoming), courses.BEGIN))
         with step(f"{verb}.answer", incoming.request.vm_id or ""):
-            self._log_outcome(incoming, answer)
             self._answer(incoming, answer)
 
     def _internal_error(self) -> Refused:
         return Refused("failed", f"internal error on host {self._host.name}; its log says more")
-
-    def _log_outcome(self, incoming: Incoming, answer: Answer) -> None:
-        info = answer.execution_info
-        log.info(
-            "%s of VM %s for %.80r: %s%s",
-            incoming.request.command.name,
-            incoming.request.vm_id,
-            incoming.operator or "an unsigned client",
-            info.status,
-            f" ({info.reason})" if info.reason else "",
-        )
 
     async def _act(self, vm: Vm, act: Act, incoming: Incoming) -> Status | None:
         host, vm_id, asked = self._host, vm.record.vm_id, _asked(incoming)
@@ -388,6 +403,22 @@ class Handlers:
             return VmStatus(status="starting", vm_id=incoming.create.vm_id or "")
 
         self._host.go_on(self._finish(incoming, outcome()))
+
+
+class _Labels(Mapping[str, Mapping[str, str]]):
+    """The labels of each VM that a host knows, by its id."""
+
+    def __init__(self, vms: Mapping[str, Vm]) -> None:
+        self._vms = vms
+
+    def __getitem__(self, vm_id: str) -> Mapping[str, str]:
+        return self._vms[vm_id].record.spec.labels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._vms)
+
+    def __len__(self) -> int:
+        return len(self._vms)
 
 
 def _completed(incoming: Incoming, now: float) -> Incoming:

@@ -17,7 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from aetherscale_agent.access import Access
 from aetherscale_agent.answerer import Answerer
+from aetherscale_agent.audit import open_audit
 from aetherscale_agent.config import AgentConfig, load_config
 from aetherscale_agent.connect import Connector, answer_forever, stay_connected
 from aetherscale_agent.handlers import Handlers
@@ -110,10 +112,11 @@ async def serve_over(
     journal = Journal(Path(config.state_dir) / "journal")
     boot_id = read_boot_id(Path(config.run_dir))
     host = Host(config.host, journal, hypervisor, images, boot_id=boot_id, clock=clock, labels=config.labels)
-    answerer = Answerer()
-    streams = Streams(host, answerer)
+    answerer, audit = Answerer(), open_audit(os.environ)
+    streams = Streams(host, answerer, audit)
     answerer.lost = lambda: streams.drop_all("its agent lost its connection to the broker")
-    handlers = Handlers(host, answerer, config.fleet, streams)
+    access = Access(config.operators)
+    handlers = Handlers(host, answerer, config.fleet, streams, access=access, audit=audit)
 
     changes = hypervisor.changes()  # listens from here on: a VM that ends while the journal is read is heard of
     await hypervisor.probe()
@@ -139,7 +142,7 @@ async def serve_over(
     others = [
         asyncio.create_task(keep_watchdog_fed()),
         asyncio.create_task(host.watch(changes)),
-        asyncio.create_task(Reaper(host).run()),
+        asyncio.create_task(Reaper(host, audit).run()),
         asyncio.create_task(answer_forever(answerer, answers)),
     ]
     ended = await _first_end([consuming, *others])

@@ -35,7 +35,7 @@ from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.names import host_key, vm_key
 from aetherscale_protocol.options import ShowVm
 from aetherscale_protocol.streams import is_stream
-from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, Queue, ReplyTo
+from aetherscale_protocol.topology import AGENTS, EXCHANGE, Binding, Exchange, Queue, ReplyTo
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,8 @@ class Session:
         for exchange in topology.EXCHANGES:
             if not await self._is_there(exchange):
                 await self._commands.declare_exchange(exchange)
+        for binding in topology.EXCHANGE_BINDINGS:
+            await self._commands.bind_exchange(binding)
         for queue in topology.SHARED_QUEUES:
             if not await self._is_there(queue):
                 await self._commands.declare_queue(queue)
@@ -335,7 +337,7 @@ class Session:
         )
         body = encode_request("create-vm", incoming.create)
         try:
-            await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
+            await self._outbox.publish(key, body, properties, exchange=AGENTS, mandatory=True)
         except Unroutable:
             return False
         return True
@@ -374,7 +376,7 @@ class Session:
         answers: dict[str | None, Answer] = {}
         try:
             with contextlib.suppress(NotTaken):  # one queue is full; the others have it
-                await self._outbox.publish(key, body, properties, exchange=EXCHANGE, mandatory=True)
+                await self._outbox.publish(key, body, properties, exchange=AGENTS, mandatory=True)
             async with asyncio.timeout(OFFER_WAIT_S):
                 while len(answers) < expected:
                     answer = await inbox.get()
@@ -487,7 +489,7 @@ class Session:
         :raise NotTaken: when it is full.
         """
         properties = pika.BasicProperties(type=SELF_PING, user_id=self.user)
-        await self._outbox.publish(host_key(self.host.name), b"", properties, exchange=EXCHANGE, mandatory=True)
+        await self._outbox.publish(host_key(self.host.name), b"", properties, exchange=AGENTS, mandatory=True)
 
     async def offer_capacity(self) -> None:
         """Consume creates with a priority that says how well a VM could be taken now: the broker schedules by it.

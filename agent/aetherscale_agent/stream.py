@@ -56,6 +56,7 @@ class Stream:
 
     def __init__(self, opener: Opener, pipe: Pipe, window: int, post: Post) -> None:
         self.opener = opener
+        self.bytes_in = self.bytes_out = 0  #: from the client, and to it
         self._pipe = pipe
         self._post = post
         self._seq = 0
@@ -84,6 +85,7 @@ class Stream:
         match frame.kind:
             case "data":
                 self._intake.take(len(frame.body))
+                self.bytes_in += len(frame.body)
                 self._inbox += frame.body
                 self._filled.set()
             case "eof":
@@ -170,6 +172,7 @@ class Stream:
                 self._send("eof")
                 return
             self._credit.spend(len(data))
+            self.bytes_out += len(data)
             with step("stream.send", self.opener.vm_id):
                 self._send("data", data)
             await asyncio.sleep(0)  # a full pipe would keep everybody else from their turn

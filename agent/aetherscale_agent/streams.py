@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from typing import Any, Protocol
 
+from aetherscale_agent.audit import Audit, Entry
 from aetherscale_agent.broker import BrokerLost, Delivery
 from aetherscale_agent.consoles import Consoles
 from aetherscale_agent.envelope import Incoming, check_reply_to, died_in
@@ -16,7 +17,7 @@ from aetherscale_agent.host import Host
 from aetherscale_agent.pipes import Pipe, SocketPipe
 from aetherscale_agent.ports import HypervisorError, NotThere
 from aetherscale_agent.steps import step
-from aetherscale_agent.stream import Opener, Stream
+from aetherscale_agent.stream import End, Opener, Stream
 from aetherscale_protocol.answers import StreamOpened
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import OpenStream
@@ -44,8 +45,9 @@ class Outlet(Protocol):
 class Streams:
     """The table of open streams."""
 
-    def __init__(self, host: Host, outlet: Outlet) -> None:
+    def __init__(self, host: Host, outlet: Outlet, audit: Audit | None = None) -> None:
         self._host = host
+        self._audit = audit or Audit()
         self._outlet = outlet
         self._consoles = Consoles(host.hypervisor)
         self._open: dict[str, Stream] = {}
@@ -109,12 +111,22 @@ class Streams:
 
     async def _serve(self, stream: Stream) -> None:
         opener = stream.opener
-        whose = f"{opener.what} of VM {opener.vm_id} for {opener.user or 'an unsigned client'!r:.80}"
-        log.info("%s: opened", whose)
+        end = End("it broke down")
         try:
             end = await stream.run(self._host.hypervisor.wait_off(opener.vm_id))
-            log.info("%s: closed%s", whose, f": {end.reason}" if end.reason else "")
         finally:
+            self._audit.note(
+                Entry(
+                    who=opener.user,
+                    command="close-stream",
+                    result="success",
+                    vm_id=opener.vm_id,
+                    reason=end.reason,
+                    options=opener.what,
+                    bytes_in=stream.bytes_in,
+                    bytes_out=stream.bytes_out,
+                )
+            )
             del self._open[opener.stream]
             self._leave(opener.vm_id)
 

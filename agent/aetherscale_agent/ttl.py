@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
+from aetherscale_agent.audit import Audit, Entry
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Record
 from aetherscale_agent.vm import Vm
+from aetherscale_protocol import names
 from aetherscale_protocol.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,9 @@ def is_over(record: Record, now: float) -> bool:
 class Reaper:
     """Deletes the VMs of a host whose time is over."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, audit: Audit | None = None) -> None:
         self._host = host
+        self._audit = audit or Audit()
         self._not_before: dict[str, float] = {}
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
@@ -57,7 +60,23 @@ class Reaper:
                     vm.record.ending
                 )  # by a delete-vm that could not remove all: its copies are told that it is done
                 await self._host.delete(vm, begun.request_id if begun else "", reason=OVER)
+                self._note(vm)
         except Refused as error:
             log.error("VM %s: %s; tried again in %.0f s", vm_id, error.reason, TRY_AGAIN_S)
+            self._note(vm, error)
         finally:
             self._not_before[vm_id] = self._host.clock() + TRY_AGAIN_S
+
+    def _note(self, vm: Vm, error: Refused | None = None) -> None:
+        """What a host does of itself is the host's: its own user stands for it."""
+        self._audit.note(
+            Entry(
+                who=names.agent_user(self._host.name),
+                command="delete-vm",
+                result="error" if error else "success",
+                vm_id=vm.record.vm_id,
+                vm_name=vm.record.spec.name or "",
+                code=error.code if error else "",
+                reason=error.reason if error else OVER,
+            )
+        )

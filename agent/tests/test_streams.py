@@ -206,7 +206,7 @@ def test_a_tunnel_that_is_ended_as_ssh_does_leaves_its_place(cloud: Cloud, numbe
     tunnel.type(b"through")
     tunnel.sees(b"through")
     tunnel.process.send_signal(number)
-    eventually(lambda: "port 2 of VM" in cloud.log and ": closed" in cloud.log, cloud.log, 3)
+    eventually(lambda: "(port 2) for" in cloud.log and "close-stream of VM" in cloud.log, cloud.log, 3)
     assert tunnel.ends() == 130
 
 
@@ -231,7 +231,7 @@ def test_viewers_who_stall_cost_nobody_anything(cloud: Cloud, guest: dict[str, p
     typist = cloud.console()
     stuck = cloud.cli("console-vm", cloud.vm_id, watched=False)
     frozen = cloud.console()
-    eventually(lambda: cloud.log.count(": opened") == 3)
+    eventually(lambda: cloud.log.count("open-stream of VM") == 3)
     frozen.process.send_signal(signal.SIGSTOP)
     before = memory_of(cloud.agent_pid)["Rss"], memory_of(cloud.beam_pid)["Rss"]
     typist.type(b"flood 30000000\r")
@@ -315,7 +315,7 @@ def test_a_broker_that_is_restarted_ends_streams(cloud: Cloud) -> None:
         assert f"error: the stream to VM {cloud.vm_id} was lost: ".encode() in viewer.err
     finally:
         cloud.broker.start()
-    eventually(lambda: "the answers" in cloud.log or ": closed: " in cloud.log)
+    eventually(lambda: "the answers" in cloud.log or "close-stream of VM" in cloud.log)
     cloud.agents.wait_ready()
     again = cloud.console()
     again.type(b"and again")

@@ -12,6 +12,9 @@ from aetherscale_protocol import names
 from aetherscale_protocol.commands import BROADCAST_KEYS
 
 EXCHANGE = "computing"
+AGENTS = "computing-agents"
+"""Where agents publish: bound to `computing`, to which they can't write. So what was published to `computing` itself
+comes from an operator, signed or not, and the broker saw to that."""
 COMPETING = "computing-competing"
 HOSTS = "computing-hosts"
 UNDELIVERABLE = "computing-undeliverable"
@@ -56,7 +59,14 @@ class Binding(Struct, frozen=True):
     key: str
 
 
-EXCHANGES = (Exchange(EXCHANGE, "direct"), Exchange(UNDELIVERABLE, "fanout"))
+class ExchangeBinding(Struct, frozen=True):
+    """An exchange, all of whose messages go to another exchange, too."""
+
+    source: str
+    destination: str
+
+
+EXCHANGES = (Exchange(EXCHANGE, "direct"), Exchange(AGENTS, "fanout"), Exchange(UNDELIVERABLE, "fanout"))
 
 SHARED_QUEUES = (
     Queue(
@@ -79,6 +89,8 @@ SHARED_BINDINGS = (
     Binding(EXCHANGE, COMPETING, FORGET_KEY),
     Binding(UNDELIVERABLE, UNDELIVERABLE, ""),
 )
+
+EXCHANGE_BINDINGS = (ExchangeBinding(AGENTS, EXCHANGE),)
 
 
 def host_queue(host: str) -> Queue:
@@ -124,7 +136,7 @@ class Permissions(Struct, frozen=True):
 
 
 OPERATOR_PERMISSIONS = Permissions(configure="^$", write=f"^{EXCHANGE}(-hosts)?$", read="^$")
-"""Publish commands. Write on `computing-hosts` alone is what later brokers ask of who counts its consumers."""
+"""Publish commands. Write on `computing-hosts` is what later brokers ask of who counts its consumers."""
 
 
 def agent_permissions(host: str) -> Permissions:
@@ -140,7 +152,7 @@ def agent_permissions(host: str) -> Permissions:
     hosts = rf"computing-host\.{names.HOST_PATTERN}"
     return Permissions(
         configure=rf"^({hosts}|{known}|agent\.{re.escape(host)}|{claims})$",
-        write=rf"^({EXCHANGE}|{HOSTS}|{UNDELIVERABLE}|amq\.default|{own})$",
+        write=rf"^({AGENTS}|{HOSTS}|{UNDELIVERABLE}|amq\.default|{own})$",
         read=f"^({shared}|{own}|{known})$",
     )
 
@@ -166,5 +178,16 @@ def definitions(vhost: str) -> dict[str, list[dict[str, Any]]]:
                 "arguments": {},
             }
             for b in SHARED_BINDINGS
+        ]
+        + [
+            {
+                "vhost": vhost,
+                "source": b.source,
+                "destination": b.destination,
+                "destination_type": "exchange",
+                "routing_key": "",
+                "arguments": {},
+            }
+            for b in EXCHANGE_BINDINGS
         ],
     }

@@ -11,7 +11,7 @@ from aetherscale_protocol.topology import Permissions
 # Who may touch what. RabbitMQ matches a name with `re:run`, i.e. anywhere in it unless anchored.
 
 SHARED = ["computing", "computing-competing", "computing-hosts", "computing-undeliverable"]
-SHARED_TO_WRITE = ["computing", "computing-hosts", "computing-undeliverable", "amq.default"]
+SHARED_TO_WRITE = ["computing-agents", "computing-hosts", "computing-undeliverable", "amq.default"]
 OTHERS = [
     "",
     "amq.default",
@@ -23,6 +23,8 @@ OTHERS = [
     "amq.gen-1",
     "other",
     "xcomputing",
+    "computing-agents",
+    "computing-agents2",
     "computing2",
     "computing-",
     "computing-hosts2",
@@ -127,7 +129,8 @@ def test_an_agent_may_do_all_that_it_does(host: str) -> None:
     for queue in topology.SHARED_QUEUES:
         assert re.search(may.read, queue.name)
         assert not re.search(may.configure, queue.name)
-    assert re.search(may.write, topology.EXCHANGE)
+    assert re.search(may.write, topology.AGENTS)
+    assert not re.search(may.write, topology.EXCHANGE), "what is published there counts as an operator's"
 
 
 def test_host_names_can_not_break_out_of_a_pattern() -> None:
@@ -135,7 +138,7 @@ def test_host_names_can_not_break_out_of_a_pattern() -> None:
         host = f"a{letter}b"
         if names.is_host_name(host):
             pattern = topology.agent_permissions(host).write
-            assert [n for n in CORPUS if re.search(pattern, n)] == [*SHARED_TO_WRITE, "claim.abcdefgh"]
+            assert {n for n in CORPUS if re.search(pattern, n)} == {*SHARED_TO_WRITE, "claim.abcdefgh"}
             assert re.search(pattern, f"computing-host.{host}")
             assert re.search(topology.agent_permissions(host).configure, f"agent.{host}")
 
@@ -234,7 +237,11 @@ def test_definitions_hold_the_shared_topology() -> None:
     assert set(definitions) == {"exchanges", "queues", "bindings"}
     assert definitions["exchanges"] == [
         {"vhost": "aetherscale", "durable": True, "auto_delete": False, "arguments": {}, "name": name, "type": kind}
-        for name, kind in (("computing", "direct"), ("computing-undeliverable", "fanout"))
+        for name, kind in (
+            ("computing", "direct"),
+            ("computing-agents", "fanout"),
+            ("computing-undeliverable", "fanout"),
+        )
     ]
     assert definitions["queues"] == [
         {"vhost": "aetherscale", "durable": True, "auto_delete": False, "name": name, "arguments": arguments}
@@ -244,15 +251,16 @@ def test_definitions_hold_the_shared_topology() -> None:
         {
             "vhost": "aetherscale",
             "source": source,
-            "destination": queue,
-            "destination_type": "queue",
+            "destination": destination,
+            "destination_type": kind,
             "routing_key": key,
             "arguments": {},
         }
-        for source, queue, key in (
-            ("computing", "computing-competing", "create-vm"),
-            ("computing", "computing-competing", "forget-host"),
-            ("computing-undeliverable", "computing-undeliverable", ""),
+        for source, destination, key, kind in (
+            ("computing", "computing-competing", "create-vm", "queue"),
+            ("computing", "computing-competing", "forget-host", "queue"),
+            ("computing-undeliverable", "computing-undeliverable", "", "queue"),
+            ("computing-agents", "computing", "", "exchange"),
         )
     ]
 
@@ -263,6 +271,6 @@ def test_every_binding_and_dead_letter_leads_somewhere() -> None:
     queues = {q["name"] for q in definitions["queues"]}
     for binding in definitions["bindings"]:
         assert binding["source"] in exchanges
-        assert binding["destination"] in queues
+        assert binding["destination"] in (queues if binding["destination_type"] == "queue" else exchanges)
     for queue in definitions["queues"]:
         assert queue["arguments"].get("x-dead-letter-exchange", "computing") in exchanges

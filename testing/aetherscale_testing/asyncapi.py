@@ -155,6 +155,8 @@ def _topology() -> dict[str, Any]:
     bindings: dict[str, dict[str, list[str]]] = {}
     for binding in (*topology.SHARED_BINDINGS, *topology.host_bindings(HOST)):
         bindings.setdefault(binding.queue, {}).setdefault(binding.exchange, []).append(binding.key)
+    for onward in topology.EXCHANGE_BINDINGS:
+        bindings.setdefault(onward.destination, {})[onward.source] = [""]
     return {
         "exchanges": {exchange.name: exchange.type for exchange in topology.EXCHANGES},
         "queues": {queue.name: queue.arguments for queue in queues},

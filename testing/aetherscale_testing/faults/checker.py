@@ -258,6 +258,7 @@ def _consumer_rules(world: _World, name: str, count: int) -> Iterator[Violation]
 
 def _key_rules(world: _World) -> Iterator[Violation]:
     expected = {(b.exchange, b.queue, b.key) for b in topology.SHARED_BINDINGS}
+    expected |= {(b.source, b.destination, "") for b in topology.EXCHANGE_BINDINGS}
     for host in world.hosts:
         expected |= {(b.exchange, b.queue, b.key) for b in topology.host_bindings(host.name)}
     found = {binding for binding in world.broker.other_bindings if binding[0]}

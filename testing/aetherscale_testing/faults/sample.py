@@ -109,7 +109,9 @@ def clean() -> World:
     own = (*topology.SHARED_BINDINGS, *topology.host_bindings("h1"), *topology.host_bindings("h2"))
     broker = BrokerView(
         bindings={ON: frozenset({"h1"}), TOMB: frozenset({"h1"}), OFF: frozenset({"h2"})},
-        other_bindings=frozenset((b.exchange, b.queue, b.key) for b in own) | {("", "any", "any")},
+        other_bindings=frozenset((b.exchange, b.queue, b.key) for b in own)
+        | {(b.source, b.destination, "") for b in topology.EXCHANGE_BINDINGS}
+        | {("", "any", "any")},
         claims={ON: ClaimView("h1", EXPIRES), OFF: ClaimView("h2", EXPIRES)},
         queues={
             **{q.name: QueueView(consumers=2) for q in topology.SHARED_QUEUES},
