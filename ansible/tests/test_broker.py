@@ -88,7 +88,7 @@ def test_an_unchanged_password_keeps_its_hash(broker, held, wanted):
     held["users"][0]["tags"] = ["administrator"]
     (user,) = drift(broker, held, wanted)["import"]["users"]
     assert user["password_hash"] == held["users"][0]["password_hash"]
-    assert user["tags"] == []
+    assert user["tags"] == ["aetherscale"]
 
 
 @pytest.mark.parametrize("stored", ["", "no base64!", "AAAA", "AAAAAAAA"])
@@ -128,6 +128,24 @@ def test_rights_elsewhere_and_of_others_are_taken_away(broker, held, wanted):
 def test_guest_and_the_agents_of_hosts_that_left_are_deleted(broker, held, wanted):
     held["users"] += [{"name": "guest", "tags": []}, {"name": "agent-gone", "tags": []}, {"name": "agency", "tags": []}]
     assert drift(broker, held, wanted)["commands"] == [["delete_user", "guest"], ["delete_user", "agent-gone"]]
+
+
+def test_an_operator_who_left_the_list_is_deleted_and_an_administrators_users_are_not(broker, held):
+    with_dave = broker.broker_wanted(["operator", "dave"], ["h1", "h2"], VHOST, {**PASSWORDS, "dave": "d-secret"})
+    held["users"] += [user | {"password_hash": ""} for user in with_dave["users"] if user["name"] == "dave"]
+    held["users"].append({"name": "monitoring", "tags": ["monitoring"]})
+    left = broker.broker_wanted(["operator"], ["h1", "h2"], VHOST, PASSWORDS)
+    found = drift(broker, held, left)
+    assert found["commands"] == [["delete_user", "dave"]]
+    assert "user dave should not be there" in found["says"]
+    assert drift(broker, held, with_dave)["commands"] == []
+
+
+def test_rotation_tells_the_broker_the_new_passwords_of_those_alone(broker):
+    (user,) = broker.broker_passwords(PASSWORDS, ["operator"])["users"]
+    assert user["name"] == "operator"
+    assert broker.matches(PASSWORDS["operator"], user["password_hash"])
+    assert "password" not in user
 
 
 @pytest.mark.parametrize(

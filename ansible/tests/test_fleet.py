@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from aetherscale_agent.config import OperatorRights, load_config
+
 from .conftest import ANSIBLE
 
 GOOD = {"broker": ["b"], "compute": ["h1", "h2"]}
@@ -35,6 +37,41 @@ def test_a_good_inventory_has_no_problems(fleet):
 def test_problems_are_named(fleet, groups, operators, words):
     (problem,) = fleet.fleet_problems(groups, operators)
     assert words in problem
+
+
+def test_what_operators_may_do_is_checked(fleet):
+    assert fleet.operator_problems(["a", "b"], ["b"], {"a": {"team": "a"}}) == []
+    for readonly, labels, words in (
+        (["c"], {}, "readonly_operators: 'c' is not in aetherscale_operators"),
+        ([], {"c": {"team": "a"}}, "operator_labels: 'c' is not in"),
+        ([], {"a": {}}, "must be labels"),
+        ([], {"a": "team=a"}, "must be labels"),
+        ([], {"a": {"team": 7}}, "team=7"),
+        ([], {"a": {"te am": "a"}}, "te am=a"),
+    ):
+        (problem,) = fleet.operator_problems(["a", "b"], readonly, labels)
+        assert words in problem
+
+
+def test_agents_read_the_operators_that_they_are_told(fleet, tmp_path):
+    text = fleet.operators_toml(["z.y", "b", "c"], ["b"], {"c": {"team": "a", "x.y/z": ""}, "b": {"team": "b"}})
+    (tmp_path / "agent.toml").write_text('host = "h1"\n' + text)
+    operators = load_config(tmp_path / "agent.toml", {}).operators
+    assert operators == {
+        "b": OperatorRights(readonly=True, labels={"team": "b"}),
+        "c": OperatorRights(labels={"team": "a", "x.y/z": ""}),
+        "z.y": OperatorRights(),
+    }
+
+
+def test_rotation_makes_new_passwords_for_those_alone(tmp_path):
+    folder = tmp_path / "secrets"
+    make("--make", folder, "a,b")
+    before = {file.name: file.read_text() for file in folder.iterdir()}
+    assert make("--rotate", folder, "a").stdout == f"made {folder}/a\n"
+    assert (folder / "a").read_text() != before["a"]
+    assert (folder / "b").read_text() == before["b"]
+    assert modes(folder) == {"secrets": 0o700, "a": 0o600, "b": 0o600}
 
 
 def make(what, folder, users):

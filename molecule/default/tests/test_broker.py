@@ -18,7 +18,7 @@ def test_the_service_runs_and_starts_at_boot(host) -> None:
 
 def test_only_our_users_are_there_and_none_administers(rabbitmqctl) -> None:
     users = {user["user"]: user["tags"] for user in rabbitmqctl("list_users")}
-    assert users == {user: [] for user in USERS}
+    assert users == {user: ["aetherscale"] for user in USERS}
 
 
 def test_guest_is_refused(host) -> None:
@@ -55,6 +55,14 @@ def test_bindings(rabbitmqctl) -> None:
     have = {(b["source_name"], b["destination_name"], b["routing_key"]) for b in listed}
     wanted = (*topology.SHARED_BINDINGS, *topology.host_bindings("h1"), *topology.host_bindings("h2"))
     assert {(b.exchange, b.queue, b.key) for b in wanted} <= have
+    assert {(b.source, b.destination, "") for b in topology.EXCHANGE_BINDINGS} <= have
+
+
+def test_the_management_plugin_is_off_and_its_port_is_closed(host) -> None:
+    enabled = host.check_output("rabbitmq-plugins --quiet list --enabled --minimal").split()
+    assert "rabbitmq_management" not in enabled
+    assert "rabbitmq_management_agent" not in enabled
+    assert not host.socket("tcp://15672").is_listening
 
 
 def test_both_agents_are_counted(rabbitmqctl) -> None:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""make_secrets.py --make|--check DIR USER,USER…: see that DIR holds a password for each broker user.
+"""make_secrets.py --make|--check|--rotate DIR USER,USER…: see that DIR holds a password for each broker user.
 
-A password that is there is never touched, only its mode is put right. Prints what it did, or (`--check`) would do,
-a line each: file names, never what is in them.
+A password that is there is never touched, only its mode is put right; `--rotate` makes each anew. Prints what it did,
+or (`--check`) would do, a line each: file names, never what is in them.
 """
 
 import os
@@ -36,17 +36,22 @@ def ensure_folder(folder: Path, check: bool) -> Iterator[str]:
             folder.chmod(0o700)
 
 
-def ensure_secret(file: Path, check: bool) -> Iterator[str]:
-    """See that one password is there and nobody else's; it appears whole or not at all."""
+def make_secret(file: Path) -> None:
+    """Make a new password; it appears whole or not at all."""
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "w") as output:
+        output.write(secrets.token_urlsafe(BYTES) + "\n")
+    draft.rename(file)
+
+
+def ensure_secret(file: Path, check: bool, anew: bool) -> Iterator[str]:
+    """See that one password is there (`anew`: another than before) and nobody else's."""
     mode = mode_of(file)
-    if mode is None:
+    if mode is None or anew:
         yield f"made {file}"
         if not check:
-            draft = file.with_name(f".{file.name}.{os.getpid()}")
-            handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as output:
-                output.write(secrets.token_urlsafe(BYTES) + "\n")
-            draft.rename(file)
+            make_secret(file)
     elif mode != 0o600:
         yield f"closed {file} to others (it had mode {mode:04o})"
         if not check:
@@ -61,7 +66,7 @@ def main() -> int:
         for line in ensure_folder(folder, check):
             print(line)
         for user in users.split(","):
-            for line in ensure_secret(folder / user, check):
+            for line in ensure_secret(folder / user, check, anew=what == "--rotate"):
                 print(line)
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What Ansible takes from the protocol: names, and the rules that they obey."""
 
 import ipaddress
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -59,6 +60,36 @@ def fleet_problems(groups: Mapping[str, Sequence[str]], operators: Sequence[str]
     return problems
 
 
+OperatorLabels = Mapping[str, Mapping[str, str]]
+
+
+def operator_problems(operators: Sequence[str], readonly: Sequence[str], labels: OperatorLabels) -> list[str]:
+    """What is wrong with what operators may do, one sentence each."""
+    rules, problems = _names(), []
+    for variable, named in (("readonly_operators", readonly), ("operator_labels", labels)):
+        strangers = [operator for operator in named if operator not in operators]
+        problems += [f"aetherscale_{variable}: {who!r} is not in aetherscale_operators" for who in strangers]
+    for operator, wanted in labels.items():
+        if not isinstance(wanted, Mapping) or not wanted:
+            problems.append(f"aetherscale_operator_labels of {operator!r} must be labels, as {{team: a}}")
+            continue
+        for key, value in wanted.items():
+            if not isinstance(value, str) or not rules.is_label(key, value):
+                problems.append(f"aetherscale_operator_labels of {operator!r}, {key}={value}: {rules.LABEL_RULE}")
+    return problems
+
+
+def operators_toml(operators: Sequence[str], readonly: Sequence[str], labels: OperatorLabels) -> str:
+    """The table `[operators]` of an agent's configuration: each by name, with nothing but what he may not do."""
+    lines = ["[operators]"]
+    for operator in sorted(operators):
+        limits = ["readonly = true"] if operator in readonly else []
+        wanted = [f"{json.dumps(key)} = {json.dumps(value)}" for key, value in sorted(labels.get(operator, {}).items())]
+        limits += [f"labels = {{ {', '.join(wanted)} }}"] if wanted else []
+        lines.append(f"{json.dumps(operator)} = {{ {', '.join(limits)} }}")
+    return "\n".join(lines)
+
+
 def network_problems(network: str, bridge: str) -> list[str]:
     """What is wrong with the VMs' network, one sentence each."""
     problems = []
@@ -98,5 +129,14 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        filters = (fleet_problems, network_problems, network_address, network_mask, broker_user, url_host)
+        filters = (
+            fleet_problems,
+            operator_problems,
+            operators_toml,
+            network_problems,
+            network_address,
+            network_mask,
+            broker_user,
+            url_host,
+        )
         return {one.__name__: one for one in filters}

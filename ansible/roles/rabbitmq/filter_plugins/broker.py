@@ -36,6 +36,9 @@ IMMUTABLE = ("exchanges", "queues")
 
 TOPOLOGY = ("exchanges", "queues", "bindings")
 
+TAG = "aetherscale"
+"""What our users bear, so that one who has left the list is told from an administrator's. RabbitMQ gives it no rights."""
+
 ALGORITHM = "rabbit_password_hashing_sha256"
 
 
@@ -56,7 +59,7 @@ def broker_wanted(
     rights |= {names.agent_user(host): topology.agent_permissions(host) for host in fleet}
     return {
         "vhosts": [{"name": vhost}],
-        "users": [{"name": user, "tags": [], "password": passwords.get(user)} for user in rights],
+        "users": [{"name": user, "tags": [TAG], "password": passwords.get(user)} for user in rights],
         "permissions": [
             {"user": user, "vhost": vhost, "configure": r.configure, "write": r.write, "read": r.read}
             for user, r in rights.items()
@@ -134,6 +137,12 @@ def _importable(wanted: Item, got: Item | None) -> dict[str, Any]:
     return item
 
 
+def broker_passwords(passwords: Mapping[str, str], users: Sequence[str]) -> dict[str, Any]:
+    """Definitions that give these of our users the passwords that they have in `passwords`."""
+    wanted = [{"name": user, "tags": [TAG], "password": passwords[user]} for user in users]
+    return {"users": [_importable(item, None) for item in wanted]}
+
+
 def hash_password(password: str, salt: bytes | None = None) -> str:
     """RabbitMQ's hash of a password: base64(salt + sha256(salt + password)), the salt being four bytes."""
     salt = os.urandom(4) if salt is None else salt
@@ -193,13 +202,14 @@ def _commands(
 
 
 def _surplus_users(held: Definitions, wanted: Mapping[str, Any]) -> list[str]:
-    """Guest, and agents of hosts that are none any more. Nobody in play mode."""
+    """Guest, agents of hosts that are none any more, operators who have left the list. Nobody in play mode."""
     absent = wanted.get("absent")
     if absent is None:
         return []
     ours = {user["name"] for user in wanted["users"]}
     users = [user["name"] for user in held.get("users", []) if user["name"] not in ours]
-    return [user for user in users if user in absent["users"] or user.startswith(absent["prefix"])]
+    tagged = {user["name"] for user in held.get("users", []) if TAG in user.get("tags", [])}
+    return [user for user in users if user in {*absent["users"], *tagged} or user.startswith(absent["prefix"])]
 
 
 def _surplus_rights(held: Definitions, wanted: Mapping[str, Any], gone: Collection[str]) -> list[tuple[str, str]]:
@@ -229,4 +239,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        return {"broker_wanted": broker_wanted, "broker_play": broker_play, "broker_drift": broker_drift}
+        filters = (broker_wanted, broker_play, broker_drift, broker_passwords)
+        return {one.__name__: one for one in filters}

@@ -1,0 +1,65 @@
+"""What the journal of a host tells of each command, and what it never tells."""
+
+import json
+from typing import Any
+
+import pytest
+
+from aetherscale_agent.audit import MESSAGE_ID
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+CANARY = "canary-7e1f-of-user-data"
+ME = "operator"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Rollout:
+    return Rollout()
+
+
+def entries(fleet: Rollout, *matches: str) -> list[dict[str, Any]]:
+    """What h1's journal has of the audit, by its structured fields."""
+    found = fleet.run("h1", "journalctl", "--no-pager", "-o", "json", f"MESSAGE_ID={MESSAGE_ID}", *matches)
+    return [json.loads(line) for line in found.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def vm_id(fleet: Rollout) -> str:
+    """A VM that was created with user-data, stopped, refused a resize, and deleted."""
+    data = ("--user-data", f"#cloud-config\\n# {CANARY}\\n")
+    vm_id = fleet.create("--name", "audited", "--host", "h1", *data)
+    fleet.cli("stop-vm", "audited", "--kill")
+    assert "snapshot none" in fleet.cli("delete-snapshot", "audited", "none", check=False).stderr
+    fleet.cli("delete-vm", "audited")
+    return vm_id
+
+
+def test_who_did_what_to_which_vm_and_what_came_of_it(fleet: Rollout, vm_id: str) -> None:
+    told = [
+        (e["AETHERSCALE_COMMAND"], e["AETHERSCALE_RESULT"], e.get("AETHERSCALE_CODE"))
+        for e in entries(fleet, f"AETHERSCALE_VM={vm_id}", f"AETHERSCALE_OPERATOR={ME}", "PRIORITY=6")
+    ]
+    assert told == [
+        ("create-vm", "success", None),
+        ("stop-vm", "success", None),
+        ("delete-snapshot", "error", "snapshot-unknown"),
+        ("delete-vm", "success", None),
+    ]
+
+
+def test_each_entry_has_a_time_a_request_a_name_and_is_the_agents_own(fleet: Rollout, vm_id: str) -> None:
+    for entry in entries(fleet, f"AETHERSCALE_VM={vm_id}", "PRIORITY=6"):
+        assert int(entry["__REALTIME_TIMESTAMP"]) > 0
+        assert len(entry["AETHERSCALE_REQUEST_ID"]) == 32
+        assert entry["AETHERSCALE_VM_NAME"] == "audited"
+        assert entry["_SYSTEMD_UNIT"] == "aetherscale-agent.service"  # said by journald, whatever an entry claims
+
+
+def test_no_journal_has_user_data(fleet: Rollout, vm_id: str) -> None:
+    assert entries(fleet, f"AETHERSCALE_VM={vm_id}")
+    for host in ("h1", "h2", "broker1"):
+        everything = fleet.run(host, "journalctl", "--no-pager", "-o", "json", "--all")
+        assert len(everything) > 10_000
+        assert CANARY not in everything
