@@ -37,7 +37,7 @@ IMMUTABLE = ("exchanges", "queues")
 TOPOLOGY = ("exchanges", "queues", "bindings")
 
 TAG = "aetherscale"
-"""What our users bear, so that one who has left the list is told from an administrator's. RabbitMQ gives it no rights."""
+"""What our users bear, so that who left the list is told from an administrator's user. It gives no rights."""
 
 ALGORITHM = "rabbit_password_hashing_sha256"
 
