@@ -5,51 +5,48 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
 
 import pika
 import pytest
-from pika.exceptions import ChannelClosedByBroker
 
 from aetherscale_protocol import topology
-from aetherscale_protocol.topology import Permissions
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet
+from aetherscale_testing.rights import PASSWORD, locked_down_vhost, log_in
 
 pytestmark = pytest.mark.broker
 
 VHOST = "rights"
-PASSWORD = "a password"
+EVERYBODY: dict[str, dict[str, object]] = {
+    "operator": {},
+    "reader": {"readonly": True},
+    "carol": {"labels": {"team": "a"}},
+}
 
 
 @pytest.fixture
-def locked_down(broker: TestBroker, tmp_path: Path) -> Iterator[Fleet]:
+def operators() -> list[str]:
+    return ["operator"]
+
+
+@pytest.fixture
+def locked_down(broker: TestBroker, tmp_path: Path, operators: list[str]) -> Iterator[Fleet]:
     """Two agents on a vhost of its own, one of which has an image; the shared pieces were declared for them."""
-    broker.ctl("add_vhost", VHOST)
-    add_user(broker, "operator", topology.OPERATOR_PERMISSIONS)
-    definitions = tmp_path / "definitions.json"
-    definitions.write_text(json.dumps(topology.definitions(VHOST)))
-    broker.ctl("import_definitions", str(definitions))
-    fleet = Fleet(broker, tmp_path, SeedClient(broker.address, "operator", PASSWORD, VHOST))
-    for host, images in (("h1", ("a",)), ("h2", ())):
-        add_user(broker, f"agent-{host}", topology.agent_permissions(host))
-        url = f"amqp://agent-{host}@{broker.address}/{VHOST}"
-        fleet.add(host, *images, broker={"url": url, "password": PASSWORD})
-    fleet.wait_ready()
-    yield fleet
-    fleet.stop()
-    broker.ctl("delete_vhost", VHOST)
-    for user in ("operator", "agent-h1", "agent-h2"):
-        broker.ctl("delete_user", user)
-
-
-def add_user(broker: TestBroker, name: str, rights: Permissions) -> None:
-    broker.ctl("add_user", name, PASSWORD)
-    broker.ctl("set_permissions", "-p", VHOST, name, rights.configure, rights.write, rights.read)
+    rights = dict.fromkeys((*operators, "mallory"), topology.OPERATOR_PERMISSIONS)
+    rights |= {f"agent-{host}": topology.agent_permissions(host) for host in ("h1", "h2")}
+    with locked_down_vhost(broker, VHOST, rights, tmp_path):
+        fleet = Fleet(broker, tmp_path, SeedClient(broker.address, "operator", PASSWORD, VHOST))
+        for host, images in (("h1", ("a",)), ("h2", ())):
+            url = f"amqp://agent-{host}@{broker.address}/{VHOST}"
+            told = {name: EVERYBODY[name] for name in operators}
+            fleet.add(host, *images, broker={"url": url, "password": PASSWORD}, operators=told)
+        fleet.wait_ready()
+        yield fleet
+        fleet.stop()
 
 
 def test_the_whole_life_of_a_vm_with_least_rights(locked_down: Fleet, broker: TestBroker) -> None:
@@ -89,40 +86,10 @@ def test_a_console_with_least_rights(locked_down: Fleet, broker: TestBroker, tmp
     assert (typed.returncode, typed.stdout) == (0, b"hello"), typed.stderr
 
 
-Attempt = Callable[[Any, str], object]
-
-DECLARE: Attempt = lambda c, queue: c.queue_declare(queue, durable=True)  # noqa: E731
-CONSUME: Attempt = lambda c, queue: c.basic_consume(queue, print)  # noqa: E731
-GET: Attempt = lambda c, queue: c.basic_get(queue)  # noqa: E731
-PURGE: Attempt = lambda c, queue: c.queue_purge(queue)  # noqa: E731
-BIND: Attempt = lambda c, queue: c.queue_bind(queue, "computing", "vm.abcdefgh")  # noqa: E731
-DELETE: Attempt = lambda c, queue: c.queue_delete(queue)  # noqa: E731
-
-REFUSED = {
-    "computing-host.h2": (CONSUME, GET, PURGE, BIND),
-    "computing-host.h1x": (CONSUME, GET, PURGE, BIND),
-    "computing-known.h2": (BIND,),
-    "agent.h2": (DECLARE, CONSUME, GET, PURGE, BIND, DELETE),
-    "computing-competing": (DECLARE, DELETE, BIND),
-}
-"""What the agent of h1 may not do. It may delete what h2 has (docs/decisions/004-forget-host.md), and no more."""
-
-
 @pytest.fixture
 def as_h1(locked_down: Fleet, broker: TestBroker) -> Iterator[pika.BlockingConnection]:  # noqa: ARG001
-    host, _, port = broker.address.partition(":")
-    credentials = pika.PlainCredentials("agent-h1", PASSWORD)
-    connection = pika.BlockingConnection(pika.ConnectionParameters(host, int(port), VHOST, credentials))
-    yield connection
-    connection.close()
-
-
-@pytest.mark.parametrize("queue", REFUSED)
-def test_an_agent_cannot_touch_another_hosts_queue(as_h1: pika.BlockingConnection, queue: str) -> None:
-    for attempt in REFUSED[queue]:
-        with pytest.raises(ChannelClosedByBroker, match="403"):
-            attempt(as_h1.channel(), queue)
-    as_h1.channel().queue_bind("computing-host.h1", "computing", "vm.abcdefgh")  # the control: its own
+    with log_in(broker, "agent-h1", VHOST) as connection:
+        yield connection
 
 
 def test_a_queue_that_another_agent_deletes_is_made_again_with_all_that_it_held(
@@ -156,3 +123,67 @@ def test_a_host_that_is_gone_is_forgotten_with_least_rights(locked_down: Fleet, 
         assert forgotten["host"] == "h2"
         assert forgotten["response"]["claims"] == [vm_id]
         assert client.is_returned(f"vm.{vm_id}")
+
+
+# What the broker can't tell apart, agents do
+
+
+def forbidden(answers: list[dict]) -> set[str]:
+    """The reasons of answers, all of which must say that it is forbidden."""
+    assert answers
+    assert {answer["execution-info"].get("code") for answer in answers} == {"forbidden"}, answers
+    return {answer["execution-info"]["reason"] for answer in answers}
+
+
+def signed(name: str, **headers: object) -> dict[str, object]:
+    return {"user_id": name, "headers": headers}
+
+
+@pytest.mark.parametrize("operators", [["operator", "reader", "carol"]])
+def test_what_each_operator_may_is_what_agents_do(locked_down: Fleet, broker: TestBroker) -> None:
+    clients = {name: SeedClient(broker.address, name, PASSWORD, VHOST) for name in (*EVERYBODY, "mallory")}
+
+    def ask(who: str, command: str, count: int = 1, key: str = "", **options: object) -> list[dict]:
+        return clients[who].send(key or command, command, count, 5, properties=signed(who), **options)
+
+    (made,) = ask("operator", "create-vm", image="a")
+    vm_id = made["response"]["vm-id"]
+    assert "reader may only read" in forbidden(ask("reader", "create-vm", image="a")).pop()
+    assert "reader may only read" in forbidden(ask("reader", "delete-vm", key=f"vm.{vm_id}", vm_id=vm_id)).pop()
+    assert ask("reader", "show-vm", key=f"vm.{vm_id}", vm_id=vm_id)[0]["execution-info"]["status"] == "success"
+    assert "team=a" in forbidden(ask("carol", "stop-vm", key=f"vm.{vm_id}", vm_id=vm_id)).pop()
+    assert "the new VM has not" in forbidden(ask("carol", "create-vm", image="a")).pop()
+    assert "more than those" in forbidden(ask("carol", "drain-host", key="host.h1", host="h1")).pop()
+    hers = [ask("carol", "create-vm", image="a", labels={"team": "a"})[0] for _ in range(3)]  # some were handed on
+    assert {answer["host"] for answer in hers} == {"h1"}
+    seen = {vm for answer in ask("carol", "list-vms", 2) for vm in answer["response"]}
+    assert seen == {f"vm-{answer['response']['vm-id']}" for answer in hers}
+    assert "none of this fleet's operators" in forbidden(ask("mallory", "list-vms", 2)).pop()
+    assert "unsigned" in forbidden(clients["operator"].ask("list-vms", 2)).pop()
+    (deleted,) = ask("operator", "delete-vm", key=f"vm.{vm_id}", vm_id=vm_id)
+    assert deleted["response"]["status"] == "deleted"
+    log = locked_down.agents["h1"].log
+    assert f"delete-vm of VM {vm_id} for 'reader': error (forbidden: " in log
+    assert f"delete-vm of VM {vm_id} for 'operator': success" in log
+    for client in clients.values():
+        client.__exit__()
+
+
+def test_a_host_commands_nobody_and_forges_no_dead_letter(locked_down: Fleet, broker: TestBroker) -> None:  # noqa: ARG001
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+        with SeedClient(broker.address, "agent-h2", PASSWORD, VHOST) as rogue:
+
+            def tell(exchange: str, key: str, **properties: object) -> list[dict]:
+                body = json.dumps({"command": "delete-vm", "options": {"vm-id": vm_id}}).encode()
+                return rogue.collect(rogue.publish(key, body, exchange=exchange, **properties), 1, 2)
+
+            as_host = signed("agent-h2", operator="operator", hops=1)
+            assert "is a host" in forbidden(tell("computing-agents", f"vm.{vm_id}", **as_host)).pop()
+            for exchange, key in (("computing-agents", f"vm.{vm_id}"), ("", "computing-host.h1")):
+                assert "unsigned" in forbidden(tell(exchange, key)).pop()
+            died = {"x-death": [{"queue": "computing-host.h1", "exchange": "computing"}]}
+            (answer,) = tell("computing-undeliverable", "delete-vm", headers=died)
+            assert answer["execution-info"]["code"] == "host-down"  # a lie to whoever forged it, and nothing is done
+        (shown,) = client.send(f"vm.{vm_id}", "show-vm", vm_id=vm_id)
+        assert shown["response"]["state"] == "running"

@@ -95,9 +95,9 @@ class CreateVm(Options, frozen=True):
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        for key in self.ssh_keys:
+        for number, key in enumerate(self.ssh_keys, 1):  # never quoted: it may be the private one
             if not key.isprintable() or not key.strip() or len(key) > LONGEST_KEY:
-                raise ValueError(f"ssh-keys: {key[:40]!r} is not one line of a public key")
+                raise ValueError(f"ssh-keys: number {number} is not one line of a public key")
         if len({port.host_port for port in self.publish}) < len(self.publish):
             raise ValueError("publish: a port of the host is named twice")
         for what, size in (

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from aetherscale_agent import handlers, main, session
-from aetherscale_agent.config import AgentConfig, load_config
+from aetherscale_agent.config import AgentConfig, OperatorRights, load_config
 from aetherscale_agent.ports import Checksum, HostResources
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import BrokerSettings
@@ -60,6 +60,8 @@ def run_with(settings: dict[str, Any]) -> None:
     session.MUSTER_S = settings.pop("muster", 0.3)
     if "broker" in settings:
         settings["broker"] = BrokerSettings(**settings["broker"])
+    if settings.get("operators") is not None:
+        settings["operators"] = msgspec.convert(settings["operators"], dict[str, OperatorRights])
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}
     base = load_config(None, os.environ)
     config = msgspec.structs.replace(base, **{"heartbeat": 1, "run_dir": f"{settings['state_dir']}/run", **known})

@@ -76,12 +76,14 @@ class SeedClient:
         reason = getattr(self._channel, "_closing_reason", None)
         return str(reason or "")
 
-    def publish(self, key: str, body: bytes, *, mandatory: bool = False, **properties: Any) -> str:
+    def publish(
+        self, key: str, body: bytes, *, mandatory: bool = False, exchange: str = "computing", **properties: Any
+    ) -> str:
         """Publish a body; the correlation id. `properties` replace the article's."""
         correlation_id = str(uuid.uuid4())
         merged = {"reply_to": "amq.rabbitmq.reply-to", "correlation_id": correlation_id, **properties}
         merged = {name: value for name, value in merged.items() if value is not None}
-        self._channel.basic_publish("computing", key, body, pika.BasicProperties(**merged), mandatory)
+        self._channel.basic_publish(exchange, key, body, pika.BasicProperties(**merged), mandatory)
         return correlation_id
 
     def collect(self, correlation_id: str, count: int, seconds: float = 10.0) -> list[dict[str, Any]]:

@@ -26,12 +26,13 @@ def entries(fleet: Rollout, *matches: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def vm_id(fleet: Rollout) -> str:
-    """A VM that was created with user-data, stopped, refused a resize, and deleted."""
-    data = ("--user-data", f"#cloud-config\\n# {CANARY}\\n")
-    vm_id = fleet.create("--name", "audited", "--host", "h1", *data)
+def vm_id(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A VM that was created with user-data, stopped, refused a snapshot's deletion, and deleted."""
+    data = tmp_path_factory.mktemp("audit") / "user-data"
+    data.write_text(f"#cloud-config\n# {CANARY}\n")
+    vm_id = fleet.create("--name", "audited", "--host", "h1", "--user-data", str(data))
     fleet.cli("stop-vm", "audited", "--kill")
-    assert "snapshot none" in fleet.cli("delete-snapshot", "audited", "none", check=False).stderr
+    assert "has no snapshot none" in fleet.cli("delete-snapshot", "audited", "none", check=False).stderr
     fleet.cli("delete-vm", "audited")
     return vm_id
 
