@@ -33,6 +33,7 @@ SAID = (
     "user agent-h2 should have no rights in vhost /",
     "user agent-h2: tags is ['administrator']",
     "user guest should not be there",
+    "user dave should not be there",
     "queue computing-hosts is missing",
     "exchange computing is missing",
     "unit is inactive",
@@ -104,6 +105,13 @@ def test_one_run_repairs(history) -> None:
     assert history["repair"].code == 0, history["repair"].said
     tasks = {host for _, host in history["repair"].changed}
     assert tasks == {"broker1", "h1", "h2"}
+
+
+def test_who_has_left_the_operators_has_no_user(history, fleet: dict[str, Host]) -> None:
+    assert history["repair"].code == 0
+    asked = "rabbitmqctl --quiet authenticate_user dave an-operator-who-left"
+    assert fleet["broker1"].run(asked).rc != 0
+    assert fleet["broker1"].run("rabbitmqctl --quiet list_users").stdout.startswith("user")
 
 
 def test_the_next_run_changes_nothing(history) -> None:

@@ -193,7 +193,7 @@ def article(fleet: Rollout) -> Iterator[SeedClient]:
 
 
 def by_host(answers: list[dict[str, Any]]) -> dict[str, Any]:
-    return {a["host"]: a.get("response") or a["execution-info"]["reason"] for a in answers}
+    return {a["host"]: a["response"] if "response" in a else a["execution-info"]["reason"] for a in answers}
 
 
 def test_the_articles_session(article: SeedClient) -> None:
