@@ -15,6 +15,7 @@ from .conftest import ANSIBLE
 
 ROLES = sorted(path.name for path in (ANSIBLE / "roles").iterdir() if path.is_dir())
 PLAYS = yaml.safe_load((ANSIBLE / "site.yml").read_text())
+ROTATION = yaml.safe_load((ANSIBLE / "rotate.yml").read_text())
 SECRETS = ("password", "_rabbitmq_drift.import", "_rabbitmq_wanted", "_rabbitmq_held", "_config_text", "_context_text",
            "_rabbitmq_export", "_agent_expected", "_certificate_text")  # fmt: skip
 """What a task mentions when it has a password in hand."""
@@ -93,6 +94,14 @@ def test_a_failure_stops_the_roll_out(play):
         assert play["max_fail_percentage"] == 0
     assert "force_handlers" not in play
     assert play["gather_facts"] is False
+
+
+@pytest.mark.parametrize("play", ROTATION, ids=lambda play: str(play["name"]))
+def test_a_rotation_stops_at_the_first_that_fails_and_takes_agents_one_by_one(play):
+    assert play.get("any_errors_fatal") is True or play["max_fail_percentage"] == 0
+    assert play["gather_facts"] is False
+    assert play.get("serial", 1) == 1
+    assert ("serial" in play) == (play["hosts"] == "compute")
 
 
 def test_only_the_play_that_restarts_agents_does_so_one_host_first():

