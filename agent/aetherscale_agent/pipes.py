@@ -88,7 +88,7 @@ async def dial(vm_id: str, addresses: Sequence[str], port: int) -> tuple[StreamR
     if not addresses:
         reason = f"VM {vm_id} has no address that its host knows"
         raise NotThere(
-            reason, "hosts know those that they gave themselves, not those of a bridge of your own; try console-vm"
+            reason, "on a bridge of your own it must tell: run qemu-guest-agent in it; console-vm works without"
         )
     why = f"no answer within {DIAL_TIMEOUT_S:g} s"
     try:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from aetherscale_protocol.answers import BridgeState, Milestone, SumState
+from aetherscale_protocol.answers import AddressSource, BridgeState, Milestone, SumState
 from aetherscale_protocol.options import CreateVm
 
 
@@ -75,10 +75,11 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Nic:
-    """A VM's network interface. `addresses`: those that its host knows of, if any."""
+    """A VM's network interface. `addresses`: those that its host knows of, if any; `source`: how it comes to know."""
 
     mac: str
     addresses: tuple[str, ...] = ()
+    source: AddressSource = "host"
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ class Hypervisor(Protocol):
         """The last lines of the VM's console, control characters made harmless; empty if there is none."""
 
     async def reached(self, vm_id: str) -> list[Milestone]:
-        """How far the VM has come since it was started, in order; empty when it is off. Takes a second at most.
+        """How far the VM has come since it was started, in order; empty when it is off. Takes two seconds at most.
 
         :raise HypervisorError: when it can't be found out.
         """

@@ -75,6 +75,14 @@ class Watched(Struct):
             why = f": {report.reason}" if report.reason else ""
             self.verdict, self.trouble = "hopeless", f"is {report.state}{why}"
             self.hint = _HINTS[report.state].format(PROGRAM, self.spoken)
+        elif _lacks_address(report, milestone) and report.address_source == "none":
+            self.verdict, self.trouble = "hopeless", f"has no network in which host {report.host} could reach it"
+            self.hint = "VMs get one from aetherscale_network, or from aetherscale_bridge, in the inventory"
+
+
+def _lacks_address(report: VmReport, milestone: str) -> bool:
+    """Whether what is waited for needs an address, and none is known."""
+    return milestone in ("ip", "ssh") and report.state == "running" and not report.addresses
 
 
 _HINTS = {
@@ -84,6 +92,10 @@ _HINTS = {
     "deleting": "",
 }
 """The states in which a VM comes no further by itself, and what to do."""
+
+_ASK_GUEST = (
+    "on a bridge of your own only the guest knows its address, and its qemu-guest-agent tells it: is there one?"
+)
 
 
 def wait_for(
@@ -132,20 +144,28 @@ def _rest(session: Session, seconds: float, clock: Callable[[], float]) -> None:
 
 
 def _progress(waiting: Sequence[Watched], milestone: str, left: float) -> str:
-    states = text.listed([f"{text.safe(one.spoken)} ({_state(one)})" for one in waiting[:3]])
+    states = text.listed([f"{text.safe(one.spoken)} ({_state(one, milestone)})" for one in waiting[:3]])
     more = f" and {len(waiting) - 3} more" if len(waiting) > 3 else ""
     return f"waiting for {milestone} of {states}{more}, {left:.0f} s left"
 
 
-def _truth(one: Watched) -> str:
-    return f"it is {_state(one)}" if one.report is not None and not one.trouble else _state(one)
+def _truth(one: Watched, milestone: str) -> str:
+    state = _state(one, milestone)
+    return f"it is {state}" if one.report is not None and not one.trouble else state
 
 
-def _state(one: Watched) -> str:
+def _state(one: Watched, milestone: str) -> str:
     if one.report is None or one.trouble:
         return text.safe(one.trouble) or "not heard of"
     reached = f", reached: {one.report.reached[-1]}" if one.report.reached else ""
-    return f"{one.report.state}{reached}"
+    silent = ", its guest agent has told no address" if _must_tell(one, milestone) else ""
+    return f"{one.report.state}{reached}{silent}"
+
+
+def _must_tell(one: Watched, milestone: str) -> bool:
+    """Whether only the guest could say what is missing."""
+    report = one.report
+    return report is not None and _lacks_address(report, milestone) and report.address_source == "guest-agent"
 
 
 def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, interrupted: bool = False) -> Outcome:
@@ -158,9 +178,13 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
             _add_console(outcome, one)
         elif one.verdict == "waiting":
             why = "interrupted" if interrupted else f"not within {seconds:g} s"
-            outcome.fail(f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one)}", None, Exit.PARTIAL)
+            outcome.fail(
+                f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one, milestone)}", None, Exit.PARTIAL
+            )
             _add_console(outcome, one)
     late = [one.spoken for one in watched if one.verdict == "waiting"]
+    if any(_must_tell(one, milestone) for one in watched):
+        outcome.hint(_ASK_GUEST)
     if late:
         outcome.hint(f"go on waiting: {PROGRAM} wait-vm {' '.join(late)} --for {milestone} --timeout 5m")
     if interrupted:

@@ -67,7 +67,7 @@ def vm_page(reply: Reply, now: float) -> str:
             ("Reason", vm.reason),
             ("Reached", ", ".join(vm.reached)),
             ("Host", vm.host),
-            ("Addresses", ", ".join(vm.addresses)),
+            ("Addresses", _addresses(vm)),
             ("MAC", vm.mac),
             ("Published", ", ".join(vm.published)),
             ("Labels", text.labels(vm.labels)),
@@ -84,6 +84,11 @@ def vm_page(reply: Reply, now: float) -> str:
     if not vm.console:
         return page
     return page + "Console:\n" + "".join(f"  {text.safe(line)}\n" for line in vm.console)
+
+
+def _addresses(vm: VmReport) -> str:
+    told = " (its guest agent says)" if vm.addresses and vm.address_source == "guest-agent" else ""
+    return ", ".join(vm.addresses) + told
 
 
 def _expiry(expires: float, now: float) -> str:

@@ -72,6 +72,24 @@ def test_a_vm_that_will_not_come_so_far_is_told_at_once(state: dict[str, Any], s
     assert hint in " ".join(outcome.notes)
 
 
+def test_an_address_that_only_the_guest_could_tell_is_named_as_what_is_missing() -> None:
+    watched, _ = wait({"reached": ["running"], "address-source": "guest-agent"}, seconds=5)
+    said = " ".join(report_waits([watched], "ssh", 5).notes)
+    assert "it is running, reached: running, its guest agent has told no address" in said
+    assert "its qemu-guest-agent tells it" in said
+    assert "guest agent" not in " ".join(report_waits([watched], "cloud-init", 5).notes)
+    watched, _ = wait({"address-source": "guest-agent", "addresses": ["192.168.7.9"]}, seconds=5)
+    assert "guest agent" not in " ".join(report_waits([watched], "ssh", 5).notes)
+
+
+def test_a_vm_without_a_network_is_not_waited_for() -> None:
+    watched, session = wait({"state": "starting"}, {"address-source": "none"})
+    assert len(session.asked) == 2
+    outcome = report_waits([watched], "ssh", 300)
+    assert outcome.exit_code is Exit.FAILED
+    assert "has no network in which host h1 could reach it" in outcome.notes[0]
+
+
 def test_when_the_time_is_over_the_true_state_is_told_and_how_to_go_on() -> None:
     watched, _ = wait({"reached": ["running", "ip"], "console": ["Starting OpenSSH\x1b[0m"]}, seconds=10)
     outcome = report_waits([watched], "ssh", 10)

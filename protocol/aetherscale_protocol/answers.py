@@ -15,6 +15,9 @@ VmState = Literal["creating", "starting", "running", "paused", "stopping", "stop
 Milestone = Literal["running", "ip", "ssh", "cloud-init"]
 """How far a VM has come: QEMU runs; it has asked for its address; its port 22 speaks ssh; cloud-init is done."""
 
+AddressSource = Literal["host", "guest-agent", "none"]
+"""How a host comes to know a VM's addresses: it gives them, the guest's own agent tells them, or not at all."""
+
 HostState = Literal["up", "drained"]
 
 
@@ -86,7 +89,7 @@ class VmDetails(_Wire, frozen=True):
     since: float
     name: str = ""
     labels: dict[str, str] = {}
-    addresses: list[str] = []  #: IPv4, of the guest
+    addresses: list[str] = []  #: of the guest, IPv4 first
     published: list[str] = []  #: HOST-PORT:GUEST-PORT
     expires: float = 0  #: 0: never
 
@@ -101,6 +104,7 @@ class VmReport(VmDetails, frozen=True, kw_only=True):
     console: list[str] = []
     instance: str = ""  #: another one for each VM that ever had this id
     mac: str = ""
+    address_source: AddressSource = "host"
     clone_of: str = ""
     reached: list[Milestone] = []  #: only if it was asked for
 

@@ -71,6 +71,18 @@ def finalize_seed(paths: VmPaths) -> list[str]:
     ]
 
 
+def finalize_guest_agent(paths: VmPaths) -> list[str]:
+    """The arguments that give the guest's agent its port, behind all others for the reason above.
+
+    Source: QEMU, docs/interop/qemu-ga: the agent looks for a virtio port of this name.
+    """
+    return [
+        *("-chardev", f"socket,id=guest-agent,path={paths.guest_agent},server=on,wait=off"),
+        *("-device", "virtio-serial-pci"),
+        *("-device", "virtserialport,chardev=guest-agent,name=org.qemu.guest_agent.0"),
+    ]
+
+
 def _log_to(paths: VmPaths) -> str:
     return f"logfile={paths.console},logappend=on"
 

@@ -33,7 +33,7 @@ class VmPaths:
     """Where one VM's files are. The VM itself can write its disk, its console and `run`, and sees nothing else."""
 
     home: Path  #: the disk and the console
-    run: Path  #: the sockets of its monitors
+    run: Path  #: the sockets of its monitors, its console and its guest agent
     env: Path  #: QEMU's arguments, out of the VM's reach
 
     @property
@@ -70,6 +70,11 @@ class VmPaths:
     def console_socket(self) -> Path:
         """The serial console itself, for one client at a time; what it prints goes to `console` too."""
         return self.run / "console.sock"
+
+    @property
+    def guest_agent(self) -> Path:
+        """The port to the agent in the guest; a VM that an older agent started has none."""
+        return self.run / "guest.sock"
 
     @property
     def agent_monitor(self) -> Path:

@@ -16,7 +16,7 @@ from aetherscale_protocol import names
 
 WALL = 0o700
 HOME = 0o755  #: a VM writes the files that it finds there, and can make none
-RUN = 0o777  #: QEMU makes the sockets of its monitors and its console there
+RUN = 0o777  #: QEMU makes its sockets there
 
 
 def make_walls(layout: Layout) -> None:
@@ -40,7 +40,7 @@ def _make_dir(path: Path, mode: int) -> None:
 def prepare_start(layout: Layout, paths: VmPaths, env: str, net: str | None = None) -> None:
     """Write QEMU's arguments, and what `vm-net` is told, and clear away the sockets of the run before."""
     make_dirs(layout, paths)
-    for socket in (paths.agent_monitor, paths.stop_monitor, paths.console_socket):
+    for socket in (paths.agent_monitor, paths.stop_monitor, paths.console_socket, paths.guest_agent):
         socket.unlink(missing_ok=True)
     paths.env.write_text(env)
     if net is None:

@@ -15,6 +15,7 @@ from aetherscale_agent.config import NetworkSettings
 from aetherscale_agent.hypervisor import files
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError, Nic
+from aetherscale_protocol.answers import AddressSource
 from aetherscale_protocol.options import CreateVm
 
 LEASE_S = 300
@@ -33,6 +34,13 @@ class Network:
         self._freed: dict[str, float] = {}  #: addresses that a lease may still hold, and since when
 
     @property
+    def source(self) -> AddressSource:
+        """How the addresses of VMs that start now become known: on an operator's own bridge only guests know them."""
+        if self._settings.network:
+            return "host"
+        return "guest-agent" if self.bridged else "none"
+
+    @property
     def bridged(self) -> bool:
         """Whether VMs are on a bridge; else each is behind a network of its QEMU's own."""
         return bool(self._settings.bridge)
@@ -49,6 +57,8 @@ class Network:
         :raise HypervisorError: when none is left.
         """
         network = self._settings.network
+        if not network:
+            self._drop(vm_id)
         if not network or _is_in(self._addresses.get(vm_id, ""), network):
             return
         lately = [address for address, since in self._freed.items() if time.monotonic() - since < LEASE_S]
@@ -59,6 +69,11 @@ class Network:
         files.write_whole(self._layout.vm(vm_id).address, f"{address}\n".encode())
         self._addresses[vm_id] = address
 
+    def _drop(self, vm_id: str) -> None:
+        """Of a network that was aetherscale's own before."""
+        if self._addresses.pop(vm_id, None) is not None:
+            self._layout.vm(vm_id).address.unlink(missing_ok=True)
+
     def release(self, vm_id: str) -> None:
         """A VM is gone, and its home with it."""
         address = self._addresses.pop(vm_id, None)
@@ -66,9 +81,9 @@ class Network:
             self._freed[address] = time.monotonic()
 
     def nic(self, vm_id: str, mac: str) -> Nic:
-        """A VM's network interface."""
+        """A VM's network interface, without what its guest says. One that this host gave an address has no other."""
         address = self._addresses.get(vm_id)
-        return Nic(mac, (address,) if address else ())
+        return Nic(mac, (address,), "host") if address else Nic(mac, (), self.source)
 
     def finalize_wanted(self, vm_id: str, spec: CreateVm, mac: str) -> str | None:
         """What `vm-net` is told of a VM; None if there is nothing for it to do."""

@@ -6,6 +6,7 @@ import functools
 import logging
 from asyncio import StreamReader, StreamWriter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import Any
 
 from aetherscale_agent import pipes
@@ -15,6 +16,8 @@ from aetherscale_agent.hypervisor import (
     console,
     disks,
     files,
+    guest_agent,
+    learnt,
     machine,
     monitor,
     overlay,
@@ -60,6 +63,8 @@ class QemuHypervisor:
         self._listeners: list[asyncio.Queue[PowerChange]] = []
         self._console_keeper: asyncio.Task[None] | None = None
         self._stalled = Stalled(self._layout, self._units, self._tell)
+        self._learnt = learnt.Learnt(self._ask_guest)
+        self._asker: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect to systemd and begin to look after consoles.
@@ -71,12 +76,15 @@ class QemuHypervisor:
             self._network.load()
         await self._units.open()
         self._console_keeper = asyncio.create_task(self._keep_consoles(), name="consoles")
+        if self._network.source == "guest-agent":
+            self._asker = asyncio.create_task(self._learnt.keep(self._find_on), name="guest agents")
 
     async def close(self) -> None:
         """Let go; the VMs stay as they are."""
-        if self._console_keeper is not None:
-            self._console_keeper.cancel()
-            await asyncio.gather(self._console_keeper, return_exceptions=True)
+        keepers = [task for task in (self._console_keeper, self._asker) if task is not None]
+        for task in keepers:
+            task.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
         await self._units.close()
 
     @property
@@ -169,6 +177,7 @@ class QemuHypervisor:
     async def reset(self, vm_id: str) -> None:
         """Press the reset button."""
         await asyncio.to_thread(reached.set_mark, self._layout.vm(vm_id), self._config.leases, self.nic(vm_id).mac)
+        self._learnt.forget(vm_id)
         await machine.reset(self._layout.vm(vm_id).agent_monitor)
 
     async def is_paused(self, vm_id: str) -> bool:
@@ -264,15 +273,19 @@ class QemuHypervisor:
         """How far the VM has come since it was started."""
         if (await self.power([vm_id]))[vm_id] is not Power.ON:
             return []
-        paths, mac = self._layout.vm(vm_id), self.nic(vm_id).mac
-        found = await asyncio.to_thread(reached.look, paths, self._config.leases, mac)
+        paths, nic = self._layout.vm(vm_id), self.nic(vm_id)
+        found = await asyncio.to_thread(reached.look, paths, self._config.leases, nic.mac)
+        if nic.source == "guest-agent":
+            await self._learnt.refresh(vm_id)
+            found += ["ip"] if self._learnt.get(vm_id) else []
         if await reached.greets(functools.partial(self.dial, vm_id)):
             found.append("ssh")
         return reached.in_order(found)
 
     def nic(self, vm_id: str) -> Nic:
         """The VM's network interface; a guest behind QEMU's own network has no address that its host could reach."""
-        return self._network.nic(vm_id, argv.finalize_mac(vm_id))
+        nic = self._network.nic(vm_id, argv.finalize_mac(vm_id))
+        return replace(nic, addresses=self._learnt.get(vm_id)) if nic.source == "guest-agent" else nic
 
     def port_conflict(self, spec: CreateVm) -> str:
         """Why the VM's ports can't be published on this host; '' if they can."""
@@ -284,13 +297,24 @@ class QemuHypervisor:
 
     async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
         """Connect to a TCP port of the guest."""
-        return await pipes.dial(vm_id, pipes.find_dialable(self.nic(vm_id).addresses), port)
+        nic = self.nic(vm_id)
+        if nic.source == "guest-agent":
+            return await learnt.dial(vm_id, nic, port)
+        return await pipes.dial(vm_id, pipes.find_dialable(nic.addresses), port)
 
     def changes(self) -> AsyncIterator[PowerChange]:
         """VMs that come to rest from now on. A start that fails says so itself, and is none."""
         queue: asyncio.Queue[PowerChange] = asyncio.Queue()
         self._listeners.append(queue)
         return self._listen(queue)
+
+    # -- guests
+
+    async def _ask_guest(self, vm_id: str) -> tuple[str, ...]:
+        return await guest_agent.ask_addresses(self._layout.vm(vm_id).guest_agent, argv.finalize_mac(vm_id))
+
+    async def _find_on(self) -> list[str]:
+        return [vm_id for vm_id, state in (await self._units.states()).items() if state == "active"]
 
     # -- disks
 
@@ -330,6 +354,7 @@ class QemuHypervisor:
         arguments = argv.finalize_argv(vm_id, spec, paths, self.accelerator or "tcg", bridged=bridged)
         if paths.seed.exists():
             arguments += argv.finalize_seed(paths)
+        arguments += argv.finalize_guest_agent(paths)
         with _as_hypervisor_error("its address could not be kept"):
             self._network.take(vm_id)
         net = self._network.finalize_wanted(vm_id, spec, argv.finalize_mac(vm_id))
@@ -399,6 +424,7 @@ class QemuHypervisor:
             self._starting.discard(vm_id)
 
     def _on_end(self, vm_id: str, end: UnitEnd) -> None:
+        self._learnt.forget(vm_id)
         if vm_id in self._starting or not names.is_vm_id(vm_id):
             return
         if vm_id in self._pulled:

@@ -95,3 +95,11 @@ def test_the_seed_disc_is_read_only_and_of_no_guessed_format() -> None:
 def test_a_seed_disc_takes_nothing_from_the_devices_before_it() -> None:
     assert not set(argv.finalize_seed(LAYOUT.vm("sgeqxcfi"))[1::2]) & set(finalize())
     assert "node-name=seed" not in " ".join(finalize())
+
+
+def test_the_guest_agents_port_is_the_vms_own_and_takes_nothing_from_the_devices_before_it() -> None:
+    port = argv.finalize_guest_agent(LAYOUT.vm("sgeqxcfi"))
+    text = " ".join(port)
+    assert "path=/run/aetherscale/vms/sgeqxcfi/guest.sock,server=on,wait=off" in text
+    assert "virtserialport,chardev=guest-agent,name=org.qemu.guest_agent.0" in text
+    assert not set(port[1::2]) & {*finalize(), *argv.finalize_seed(LAYOUT.vm("sgeqxcfi"))}

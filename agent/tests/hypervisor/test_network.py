@@ -13,7 +13,7 @@ from aetherscale_agent.config import NetworkSettings
 from aetherscale_agent.hypervisor import argv
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.hypervisor.network import Network, find_address, find_listening
-from aetherscale_agent.ports import HypervisorError
+from aetherscale_agent.ports import HypervisorError, Nic
 from aetherscale_protocol.options import CreateVm, Publish
 
 CIDR = "10.126.0.0/22"
@@ -51,6 +51,27 @@ def test_an_address_follows_from_the_id_and_is_the_hosts_never() -> None:
     assert everyone == {f"10.0.0.{n}" for n in range(2, 7)}
     with pytest.raises(HypervisorError, match=r"no address is left in 10\.0\.0\.0/29"):
         find_address(VM, "10.0.0.0/29", everyone)
+
+
+def test_who_knows_an_address_follows_from_the_bridge(layout: Layout) -> None:
+    theirs = Network(NetworkSettings(bridge="br0"), layout)
+    assert theirs.nic(VM, MAC) == Nic(MAC, (), "guest-agent")
+    assert Network(NetworkSettings(), layout).nic(VM, MAC) == Nic(MAC, (), "none")
+
+
+def test_an_address_of_ones_own_network_lasts_until_the_vm_starts_on_another_bridge(
+    network: Network, layout: Layout
+) -> None:
+    network.take(VM)
+    mine = network.nic(VM, MAC)
+    assert mine.source == "host"
+    theirs = Network(NetworkSettings(bridge="br0"), layout)
+    theirs.load()
+    assert theirs.nic(VM, MAC) == mine
+    theirs.take(VM)
+    assert theirs.nic(VM, MAC) == Nic(MAC, (), "guest-agent")
+    theirs.load()
+    assert theirs.nic(VM, MAC).addresses == ()
 
 
 def test_an_address_lasts_as_long_as_its_vm(network: Network, layout: Layout) -> None:

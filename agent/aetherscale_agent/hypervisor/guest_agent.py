@@ -1,0 +1,118 @@
+"""The guest agent (qemu-guest-agent) in a VM: asked for the guest's addresses, on a virtio-serial port of the VM.
+
+Whatever answers there is the guest's own program, so nothing of it is believed: it may say so much and take so long
+and no more, and of what it says only addresses that a guest may have are kept. Source: QEMU, docs/interop/qemu-ga-ref.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import secrets
+from asyncio import StreamReader, StreamWriter
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import msgspec
+
+from aetherscale_agent.ports import HypervisorError
+
+TIMEOUT = 1.0
+"""Seconds for all that is said in one conversation."""
+
+LONGEST = 128 << 10
+"""Bytes of one answer. A guest with 200 interfaces needs half of it."""
+
+STALE = 8
+"""Answers that earlier questions may have left, which are read over."""
+
+MOST_ADDRESSES = 8
+
+_DELIMITER = b"\xff"
+"""Never part of JSON: it makes the agent forget half a question, and stands before what `guest-sync-delimited` says."""
+
+
+class GuestSilent(HypervisorError):
+    """The guest has no agent that answers as one does."""
+
+
+class _Address(msgspec.Struct, frozen=True):
+    address: str = msgspec.field(name="ip-address")
+
+
+class _Interface(msgspec.Struct, frozen=True, rename="kebab"):
+    hardware_address: str = ""
+    ip_addresses: list[_Address] = []
+
+
+class _Synchronized(msgspec.Struct, frozen=True):
+    number: int = msgspec.field(name="return")
+
+
+class _Interfaces(msgspec.Struct, frozen=True):
+    interfaces: list[_Interface] = msgspec.field(name="return")
+
+
+async def ask_addresses(socket: Path, mac: str, timeout: float = TIMEOUT) -> tuple[str, ...]:
+    """The addresses that the guest has on its interface with our `mac`, IPv4 first; empty while it has none.
+
+    :raise GuestSilent: when nobody answers within `timeout` seconds, or not as a guest agent does.
+    """
+    try:
+        async with asyncio.timeout(timeout), _connected(socket) as (reader, writer):
+            await _synchronize(reader, writer)
+            _send(writer, b'{"execute":"guest-network-get-interfaces"}\n')
+            said = msgspec.json.decode(await reader.readuntil(b"\n"), type=_Interfaces)
+    except TimeoutError:
+        raise GuestSilent(f"no answer within {timeout:g} s") from None
+    except (OSError, EOFError, asyncio.LimitOverrunError, ValueError, RecursionError) as error:
+        raise GuestSilent(f"{type(error).__name__}: {error}"[:200]) from None
+    return select_addresses(said.interfaces, mac)
+
+
+@contextlib.asynccontextmanager
+async def _connected(socket: Path) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(socket, limit=LONGEST)
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def _synchronize(reader: StreamReader, writer: StreamWriter) -> None:
+    """Read over what earlier questions left unread.
+
+    :raise ValueError: when there is no end of it.
+    """
+    number = secrets.randbits(31)
+    _send(writer, _DELIMITER + b'{"execute":"guest-sync-delimited","arguments":{"id":%d}}\n' % number)
+    for _ in range(STALE):
+        await reader.readuntil(_DELIMITER)
+        if msgspec.json.decode(await reader.readuntil(b"\n"), type=_Synchronized).number == number:
+            return
+    raise ValueError("it never answers the question")
+
+
+def _send(writer: StreamWriter, line: bytes) -> None:
+    writer.write(line)  # no drain: a guest that reads nothing would be waited for, and the line is short
+
+
+def select_addresses(interfaces: Iterable[_Interface], mac: str) -> tuple[str, ...]:
+    """The addresses of the interfaces with this MAC address that a guest may have; in an order of their own."""
+    ours = [one for one in interfaces if one.hardware_address.lower() == mac]
+    found = {_read_address(address.address) for one in ours for address in one.ip_addresses} - {None}
+    ordered = sorted((one for one in found if one is not None), key=lambda one: (one.version, int(one)))
+    return tuple(str(address) for address in ordered[:MOST_ADDRESSES])
+
+
+def _read_address(said: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address that others can reach a guest by; None for all else."""
+    try:
+        address = ipaddress.ip_address(said)
+    except ValueError:
+        return None
+    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_reserved:
+        return None
+    if isinstance(address, ipaddress.IPv4Address):
+        return address if address.packed[0] else None  # 0.0.0.0/8 means the host itself
+    # Neither ::, nor an IPv4 address in disguise (::ffff:127.0.0.1 is the host's loopback), nor one of a scope.
+    return None if address.is_unspecified or address.ipv4_mapped or address.scope_id else address
