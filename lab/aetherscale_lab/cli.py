@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from aetherscale_lab import guest, isolated, model, roots
+from aetherscale_lab import cloud, guest, isolated, model, roots
 from aetherscale_lab.errors import LabError
 from aetherscale_lab.lab import HostReport, Lab, list_labs
 
@@ -142,6 +142,7 @@ def _prepare(options: argparse.Namespace) -> int:
     for suite in model.SUITES:
         print(roots.prepare_suite(suite, force=options.force), flush=True)
     print(guest.prepare_guest(force=options.force), flush=True)
+    print(cloud.prepare_cloud(force=options.force), flush=True)
     if options.prune:
         for path in roots.remove_stale_builds():
             print(f"deleted {path}")

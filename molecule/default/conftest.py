@@ -66,3 +66,9 @@ def rabbitmqctl(fleet: dict[str, Host]) -> Callable[..., Any]:
         return json.loads(fleet["broker1"].check_output(f"rabbitmqctl --quiet {command} --formatter json"))
 
     return call
+
+
+@pytest.fixture(scope="session")
+def cloud_image() -> Path:
+    """A Debian with cloud-init (aetherscale_lab.cloud)."""
+    return Path(os.environ["AETHERSCALE_CLOUD_IMAGE"])

@@ -6,6 +6,7 @@ said to such an address, the host's own neighbour table has to say that the VM h
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import time
@@ -116,16 +117,27 @@ def finalize_pause(silences: int) -> float:
 
 
 async def dial(vm_id: str, nic: Nic, port: int) -> tuple[StreamReader, StreamWriter]:
-    """Connect to a TCP port of a guest at an IPv4 address that it told.
+    """Connect to a TCP port of a guest at the first of the IPv4 addresses it told that is its own and takes it.
 
-    :raise NotThere: when it has told none, does not take the connection, or the address is not its own.
+    :raise NotThere: when there is none.
     """
     told = [address for address in pipes.find_dialable(nic.addresses) if ipaddress.ip_address(address).version == 4]
-    if nic.addresses and not told:
-        raise NotThere(f"VM {vm_id} has told no IPv4 address", "others are shown, and not connected to")
-    reader, writer = await pipes.dial(vm_id, told, port)
-    address = writer.get_extra_info("peername")[0]
-    if not has_neighbour(NEIGHBOURS, address, nic.mac):
+    if not told:
+        raise NotThere(f"VM {vm_id} has told no IPv4 address", "run qemu-guest-agent in it; console-vm works without")
+    why = NotThere(f"port {port} of VM {vm_id}: no answer within {pipes.DIAL_TIMEOUT_S:g} s", "is it still booting?")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(pipes.DIAL_TIMEOUT_S):
+            for address in told:
+                try:
+                    return await _dial_own(vm_id, nic.mac, address, port)
+                except NotThere as error:
+                    why = error
+    raise why
+
+
+async def _dial_own(vm_id: str, mac: str, address: str, port: int) -> tuple[StreamReader, StreamWriter]:
+    reader, writer = await pipes.dial(vm_id, [address], port)
+    if not has_neighbour(NEIGHBOURS, address, mac):
         writer.transport.abort()
         reason = f"VM {vm_id} says that its address is {address}, and this host does not find it there"
         raise NotThere(reason, "the host needs an address of its own in that network, on aetherscale_bridge")
