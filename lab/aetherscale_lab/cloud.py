@@ -24,7 +24,7 @@ _MODULES = [
     "nls_cp437", "nls_iso8859-1", "nls_ascii", "autofs4",
 ]  # fmt: skip
 _BOOT_MODULES = ["virtio_pci", "virtio_blk"]
-_APPEND = "quiet net.ifnames=0 cryptomgr.notests audit=0 apparmor=0 mitigations=off"
+_APPEND = "quiet net.ifnames=0 cryptomgr.notests audit=0 apparmor=0 selinux=0 mitigations=off"
 _ROOT_MIB = 640
 
 _FILES = {
