@@ -249,7 +249,9 @@ class Hypervisor(Protocol):
         """
 
     def nic(self, vm_id: str) -> Nic:
-        """The VM's network interface, with the addresses that its host knows of, also while it is off; cheap."""
+        """The VM's network interface, with the addresses that its host knows of; cheap. Those that the host gave it
+        are known while it is off, too.
+        """
 
     def port_conflict(self, spec: CreateVm) -> str:
         """Why the ports that this VM publishes can't be published on this host; '' if they can. Cheap."""
