@@ -15,10 +15,12 @@ from aetherscale_protocol.commands import Reach, Request
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import CreateVm, OpenStream
 
-READS = frozenset({"list-vms", "list-hosts", "list-images", "list-snapshots", "show-vm", "offer-vm", "ping"})
+READS = frozenset(
+    {"list-vms", "list-hosts", "list-images", "list-snapshots", "show-vm", "offer-vm", "check-host", "ping"}
+)
 """What a read-only operator may ask; beside these, `open-stream` of kind `log`."""
 
-OF_ALL_VMS = frozenset({"list-vms", "list-hosts", "list-images", "ping"})
+OF_ALL_VMS = frozenset({"list-vms", "list-hosts", "list-images", "check-host", "ping"})
 """What an operator of a label may ask beside what speaks of one VM. Of `list-vms` he gets his own only."""
 
 OF_HOSTS = frozenset({"offer-vm", "show-vm"})

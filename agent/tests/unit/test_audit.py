@@ -144,7 +144,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "undrain-host": {"host": "h1"},
     "forget-host": {"host": "h9"},
     **{name: {"vm_id": ID, "snapshot": "s1"} for name in ("snapshot-vm", "restore-vm", "delete-snapshot")},
-    **{name: {} for name in ("list-vms", "list-hosts", "list-images", "ping")},
+    **{name: {} for name in ("list-vms", "list-hosts", "list-images", "check-host", "ping")},
 }
 
 
