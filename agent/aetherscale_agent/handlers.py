@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from aetherscale_agent import condition, courses, images
 from aetherscale_agent.access import Access
 from aetherscale_agent.alter import REBOOT, check_free, plan
@@ -41,6 +43,7 @@ from aetherscale_protocol.answers import (
     Answer,
     ExpiryStatus,
     Fleet,
+    ImageRow,
     Offer,
     Pong,
     SnapshotDone,
@@ -178,12 +181,12 @@ class Handlers:
         host, options = self._host, incoming.request.options
         match incoming.request.command.name:
             case "list-vms":
-                rows = [row for row in host.details() if self._access.sees(incoming, row.labels)]
+                rows = [row for row in host.details() if self._sees(incoming, row.vm_id)]
                 return self._success([f"vm-{row.vm_id}" for row in rows], details=rows)
             case "list-hosts":
                 return self._success(host.report(self.fleet, __version__))
             case "list-images":
-                return self._success(images.rows(host.images, host.vms, host.reserved))
+                return self._success(self._images(incoming))
             case "show-vm":
                 assert isinstance(options, ShowVm)
                 return self._success(await host.show(options.vm_id, options.console_lines, reached=options.reached))
@@ -199,9 +202,24 @@ class Handlers:
             case "ping":
                 return self._success(Pong(host=host.name, agent_version=__version__, clock=host.clock()))
             case "check-host":
-                return self._success(await condition.look(host, checksums=options.checksums))
+                found = await condition.look(host, checksums=options.checksums)
+                troubles = [trouble for trouble in found.troubles if self._sees(incoming, trouble.vm_id)]
+                return self._success(msgspec.structs.replace(found, troubles=troubles))
             case name:
                 raise AssertionError(f"no handler for {name}")
+
+    def _images(self, incoming: Incoming) -> list[ImageRow]:
+        rows = images.rows(self._host.images, self._host.vms, self._host.reserved)
+        return [
+            msgspec.structs.replace(row, used_by=[vm_id for vm_id in row.used_by if self._sees(incoming, vm_id)])
+            for row in rows
+        ]
+
+    def _sees(self, incoming: Incoming, vm_id: str) -> bool:
+        """Whether whoever asks is told of this VM where many are."""
+        vm = self._host.vms.get(vm_id)
+        spec = vm.record.spec if vm is not None else self._host.reserved.get(vm_id)
+        return self._access.sees(incoming, spec.labels if spec is not None else {})
 
     # Commands about a host: this one, or one that is gone
 

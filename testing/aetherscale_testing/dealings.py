@@ -95,16 +95,17 @@ class Dealings(Session):
         request_id: str | None = None,
         deadline: float | None = None,
         died: str = "",
+        user: str | None = None,
         **options: Any,
     ) -> asyncio.Task[Answer]:
-        """A message comes; the task ends with its answer. `died`: the queue in which it was dead-lettered."""
+        """A message of a broker's user comes; the task ends with its answer. `died`: where it was dead-lettered."""
         number = next(self._numbers)
         correlation_id = f"c{number}"
         headers: dict[str, Any] = {} if deadline is None else {"deadline": int(deadline * 1000)}
         if died:
             headers["x-death"] = [{"queue": died}]
         properties = pika.BasicProperties(
-            reply_to=REPLY_TO, correlation_id=correlation_id, message_id=request_id, headers=headers
+            reply_to=REPLY_TO, correlation_id=correlation_id, message_id=request_id, headers=headers, user_id=user
         )
         wire = {name.replace("_", "-"): value for name, value in options.items()}
         body = json.dumps({"command": command, "options": wire}).encode()

@@ -1,6 +1,8 @@
 """Who may do what, over the whole command table: what nobody has thought of is refused."""
 
+import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,9 +14,12 @@ from aetherscale_agent import access
 from aetherscale_agent.access import Access
 from aetherscale_agent.config import OperatorRights
 from aetherscale_agent.envelope import Incoming
+from aetherscale_agent.handlers import Handlers
 from aetherscale_protocol.commands import COMMANDS, Reach, Request
 from aetherscale_protocol.errors import Refused
 from aetherscale_protocol.options import CreateVm
+from aetherscale_testing.dealings import Dealings
+from aetherscale_testing.world import ID, OTHER, World, record
 
 MINE, THEIRS, UNKNOWN = "abcdefgh", "hgfedcba", "qqqqqqqq"
 LABELS = {MINE: {"team": "a", "role": "web"}, THEIRS: {"team": "b"}}
@@ -219,3 +224,32 @@ def test_nobody_else_gets_in(who: str, operator: str, hops: int, exchange: str, 
     asked = incoming(command, who, operator=operator or who, hops=hops, exchange=exchange)
     if not (asked.internal and command in access.OF_HOSTS):
         assert reason(CLOSED, asked)
+
+
+@pytest.mark.parametrize(("who", "seen"), [("alice", {ID, OTHER}), ("carol", {ID})])
+def test_where_many_vms_are_told_of_an_operator_of_a_label_hears_of_his_own(
+    tmp_path: Path, who: str, seen: set[str]
+) -> None:
+    access = Access({"alice": OperatorRights(), "carol": OperatorRights(labels={"team": "a"})})
+
+    async def scene() -> None:
+        host = await World(tmp_path).started()
+        for vm_id, labels in ((ID, {"team": "a"}), (OTHER, {"team": "b"})):
+            spec = CreateVm(image="tiny", vm_id=vm_id, memory=512, disk=2, labels=labels)
+            await host.admit(record(vm_id=vm_id, spec=spec))
+            await host.bound(vm_id)
+            await host.build(host.vms[vm_id])
+            host.vms[vm_id].state = "failed"
+        dealings = Dealings(host)
+        dealings.handlers = Handlers(host, dealings.letters, [], access=access)
+
+        async def told(command: str) -> Any:
+            answer = await dealings.ask(command, user=who)
+            assert answer.response is not None
+            return msgspec.json.decode(answer.response)
+
+        assert set(await told("list-vms")) == {f"vm-{vm_id}" for vm_id in seen}
+        assert set((await told("list-images"))[0]["used-by"]) == seen
+        assert {trouble["vm-id"] for trouble in (await told("check-host"))["troubles"]} == seen
+
+    asyncio.run(scene())
