@@ -22,6 +22,8 @@ MOST_NAMED = 5
 def check_hosts(found: Examination) -> Iterator[Finding]:
     """Does every host answer, and if not, why?"""
     for name, host in found.hosts.items():
+        if found.error is not None and not host.settled:
+            continue  # the connection was lost before it could answer
         state = _state(host)
         if state == "up":
             drained = "; drained: it takes no new VMs" if host.drained else ""

@@ -29,6 +29,8 @@ class DoctorSession(BrokerSession):
     def try_all(self, seconds: float) -> dict[Try, bool | None]:
         """What of these things the user may do; None where the broker did not say in time.
 
+        Only where the exchange is known to be there: a user who may would make it.
+
         :raise CliError: when the connection is lost.
         """
         allowed: dict[Try, bool | None] = dict.fromkeys(_TRIES)

@@ -58,10 +58,10 @@ def _examine_cloud(target: Target, found: Examination, wait_images: float, progr
     try:
         with open_session_of(DoctorSession, target, f"{PROGRAM} doctor") as session:
             found.login_ms = (time.monotonic() - began) * 1000
-            if found.user != "guest":  # who may do everything, as is known
-                found.allowed = session.try_all(RIGHTS_S)
             progress.show("asking who is there")
             _call_the_roll(session, found)
+            if found.user != "guest":  # who may do everything, as is known
+                found.allowed = session.try_all(RIGHTS_S)
             _ping_all(session, found, time.monotonic() + found.timeout)
             _look_at_hosts(session, found, wait_images, progress)
     except CliError as error:
