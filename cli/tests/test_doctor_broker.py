@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,14 @@ def context(node: Any, tmp_path: Path) -> dict[str, str]:
     folder = tmp_path / "config" / "aetherscale" / "contexts"
     folder.mkdir(parents=True)
     url = f"amqps://alice@localhost:{node.tls_port}/cloud"
-    write(folder / "lab.toml", url, "sesame", node.certificates / "ca.pem")
+    write(folder / "lab.toml", url, "sesame", ca_file(node))
     return {"XDG_CONFIG_HOME": str(tmp_path / "config"), "RABBITMQ_HOST": ""}
+
+
+def ca_file(node: Any) -> Path:
+    """The CA of the broker's certificate."""
+    ca: Path = node.certificates / "ca.pem"
+    return ca
 
 
 def write(path: Path, url: str, password: str, ca_file: Path) -> None:
@@ -57,13 +64,13 @@ def test_an_operator_over_tls_is_green(cloudy: Fleet, cli: Any, context: dict[st
     cloudy.wait_ready()
     ran = cli("doctor", "--strict", environ=context)
     # The certificates of these tests are made for two days.
-    assert [check for check, _ in findings(ran, "warning")] == ["tls", "tls"], ran.err
+    assert {check for check, _ in findings(ran, "warning")} == {"tls"}, ran.err
     assert (ran.code, findings(ran, "error")) == (1, [])
     said = {f["check"]: f["text"] for f in ran.answers}
     assert said["rights"] == "may publish commands, and nothing else"
-    assert "localhost and 127.0.0.1, signed by Test CA; 1 days left" in [
-        part for f in ran.answers if f["check"] == "tls" for part in f["text"].split("; ", 1)[1:]
-    ]
+    assert re.search(
+        r"warning: localhost:\d+: TLSv1.3; .*localhost.*, signed by .*; 1 days left\nhint: run site.yml", ran.err
+    )
     assert "sesame" not in ran.out + ran.err
 
 
@@ -100,7 +107,7 @@ def test_rights_that_are_too_many_and_too_few(
         ("none", "may not publish to exchange 'computing'"),
     ):
         url = f"amqps://{user}@localhost:{node.tls_port}/cloud"
-        write(tmp_path / "config/aetherscale/contexts/lab.toml", url, "sesame", node.certificates / "ca.pem")
+        write(tmp_path / "config/aetherscale/contexts/lab.toml", url, "sesame", ca_file(node))
         ran = cli("doctor", environ=context)
         assert (ran.code, findings(ran, "error")) == (1, [("rights", user)]), ran.err
         assert said in ran.err
@@ -113,7 +120,7 @@ def test_rights_that_are_too_many_and_too_few(
 def test_the_way_in(node: Any, cli: Any, context: dict[str, str], tmp_path: Path) -> None:
     """A wrong password, a vhost that is none, a port that speaks no TLS, a CA that is another: each has its line."""
     path = tmp_path / "config/aetherscale/contexts/lab.toml"
-    tls, ca = f"localhost:{node.tls_port}", node.certificates / "ca.pem"
+    tls, ca = f"localhost:{node.tls_port}", ca_file(node)
     plain = node.address.partition(":")[2]
     for url, password, check, remedy in (
         (f"amqps://alice@{tls}/cloud", "wrong", "login", "check url and password"),
