@@ -143,7 +143,7 @@ def check_accelerators(name: str, host: HostCondition) -> Iterator[Finding]:
     """Do VMs run on the CPU itself?"""
     said, hint = host.accelerator, ""
     if host.accelerator != "kvm":
-        slow = "VMs are ten times slower, and more, than under KVM"
+        slow = "VMs are much slower than under KVM"
         if host.accelerator_chosen:
             said += ", as its configuration says"
         elif not host.virtualization:
