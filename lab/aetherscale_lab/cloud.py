@@ -30,6 +30,8 @@ _ROOT_MIB = 640
 _FILES = {
     "etc/fstab": "/dev/vda2 / ext4 defaults 0 1\n",
     "etc/hostname": "debian\n",
+    # On a busy machine a minute and a half is not enough for udev.
+    "etc/systemd/system.conf.d/lab.conf": "[Manager]\nDefaultTimeoutStartSec=15min\nDefaultDeviceTimeoutSec=15min\n",
     # One kind of host key, and nothing to generate for languages: minutes under TCG.
     "etc/cloud/cloud.cfg.d/90-lab.cfg": "datasource_list: [NoCloud, None]\nssh_genkeytypes: [ed25519]\nlocale: false\n",
 }
@@ -123,6 +125,7 @@ def _install_modules(root: Path, tree: Path) -> None:
 
 def _configure(root: Path) -> None:
     for name, content in _FILES.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(content)
     run_command(["systemctl", f"--root={root}", "--quiet", "mask", *_MASKED_UNITS])
 

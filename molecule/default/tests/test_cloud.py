@@ -44,7 +44,7 @@ def debian(
     user_data.write_text(USER_DATA)
     fleet.cli("import-image", str(cloud_image), "--name", IMAGE, "--host", "h1")
     sized = ("--image", IMAGE, "--host", "h1", "--memory", "512M", "--disk", "2G", "--cpus", "1")
-    told = ("--ssh-key", f"{key}.pub", "--user-data", str(user_data), "--wait", "cloud-init", "--timeout", "8m")
+    told = ("--ssh-key", f"{key}.pub", "--user-data", str(user_data), "--wait", "cloud-init", "--timeout", "10m")
     argv = fleet.argv("create-vm", "--name", "debian1", *sized, *told)
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     yield process
@@ -128,7 +128,7 @@ def test_it_speaks_with_nobody_elses_mac_address(fleet: Rollout, key: Path, brid
 def test_a_debian_with_cloud_init_becomes_what_it_was_told(
     fleet: Rollout, key: Path, debian: "subprocess.Popen[str]"
 ) -> None:
-    said, trouble = debian.communicate(timeout=500)
+    said, trouble = debian.communicate(timeout=600)
     assert debian.returncode == 0, said + trouble
     assert inside(
         fleet, key, "debian1", "hostname; cat /etc/told; . /etc/os-release; echo; echo $ID-$VERSION_ID"
