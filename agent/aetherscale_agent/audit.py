@@ -131,8 +131,8 @@ def entry_of(incoming: Incoming, answer: Answer, vm_name: str = "") -> Entry:
 
 
 def entry_of_unread(user: str, key: str, error: Refused) -> Entry:
-    """The entry of a message that is no command: its key stands for what it wanted."""
-    return Entry(who=user, command=key[:80], result="error", code=error.code, reason=error.reason)
+    """The entry of a message that is no command: its key stands for what it wanted. Neither need be text."""
+    return Entry(who=str(user), command=str(key)[:80], result="error", code=error.code, reason=error.reason)
 
 
 def _is_quiet(command: str) -> bool:

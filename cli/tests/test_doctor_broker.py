@@ -33,7 +33,7 @@ def context(node: Any, tmp_path: Path) -> dict[str, str]:
 
 def ca_file(node: Any) -> Path:
     """The CA of the broker's certificate."""
-    ca: Path = node.certificates / "ca.pem"
+    ca: Path = node.authority.ca
     return ca
 
 

@@ -114,7 +114,7 @@ def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
 
 def test_an_image_that_leads_to_another_file_reaches_no_host(fleet: Rollout, site: Site, tmp_path: Path) -> None:
     evil = tmp_path / "evil.qcow2"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", evil, "16M"]
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", str(evil), "16M"]
     subprocess.run(command, check=True)
     assert "backing file" in refused(fleet, "import-image", str(evil), "--name", "evil")
     digest = hashlib.sha256(evil.read_bytes()).hexdigest()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -115,7 +116,7 @@ def commands_all_the_time(rollout: Rollout) -> Iterator[list[int]]:
 
 
 def test_a_renewal_is_noticed_by_nobody(
-    rollout: Rollout, site: Callable[..., object], rabbitmqctl: Callable[..., list[dict[str, object]]], address: str
+    rollout: Rollout, site: Callable[..., Any], rabbitmqctl: Callable[..., list[dict[str, object]]], address: str
 ) -> None:
     vm_id = rollout.create()
     host = rollout.show(vm_id, 0)["host"]
