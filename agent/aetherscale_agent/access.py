@@ -1,7 +1,7 @@
 """Whose command is done: what a broker user may ask of this host. Pure; nothing that is not named here is allowed.
 
 The broker checks that a message's `user_id` is its sender's, and lets operators publish to `computing` alone, and
-agents to everything but that. It can't tell a command from another (docs/decisions/009-access.md), so this is where
+agents to everything but that. It can't tell a command from another (docs/decisions/010-access.md), so this is where
 read-only operators, those of a label, and hosts that command others are refused.
 """
 

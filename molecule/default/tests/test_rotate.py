@@ -5,12 +5,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pika
 import pytest
 from pika.exceptions import AMQPError, ProbableAuthenticationError
 
+from aetherscale_testing.client import parameters_of
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
@@ -24,10 +24,7 @@ def log_in(fleet: Rollout, user: str, password: str) -> pika.BlockingConnection:
 
     :raise AMQPError: when the broker refuses the login.
     """
-    url = urlsplit(fleet.broker()["url"])
-    assert url.hostname is not None
-    credentials = pika.PlainCredentials(user, password)
-    return pika.BlockingConnection(pika.ConnectionParameters(url.hostname, url.port, url.path[1:], credentials))
+    return pika.BlockingConnection(parameters_of(fleet.broker(), user, password))
 
 
 def passwords() -> dict[str, str]:
