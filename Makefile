@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -86,6 +86,13 @@ chaos: $(VENV)/dev wheelhouse ## clients and random faults on a lab: make chaos 
 	@$(LAB) prepare
 	@PYTHONPATH=lab:testing $(BIN)/python -m aetherscale_lab isolated -- $(CURDIR)/$(BIN)/python \
 		-m aetherscale_testing.faults.storm --minutes $(MINUTES) --seed $(SEED) $(CHAOS)
+
+fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; finds are left in .cache/fuzz
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[fuzz]'
+	@mkdir -p .cache/fuzz
+	@for target in decoder envelope reply_to image manifest answer console; do echo "== $$target"; \
+		(cd .cache/fuzz && PYTHONPATH=$(CURDIR)/testing nice $(CURDIR)/$(BIN)/python -m aetherscale_testing.fuzz $$target \
+		-max_total_time=$$(($(MINUTES) * 60)) -print_final_stats=1) || exit 1; done
 
 wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
 	@$(BIN)/python ansible/wheelhouse.py build

@@ -95,6 +95,8 @@ def _is_pid(data: bytes) -> bool:
 
 def is_agent(user: str, own_user: str) -> bool:
     """Whether this broker user is an agent's: by its name, or (two agents by hand, as guest) by being our own."""
+    if not isinstance(user, str):  # bytes, if it was not UTF-8
+        return False
     return bool(user) and (user.startswith(names.AGENT_USER_PREFIX) or user == own_user)
 
 
@@ -105,6 +107,8 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str, exchange: str 
     """
     request = decode_request(body)
     sender = properties.user_id or ""
+    if not isinstance(sender, str):
+        raise Refused("bad-request", "user_id is not UTF-8")
     internal = is_agent(sender, own_user)
     headers: Mapping[str, Any] = properties.headers or {}
     if not isinstance(properties.message_id, str | None):

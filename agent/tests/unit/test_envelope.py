@@ -389,3 +389,10 @@ def test_any_properties_are_read_or_refused(
 
 def test_more_hops_than_there_may_be_are_read_as_they_are() -> None:
     assert read(user_id="agent-h2", headers={"hops": MAX_HOPS + 5}).hops == MAX_HOPS + 5
+
+
+def test_a_user_that_is_not_utf8_is_refused_and_is_no_agent() -> None:
+    properties = pika.BasicProperties(user_id=b"\xff", reply_to=REAL)
+    with pytest.raises(Refused, match="user_id"):
+        read_envelope(b'{"command": "list-vms"}', properties, own_user="agent-h1")
+    assert not is_agent(b"agent-\xff", "agent-h1")  # type: ignore[arg-type]
