@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 from aetherscale_lab import disk, guest, guest_files, paths, roots
@@ -87,13 +86,18 @@ def prepare_cloud(*, force: bool = False) -> Path:
 
 
 def _build(base: Path, tree: Path, image: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="cloud-", dir=image.parent) as work:
-        root = Path(work, "root")
+    work = image.with_name("cloud.partial")
+    shutil.rmtree(work, ignore_errors=True)  # of a build that was killed
+    work.mkdir()
+    try:
+        root = work / "root"
         run_command(["cp", "-a", str(base), str(root)])
-        _install_packages(root, Path(work, "apt"))
+        _install_packages(root, work / "apt")
         _install_modules(root, tree)
         _configure(root)
         disk.build(tree, image, _finalize_initramfs(tree), _APPEND, disk.Partition("root", _ROOT_MIB, root))
+    finally:
+        shutil.rmtree(work)
 
 
 def _install_packages(root: Path, scratch: Path) -> None:
