@@ -1,4 +1,4 @@
-"""Passwords: made once, for nobody else's eyes, in no argument and in no output.
+"""Passwords and keys: made once, for nobody else's eyes, in no argument and in no output.
 
 Hosts are searched for every one of them: files, the journal, processes, and what systemd tells of units. How much the
 search would find is shown with a word that is planted in each such place.
@@ -18,6 +18,7 @@ from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]
 
+BROKERS = "/etc/rabbitmq/aetherscale.pem"
 HOSTS = ("broker1", "h1", "h2")
 SECRETS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets")
 SEARCH = """
@@ -63,6 +64,12 @@ def passwords() -> dict[str, str]:
     return {file.name: file.read_text().strip() for file in SECRETS.iterdir() if file.is_file()}
 
 
+def keys() -> dict[str, str]:
+    """The first line of each private key of TLS, by file."""
+    files = [file for file in (SECRETS / "tls").rglob("*.pem") if "PRIVATE KEY" in file.read_text()]
+    return {file.name: file.read_text().partition("PRIVATE KEY-----\n")[2].splitlines()[0] for file in files}
+
+
 def mode(path: Path) -> int:
     """Its permission bits."""
     return stat.S_IMODE(path.stat().st_mode)
@@ -101,9 +108,13 @@ def fleet() -> Rollout:
 
 
 def test_none_is_on_a_host_but_where_it_belongs(fleet: Rollout) -> None:
+    words = passwords() | keys()
+    assert {"authority.pem", "broker.pem"} <= set(words)
     with ThreadPoolExecutor() as pool:
-        found = dict(zip(HOSTS, pool.map(lambda host: search(fleet, host, passwords()), HOSTS), strict=True))
-    assert found.pop("broker1") == set()  # the broker keeps salted hashes
+        found = dict(zip(HOSTS, pool.map(lambda host: search(fleet, host, words), HOSTS), strict=True))
+    # The broker keeps salted hashes of passwords; the key of the CA never leaves the controller.
+    assert found.pop("broker1") == {(BROKERS, "broker.pem")}
+    assert fleet.run("broker1", "stat", "--format=%a %U:%G", BROKERS).strip() == "640 root:rabbitmq"
     for host, places in found.items():
         kept = {("/opt/aetherscale/previous/agent.toml", f"agent-{host}")}  # what a failed roll-out goes back to
         assert places - kept == {("/etc/aetherscale/agent.toml", f"agent-{host}")}, host
