@@ -371,23 +371,23 @@ def test_a_stream_that_is_not_there_is_answered_at_once(cloud: Cloud) -> None:
 
 
 def test_a_stream_is_its_openers_and_nobody_elses(cloud: Cloud) -> None:
-    cloud.broker.ctl("add_user", "mallory", "sesame")
-    cloud.broker.ctl("set_permissions", "mallory", "^$", "^computing$", "^$")
+    cloud.broker.ctl("add_user", "trudy", "sesame")
+    cloud.broker.ctl("set_permissions", "trudy", "^$", "^computing$", "^$")
     try:
-        with RawClient(cloud.broker.address) as owner, RawClient(cloud.broker.address, "mallory", "sesame") as other:
+        with RawClient(cloud.broker.address) as owner, RawClient(cloud.broker.address, "trudy", "sesame") as other:
             (opened,) = owner.send(
                 f"vm.{cloud.vm_id}", "open-stream", vm_id=cloud.vm_id, kind="console", properties={"user_id": "guest"}
             )
             stream = opened["response"]["stream"]
             assert len(stream) == 32
-            for user in ("mallory", None):
+            for user in ("trudy", None):
                 other.frames.clear()
                 other.say(Frame(stream, "data", 0, b"poweroff\r"), user)
                 other.wait_frame("close")
             owner.say(Frame(stream, "data", 0, b"mine"), "guest")
             assert owner.wait_frame("data")[1] == b"mine"
     finally:
-        cloud.broker.ctl("delete_user", "mallory")
+        cloud.broker.ctl("delete_user", "trudy")
 
 
 def test_a_part_that_is_missing_ends_the_stream(cloud: Cloud) -> None:
