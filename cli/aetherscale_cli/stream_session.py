@@ -27,8 +27,8 @@ class StreamSession(BrokerSession):
 
     def send(self, key: str, correlation_id: str, frame: Frame) -> None:
         """Send a stream's message."""
-        if self._error is not None:
-            return  # `run` is about to say it
+        if self._error is not None or not self._channel.is_open:
+            return  # `run` is about to say it, or has left already
         properties = pika.BasicProperties(
             correlation_id=correlation_id,
             reply_to=topology.ReplyTo,

@@ -86,41 +86,51 @@ def list_vms(fleet: Rollout) -> float:
     return time.monotonic() - begun
 
 
-def burned(fleet: Rollout, burners: dict[str, str]) -> dict[str, float]:
-    """Seconds of processor time that each QEMU has had."""
-    ticks = {}
-    for host, pid in burners.items():
-        fields = fleet.run(host, "cat", f"/proc/{pid}/stat").rpartition(")")[2].split()
-        ticks[host] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return ticks
+def burned(fleet: Rollout, pid: str) -> float:
+    """Seconds of processor time that a QEMU of h1 has had."""
+    fields = fleet.run("h1", "cat", f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def pin(fleet: Rollout, pid: str, processors: str) -> None:
+    fleet.run("h1", "taskset", "--all-tasks", "--cpu-list", "--pid", processors, pid)
 
 
 @pytest.fixture(scope="module")
-def burners(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A guest on each host that has filled its memory and keeps two processors busy; the QEMUs' process ids."""
-    script = tmp_path_factory.mktemp("burners") / "burn"
+def burner(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A guest that has filled its memory and keeps two processors busy; its QEMU's process id.
+
+    It shares one processor with its host's agent, for the lab has few: what is left of them is for the broker, the
+    other host and the CLI, which are other machines' outside of the lab.
+    """
+    script = tmp_path_factory.mktemp("burner") / "burn"
     script.write_text(BURN)
     sized = ("--cpus", "2", "--memory", "256M", "--user-data", str(script))
-    vms = {host: fleet.create("--host", host, "--name", f"burner-{host}", *sized) for host in HOSTS}
-    fleet.eventually(lambda: all("BURNING" in fleet.console(vm_id) for vm_id in vms.values()), 240)
-    return {host: fleet.unit(vm_id, "MainPID") for host, vm_id in vms.items()}
+    vm_id = fleet.create("--host", "h1", "--name", "burner-h1", *sized)
+    fleet.eventually(lambda: "BURNING" in fleet.console(vm_id), 240)
+    pid = fleet.unit(vm_id, "MainPID")
+    agent = fleet.run("h1", "systemctl", "show", "-P", "MainPID", "aetherscale-agent")
+    for one in (pid, agent):
+        pin(fleet, one, "0")
+    yield pid
+    pin(fleet, agent, f"0-{(os.cpu_count() or 1) - 1}")
 
 
-def test_list_vms_is_as_quick_as_ever_while_guests_take_all_they_may(fleet: Rollout, burners: dict[str, str]) -> None:
-    """In turns, with guests paused and not, for other work on the machine changes from minute to minute."""
-    names = [f"burner-{host}" for host in HOSTS]
-    before, burning = burned(fleet, burners), 0.0
+def test_list_vms_is_as_quick_as_ever_while_a_guest_takes_all_it_may(fleet: Rollout, burner: str) -> None:
+    """In turns, with the guest paused and not, for other work on the machine changes from minute to minute."""
+    name = "burner-h1"
+    before, burning = burned(fleet, burner), 0.0
     idle, busy = [], []
     for _ in range(TURNS):
-        fleet.cli("pause-vm", *names)
+        fleet.cli("pause-vm", name)
         idle += [list_vms(fleet) for _ in range(ROUNDS)]
-        fleet.cli("resume-vm", *names)
+        fleet.cli("resume-vm", name)
         begun = time.monotonic()
         busy += [list_vms(fleet) for _ in range(ROUNDS)]
         burning += time.monotonic() - begun
-    shares = {host: (after - before[host]) / burning for host, after in burned(fleet, burners).items()}
+    share = (burned(fleet, burner) - before) / burning
     medians = statistics.median(idle), statistics.median(busy)
-    print(f"list-vms: {medians[0]:.3f} s idle, {medians[1]:.3f} s while guests use {shares} cores")
-    assert all(share > 0.05 for share in shares.values()), shares  # the control: they do burn
+    print(f"list-vms: {medians[0]:.3f} s idle, {medians[1]:.3f} s while a guest uses {share:.2f} of the agent's core")
+    assert share > 0.3, share  # the control: it does burn, on the agent's own processor
     assert medians[1] <= 2 * medians[0]
-    assert {fleet.show(name, 0)["state"] for name in names} == {"running"}  # with all their memory, and alive
+    assert fleet.show(name, 0)["state"] == "running"  # with all its memory, and alive

@@ -80,6 +80,7 @@ def test_50_mb_go_by_scp_while_a_viewer_stalls(fleet: Rollout, web1: str, key: P
     host = fleet.show(web1, 0)["host"]
     data = os.urandom(FILE)
     (tmp_path / "file").write_bytes(data)
+    scp(fleet, key, str(tmp_path / "file"), f"root@{web1}:/tmp/file")  # so that what grows is the viewer's
     viewer = fleet.start("console-vm", web1)
     try:
         time.sleep(1)
