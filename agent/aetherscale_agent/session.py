@@ -10,6 +10,7 @@ import logging
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,8 @@ HOST_PREFETCH = 20_000
 come; and what waits in the queue for its TTL counts as undeliverable, as if this host were down."""
 MOST_HELD = 32 << 20
 """Bytes of bodies that wait for their turn; beyond that the messages of whoever has sent most are not read."""
+MOST_AT_WORK = 200
+"""Commands of one user that are begun and not over; those that wait for a guest cost sockets and memory."""
 STARTED_AT_ONCE = 4
 """Commands begun before the broker is listened to again."""
 OFFER_WAIT_S = 1.0
@@ -97,6 +100,8 @@ class Session:
         self._settled_in = asyncio.Event()
         self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
         self._turns: Turns[Delivery] = Turns(MOST_HELD)
+        self._at_work: Counter[str] = Counter()
+        self._beginning = False  #: `_begin_next` will be called by itself
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -457,30 +462,50 @@ class Session:
         if delivery.queue == topology.COMPETING:  # one at a time, as it is: whoever else waits for it
             self._spawn(self._handler(self, delivery))
             return
-        if not self._turns:
-            asyncio.get_running_loop().call_soon(self._begin_next)
         self._wait_for_turn(delivery)
+        self._begin_soon()
 
     def _wait_for_turn(self, delivery: Delivery) -> None:
         """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
-        user, client = str(delivery.properties.user_id or ""), str(delivery.properties.reply_to or "")
-        size = 0 if delivery.is_shed or is_agent(user, self.user) else len(delivery.body)
+        user = _whose(delivery)
+        size = 0 if is_agent(user, self.user) else len(delivery.body)
+        for shed in self._turns.put(user, str(delivery.properties.reply_to or ""), delivery, size):
+            self._turns.put(f"shed: {_whose(shed)}", "", replace(shed, body=b"", is_shed=True))
         self._hearing.waiting = len(self._turns)
-        for shed in self._turns.put(user, client, delivery, size):
-            self._turns.put(user, client, replace(shed, body=b"", is_shed=True))
+
+    def _begin_soon(self) -> None:
+        if not self._beginning:
+            self._beginning = True
+            asyncio.get_running_loop().call_soon(self._begin_next)
 
     def _begin_next(self) -> None:
         """Begin the commands whose turn it is, and listen to the broker before the next ones."""
+        self._beginning = False
         if self.connection.lost.done():
             return  # whoever is given these messages next begins them
-        for _ in range(min(STARTED_AT_ONCE, len(self._turns))):
-            delivery = self._turns.take()
+        busy = {user for user, count in self._at_work.items() if count >= MOST_AT_WORK}
+        for _ in range(STARTED_AT_ONCE):
+            try:
+                delivery = self._turns.take(busy)
+            except KeyError:
+                break  # the end of one that is at work calls this again
+            self._spawn(self._work_on(delivery))
+        else:
+            self._begin_soon()
+        self._hearing.waiting = len(self._turns)
+
+    async def _work_on(self, delivery: Delivery) -> None:
+        user = _whose(delivery)
+        self._at_work[user] += 1
+        try:
             work = self._handler(self, delivery)
             own = delivery.queue == names.host_queue(self.host.name)
-            self._spawn(self._hearing.hold(work) if own else work)
-        self._hearing.waiting = len(self._turns)
-        if self._turns:
-            asyncio.get_running_loop().call_soon(self._begin_next)
+            await (self._hearing.hold(work) if own else work)
+        finally:
+            self._at_work[user] -= 1
+            if not self._at_work[user]:
+                del self._at_work[user]
+            self._begin_soon()
 
     async def ping_itself(self) -> None:
         """Publish a ping to the host's own queue (see `deaf`).
@@ -529,6 +554,10 @@ class Session:
         except Exception as error:
             log.exception("a task of the session failed")
             self.connection.drop(f"internal error: {error}")
+
+
+def _whose(delivery: Delivery) -> str:
+    return str(delivery.properties.user_id or "")
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

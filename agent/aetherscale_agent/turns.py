@@ -5,6 +5,7 @@ round the clients that wait for answers: a script of one operator's does not hol
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Container
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -46,12 +47,12 @@ class Turns(Generic[T]):
             shed.append(self._remove(heaviest, next(reversed(self._users[heaviest].clients)), last=True))
         return shed
 
-    def take(self) -> T:
-        """The message whose turn it is.
+    def take(self, busy: Container[str] = ()) -> T:
+        """The message whose turn it is; those of users who are `busy` go on waiting.
 
-        :raise KeyError: when none waits.
+        :raise KeyError: when none waits but theirs.
         """
-        user = next(iter(self._users), None)
+        user = next((user for user in self._users if user not in busy), None)
         if user is None:
             raise KeyError("nobody waits")
         line = self._users[user]

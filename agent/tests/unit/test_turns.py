@@ -34,6 +34,16 @@ def test_nobody_waits() -> None:
         turns.take()
 
 
+def test_who_is_busy_waits_and_others_do_not() -> None:
+    turns: Turns[str] = Turns(100)
+    turns.put("mallory", "c", "m0")
+    turns.put("bob", "c", "bob's")
+    assert turns.take({"mallory"}) == "bob's"
+    with pytest.raises(KeyError):
+        turns.take({"mallory"})
+    assert turns.take() == "m0"
+
+
 def test_who_holds_most_gives_way() -> None:
     turns: Turns[str] = Turns(100)
     turns.put("bob", "c", "bob's", 30)

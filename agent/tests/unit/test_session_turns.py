@@ -1,0 +1,83 @@
+"""What a session does with a flood: its sender waits, others don't, and what is at work at once is bounded."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pika
+
+from aetherscale_agent import session as session_module
+from aetherscale_agent.broker import Channel, Connection, Delivery
+from aetherscale_agent.session import MOST_AT_WORK, Session
+from aetherscale_agent.turns import Turns
+from aetherscale_testing.world import World
+
+
+def delivery(user: str, number: int, size: int = 2) -> Delivery:
+    properties = pika.BasicProperties(user_id=user, reply_to=user)
+    return Delivery(cast(Channel, None), "computing-host.h1", number, "vm.sgeqxcfi", properties, b"x" * size)
+
+
+class Desk:
+    """A session without a broker; its commands end when they are told to."""
+
+    def __init__(self, world: World) -> None:
+        self.begun: list[Delivery] = []
+        self.go_on = asyncio.Event()
+        connection = SimpleNamespace(lost=asyncio.get_running_loop().create_future(), drop=print)
+        self.session = Session(cast(Connection, connection), world.agent(), "agent-h1", self._handle)
+
+    async def _handle(self, _session: Session, delivery: Delivery) -> None:
+        self.begun.append(delivery)
+        await self.go_on.wait()
+
+    def users(self) -> list[str]:
+        return [delivery.properties.user_id for delivery in self.begun]
+
+
+async def rest() -> None:
+    for _ in range(2000):
+        await asyncio.sleep(0)
+
+
+def test_slow_commands_of_one_user_are_bounded_and_hold_nobody_else(tmp_path: Path) -> None:
+    async def scene() -> None:
+        desk = Desk(World(tmp_path))
+        for number in range(3 * MOST_AT_WORK):
+            desk.session._on_delivery(delivery("mallory", number))
+        await rest()
+        assert desk.users() == ["mallory"] * MOST_AT_WORK
+        desk.session._on_delivery(delivery("alice", 1))
+        await rest()
+        assert desk.users()[-1] == "alice"
+        desk.go_on.set()
+        await rest()
+        assert len(desk.begun) == 3 * MOST_AT_WORK + 1
+        assert [one.tag for one in desk.begun if one.properties.user_id == "mallory"] == list(range(3 * MOST_AT_WORK))
+
+    asyncio.run(scene())
+
+
+def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
+    async def scene() -> None:
+        desk = Desk(World(tmp_path))
+        desk.session._turns = Turns(1000)
+        desk.go_on.set()
+        for number in range(100):
+            desk.session._wait_for_turn(delivery("mallory", number, 100))
+        for number in range(3):
+            desk.session._wait_for_turn(delivery("alice", number, 100))
+        desk.session._begin_soon()
+        await rest()
+        assert len(desk.begun) == 103
+        assert "mallory" in {one.properties.user_id for one in desk.begun if one.is_shed}
+        assert not [one for one in desk.begun if one.properties.user_id == "alice" and one.is_shed]
+        last = max(place for place, user in enumerate(desk.users()) if user == "alice")
+        assert last < 12  # turns go round three lines
+
+    asyncio.run(scene())
+
+
+def test_the_bounds_fit_the_prefetch() -> None:
+    assert MOST_AT_WORK < session_module.HOST_PREFETCH
