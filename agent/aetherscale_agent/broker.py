@@ -10,7 +10,7 @@ import contextlib
 import logging
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pika import frame, spec
@@ -68,6 +68,12 @@ class Delivery:
     body: bytes
     exchange: str = EXCHANGE  #: to which it was published; of one that died, the dead-letter exchange
     is_shed: bool = False  #: its body was given up unread: there were too many
+
+    def without_contents(self) -> "Delivery":
+        """The same message, unread: what is needed to refuse it."""
+        old = self.properties
+        slim = spec.BasicProperties(reply_to=old.reply_to, correlation_id=old.correlation_id, user_id=old.user_id)
+        return replace(self, properties=slim, body=b"", is_shed=True)
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any
 
 import pika
@@ -22,13 +21,13 @@ from aetherscale_agent.courses import Course
 from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.drain import is_drained
-from aetherscale_agent.envelope import Incoming, is_agent
+from aetherscale_agent.envelope import Incoming
 from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, keeps_grave, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_agent.succession import last_deadline
-from aetherscale_agent.turns import Turns
+from aetherscale_agent.turns import Turns, weigh
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import encode_request
@@ -468,9 +467,10 @@ class Session:
     def _wait_for_turn(self, delivery: Delivery) -> None:
         """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
         user = _whose(delivery)
-        size = 0 if is_agent(user, self.user) else len(delivery.body)
+        handed_on = user.startswith(names.AGENT_USER_PREFIX)  # hosts' creates are never given up
+        size = 0 if handed_on else len(delivery.body) + weigh(delivery.headers)
         for shed in self._turns.put(user, str(delivery.properties.reply_to or ""), delivery, size):
-            self._turns.put(f"shed: {_whose(shed)}", "", replace(shed, body=b"", is_shed=True))
+            self._turns.put(f"shed: {_whose(shed)}", "", shed.without_contents())
         self._hearing.waiting = len(self._turns)
 
     def _begin_soon(self) -> None:

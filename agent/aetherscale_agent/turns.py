@@ -10,6 +10,18 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+ENTRY = 100
+"""Bytes of memory that an entry of a table or a list takes beside what is in it, about."""
+
+
+def weigh(value: object) -> int:
+    """About how much memory a decoded table of headers takes, in bytes."""
+    if isinstance(value, dict):
+        return sum(ENTRY + weigh(key) + weigh(item) for key, item in value.items())
+    if isinstance(value, list):
+        return sum(ENTRY + weigh(item) for item in value)
+    return len(value) if isinstance(value, str | bytes) else 0
+
 
 class _Line(Generic[T]):
     """What one user has sent: by client, with its size in bytes."""

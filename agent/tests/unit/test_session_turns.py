@@ -79,5 +79,21 @@ def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+def test_headers_count_too_and_a_message_that_is_given_up_keeps_none(tmp_path: Path) -> None:
+    async def scene() -> None:
+        desk = Desk(World(tmp_path))
+        desk.session._turns = Turns(1 << 20)
+        for number in range(20):
+            heavy = delivery("guest", number)
+            heavy.properties.headers = {f"h{n}": ["x" * 10] for n in range(500)}
+            desk.session._wait_for_turn(heavy)
+        shed = [desk.session._turns.take() for _ in range(20)]
+        assert 5 < sum(one.is_shed for one in shed) < 20
+        assert not [one for one in shed if one.is_shed and (one.headers or one.body)]
+        assert all(one.properties.reply_to == "guest" for one in shed)
+
+    asyncio.run(scene())
+
+
 def test_the_bounds_fit_the_prefetch() -> None:
     assert MOST_AT_WORK < session_module.HOST_PREFETCH
