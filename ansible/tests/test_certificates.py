@@ -150,7 +150,8 @@ def test_a_step_out_of_turn_changes_nothing(folder, step):
     assert said(make(folder, ca_change=step)) == ""
 
 
-def test_a_switch_that_was_interrupted_is_finished_by_the_next_run(maker, folder):
+@pytest.mark.parametrize("step", ["switch", "none"])
+def test_a_switch_that_was_interrupted_is_finished_by_the_next_run(maker, folder, step):
     said(make(folder))
     said(make(folder, ca_change="prepare"))
     (folder / "authority.pem").write_bytes((folder / "next-authority.pem").read_bytes())
@@ -158,7 +159,7 @@ def test_a_switch_that_was_interrupted_is_finished_by_the_next_run(maker, folder
         files(folder)["ca.pem"].split(b"-----END CERTIFICATE-----\n")[0] + b"-----END CERTIFICATE-----\n"
     )
     old = (folder / "old-ca.pem").read_bytes()
-    said(make(folder, ca_change="switch"))
+    said(make(folder, ca_change=step))
     assert (folder / "old-ca.pem").read_bytes() == old
     assert accepts(maker, folder, "broker1")
     assert "next-authority.pem" not in files(folder)
@@ -179,6 +180,11 @@ def test_days_that_would_renew_at_every_run_are_refused(folder):
     assert done.returncode == 1
     assert "aetherscale_tls_renew_days is 30, and must be less than aetherscale_tls_days, 30" in done.stderr
     assert not folder.exists()
+
+
+def test_a_certificate_that_lasts_as_long_as_its_ca_is_not_made_again_and_again(folder):
+    said(make(folder, days=3660, renew_days=3655))
+    assert said(make(folder, days=3660, renew_days=3655)) == ""
 
 
 def test_a_name_that_no_certificate_can_have(folder):

@@ -203,6 +203,9 @@ def ensure_mode(path: Path, wanted: int, check: bool) -> Iterator[str]:
 
 def ensure_authority(store: Store, wanted: Wanted) -> Iterator[str]:
     """See that there is a CA, and change it by one step if that is asked for; returns it."""
+    signs, coming = store.pair("authority.pem"), store.pair("next-authority.pem")
+    if signs and coming and signs.certificate == coming.certificate:  # a switch was interrupted at its last step
+        yield store.remove("next-authority.pem")
     if wanted.ca_change == "prepare" and store.read("next-authority.pem") is None:
         yield store.write("next-authority.pem", make_authority().pem)
     if wanted.ca_change == "switch" and store.read("next-authority.pem") is not None:
@@ -263,7 +266,8 @@ def find_fault(pair: Pair | None, authority: Pair, names: Sequence[str], renew_d
     left = days_left(pair.certificate)
     if left < 0:
         return "it had expired"
-    return f"it had {left:.0f} days left" if left < renew_days else ""
+    lasts_longer = authority.certificate.not_valid_after_utc > pair.certificate.not_valid_after_utc  # a new one would
+    return f"it had {left:.0f} days left" if left < renew_days and lasts_longer else ""
 
 
 def days_left(certificate: x509.Certificate) -> float:
