@@ -148,6 +148,8 @@ class Handlers:
         if not queue:
             self._check_access(incoming)
             await self._drop_stale_binding(session, delivery.key)
+        elif incoming.sender:  # else who may not create could still have ids claimed, by messages that nobody takes
+            self._check_access(incoming)
         if name == "create-vm":
             await self._create(session, delivery, incoming)
             return

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 Status = HostStatus | ImageDone
 
+CUT_OFF = "the agent was restarted in its middle, and another command for this host came after it"
+
 
 class HostCommands:
     """What is asked of this host, one after the other."""
@@ -32,7 +34,8 @@ class HostCommands:
     async def execute(self, request: Request, asked: Asked) -> Status:
         """Do what a command asks of this host; if it was done before, say how it came out.
 
-        :raise Refused: `bad-request`, when it speaks of another host; and what the work itself raises.
+        :raise Refused: `bad-request`, when it speaks of another host; `outcome-unknown`, when it was cut off and is
+            overtaken; and what the work itself raises.
         """
         options = request.options
         assert isinstance(options, HostRef)
@@ -46,7 +49,7 @@ class HostCommands:
             if before is not None and before.finished:
                 return self._outcome(before, request)
             if asked.is_over(self._record) and request.command.name != "delete-image":
-                return self._status()  # cut off before its end, and another came after it
+                raise Refused("outcome-unknown", CUT_OFF, "list-hosts tells whether it is drained")
             await self._write(asked.begun(self._record, self._host.clock()))
             return await self._run(request, asked, again=before is not None)
 
@@ -81,10 +84,6 @@ class HostCommands:
         if before.ending is not None:
             raise ending_refusal(before.ending)
         return _done(request, self._host.name)
-
-    def _status(self) -> HostStatus:
-        drained = drain.is_drained(self._host.journal)
-        return HostStatus(status="drained" if drained else "up", host=self._host.name)
 
     async def _write(self, done: tuple[Done, ...]) -> None:
         """Remember it; if that can't be written, for this agent's life: an image is deleted to make room, after all."""

@@ -253,3 +253,19 @@ def test_where_many_vms_are_told_of_an_operator_of_a_label_hears_of_his_own(
         assert {trouble["vm-id"] for trouble in (await told("check-host"))["troubles"]} == seen
 
     asyncio.run(scene())
+
+
+def test_a_message_that_nobody_took_gives_no_more_rights(tmp_path: Path) -> None:
+    """Else a reader could have names claimed, and creates of them refused for minutes."""
+
+    async def scene() -> None:
+        host = await World(tmp_path).started()
+        dealings = Dealings(host)
+        dealings.handlers = Handlers(host, dealings.letters, [], access=CLOSED)
+        answer = await dealings.ask(
+            "create-vm", user="reader", died="computing-competing", deadline=1060.0, image="tiny", name="prod"
+        )
+        assert answer.execution_info.code == "forbidden"
+        assert not host.vms  # nor is it remembered, which would claim the name
+
+    asyncio.run(scene())

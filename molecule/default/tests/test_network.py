@@ -98,6 +98,12 @@ def test_a_published_port_leads_to_its_guest(fleet: Rollout, pair: dict[str, str
     assert "port 22 is in use on this host" in refused.stderr
 
 
+def test_nobody_but_root_writes_what_the_rules_are_made_of(fleet: Rollout, pair: dict[str, str]) -> None:
+    assert set(pair) == {"net1", "net2"}
+    assert fleet.run("h1", "find", "/run/aetherscale-network/vms", "-name", "*.json").count("\n") >= 1
+    assert fleet.run("h1", "find", "/run/aetherscale-network", "-perm", "/022", "-not", "-type", "l") == ""
+
+
 def test_the_rules_come_back_when_somebody_took_them_away(fleet: Rollout, pair: dict[str, str], key: Path) -> None:
     fleet.run("h1", "nft", "flush", "ruleset")
     fleet.run("h1", "systemctl", "reload", "aetherscale-network.service")
