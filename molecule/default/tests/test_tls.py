@@ -125,9 +125,13 @@ def test_a_renewal_is_noticed_by_nobody(
         running = [(host, f"aetherscale-vm@{vm_id}"), ("broker1", "rabbitmq-server"),
                    *((name, "aetherscale-agent") for name in HOSTS)]  # fmt: skip
         pids = {unit: rollout.run(name, "systemctl", "show", "-P", "MainPID", unit) for name, unit in running}
-        connections = rabbitmqctl("list_connections pid user")
-        return {**pids, "agents": {str(c["pid"]) for c in connections if str(c["user"]).startswith("agent-")}}
+        return {**pids, "agents": agents()}
 
+    def agents() -> set[str]:
+        connections = rabbitmqctl("list_connections pid user")
+        return {str(c["pid"]) for c in connections if str(c["user"]).startswith("agent-")}
+
+    rollout.eventually(lambda: len(agents()) == 2 * len(HOSTS))  # and none that a test left half closed
     before, shown = state(), served(rollout, address)
     (TLS / "broker.pem").unlink()
     with commands_all_the_time(rollout) as answers:
