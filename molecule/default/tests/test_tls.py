@@ -146,4 +146,4 @@ def test_a_renewal_is_noticed_by_nobody(
     assert set(answers) == {len(HOSTS)}
     assert state() == before
     assert base64.b64encode(served(rollout, address)) != base64.b64encode(shown)
-    rollout.cli("delete-vm", vm_id, "--kill", check=False)
+    rollout.cli("delete-vm", vm_id)
