@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from aetherscale_agent import connect, recover, session, steps
-from aetherscale_agent.journal import Journal, JournalError, Record
+from aetherscale_agent.journal import HostRecord, Journal, JournalError, Record
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeImages
+from aetherscale_testing.faults import look
 from aetherscale_testing.faults.fakehosts import look_at
 from aetherscale_testing.faults.listing import read_views
 from aetherscale_testing.faults.machine import CLOCK, FaultyHypervisor, Machine
@@ -120,19 +121,40 @@ def test_a_host_is_seen_by_its_files_alone(machine: Machine, tmp_path: Path) -> 
         journal = Journal(tmp_path / "journal")
         journal.load(pytest.fail)
         await journal.put(RECORD)
+        await journal.put_host(HostRecord())
         hypervisor = hypervisor_of(machine, tmp_path)
         for vm_id in (ID, OTHER):
             await hypervisor.build(vm_id, SPEC, machine.images.list()["a"])
         await hypervisor.start(ID, SPEC)
 
     asyncio.run(run())
-    (tmp_path / "journal" / f"{OTHER}.new").touch()
+    for stray in (f"{OTHER}.new", "other-host.json"):
+        (tmp_path / "journal" / stray).touch()
     view = look_at("h1", tmp_path)
     assert view.records == {ID: RecordView("claimed", "r1", bound=False, deadline=10.0, wanted="on")}
     assert view.disks == {ID, OTHER}
     assert view.running == view.units == {ID}
     assert view.processes == {ID: 1}
-    assert view.strays == (f"{OTHER}.new",)
+    assert view.strays == (f"{OTHER}.new", "other-host.json")
+
+
+def test_what_was_asked_of_a_host_itself_is_neither_a_vm_nor_a_stray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        journal = Journal(tmp_path / "journal")
+        journal.load(pytest.fail)
+        await journal.put(RECORD)
+        await journal.put_host(HostRecord())
+
+    asyncio.run(run())
+    (tmp_path / "journal" / f"{OTHER}.new").touch()
+    (tmp_path / "journal" / "other-host.json").touch()
+    monkeypatch.setattr(look, "STATE", tmp_path)
+    assert {vm_id: RecordView.read(record) for vm_id, record in look.journal().items()} == {
+        ID: RecordView("claimed", "r1", bound=False, deadline=10.0, wanted="on")
+    }
+    assert [Path(path).name for path in look.strays_of_journal()] == [f"{OTHER}.new", "other-host.json"]
 
 
 def test_a_brokers_lines_are_read_vhost_by_vhost() -> None:

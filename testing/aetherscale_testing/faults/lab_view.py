@@ -49,7 +49,7 @@ def host_view(name: str, seen: Mapping[str, Any]) -> HostView:
     nameless = {f"{part}: {found}" for part, ids in parts.items() for found in ids if not names.is_vm_id(found)}
     return HostView(
         name,
-        records={vm_id: record_view(record) for vm_id, record in seen["journal"].items()},
+        records={vm_id: RecordView.read(record) for vm_id, record in seen["journal"].items()},
         disks=_ids(parts["disks"]),
         running=_ids(parts["running"]),
         units=_ids(parts["units"]),
@@ -61,17 +61,6 @@ def host_view(name: str, seen: Mapping[str, Any]) -> HostView:
 
 def _ids(found: frozenset[str]) -> frozenset[str]:
     return frozenset(name for name in found if names.is_vm_id(name))
-
-
-def record_view(record: Mapping[str, Any]) -> RecordView:
-    """The view of a journal's record; what it leaves out has the agent's default."""
-    return RecordView(
-        phase=record["phase"],
-        request_id=record["request_id"],
-        bound=record.get("bound", False),
-        deadline=record["deadline"],
-        wanted=record.get("wanted", "on"),
-    )
 
 
 def broker_view(seen: Mapping[str, Any]) -> BrokerView:

@@ -13,14 +13,24 @@ STATE, RUN = Path("/var/lib/aetherscale"), Path("/run/aetherscale")
 CONTROL = Path("/run/systemd/system.control")
 UNIT = re.compile(r"aetherscale-vm@(.+)\.service")
 VM_ID = re.compile(r"[a-z]{8}")
+RECORD = re.compile(VM_ID.pattern + r"\.json")
+OF_THE_HOST = "this-host.json"  # what the journal has of the host itself, beside its VMs
 NETWORK = Path("/run/aetherscale-network")
 OF_A_VM = {"disk.qcow2", "console.log", "console.log.1", "seed.iso", "address", "network.json"}
 LINKS = {"lo", "host0", "aetherscale0"}
 
 
 def journal() -> dict[str, Any]:
-    """Every record, as its file has it."""
-    return {path.stem: json.loads(path.read_text()) for path in entries(STATE / "journal") if path.suffix == ".json"}
+    """Every VM's record, as its file has it."""
+    records = (path for path in entries(STATE / "journal") if RECORD.fullmatch(path.name))
+    return {path.stem: json.loads(path.read_text()) for path in records}
+
+
+def strays_of_journal() -> Iterator[str]:
+    """What the journal's folder has beside the records of VMs and of the host: drafts, most likely."""
+    for path in entries(STATE / "journal"):
+        if path.name != OF_THE_HOST and not RECORD.fullmatch(path.name):
+            yield str(path)
 
 
 def entries(folder: Path) -> list[Path]:
@@ -63,7 +73,7 @@ def strays(on: set[str]) -> Iterator[str]:
     """What no agent should leave: drafts, broken records, files that no VM has, links that nobody made, and of the
     network of VMs that are not on: taps, reservations, addresses in the firewall.
     """
-    yield from (str(path) for path in entries(STATE / "journal") if path.suffix != ".json")
+    yield from strays_of_journal()
     for home in entries(STATE / "vms"):
         yield from (str(path) for path in entries(home) if path.name not in OF_A_VM)
     for folder in (STATE, RUN, RUN / "args", STATE / "images"):

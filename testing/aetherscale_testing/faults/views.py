@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Self
 
 Phase = Literal["claimed", "bound", "ready", "deleting", "gone"]
 
@@ -16,6 +16,17 @@ class RecordView:
     bound: bool = True
     deadline: float = 0.0
     wanted: Literal["on", "off"] = "on"
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> Self:
+        """The view of what a file has; what it leaves out has the agent's default."""
+        return cls(
+            phase=record["phase"],
+            request_id=record["request_id"],
+            bound=record.get("bound", False),
+            deadline=record["deadline"],
+            wanted=record.get("wanted", "on"),
+        )
 
 
 @dataclass(frozen=True)
