@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz bench benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,9 +41,10 @@ lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
 	cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/ansible-lint --offline --strict
 	shellcheck tools/install-packages tools/audit .ci/run
 	PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report --check
+	PYTHONPATH=testing:lab:bench $(BIN)/python -m aetherscale_bench --report --check
 
 types: $(VENV)/dev ## mypy --strict
-	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing
+	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing -p aetherscale_bench
 	@# Folders of tests name their modules alike, so each is checked by itself: calls and types, not every signature.
 	for folder in molecule/default/*/ bench/; do \
 		$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --check-untyped-defs --no-warn-unused-ignores "$$folder" || exit 1; \
@@ -94,6 +95,15 @@ fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; f
 		(cd .cache/fuzz && PYTHONPATH=$(CURDIR)/testing nice $(CURDIR)/$(BIN)/python -m aetherscale_testing.fuzz $$target \
 		-max_total_time=$$(($(MINUTES) * 60)) -print_final_stats=1) || exit 1; done
 
+bench: $(VENV)/bench wheelhouse ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
+	@tools/install-packages $(LAB_PACKAGES) rabbitmq-server
+	@$(LAB) prepare
+	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_lab isolated -- $(CURDIR)/$(BIN)/python \
+		-m aetherscale_bench $(ONLY)
+
+benchmarks: $(VENV)/bench ## docs/benchmarks.md and its plots, from bench/results
+	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_bench --report
+
 wheelhouse: $(VENV)/deploy ## the agent's wheels for every supported Python, once per version of the sources
 	@$(BIN)/python ansible/wheelhouse.py build
 
@@ -111,6 +121,10 @@ $(VENV)/deploy: pyproject.toml
 
 $(VENV)/dev: pyproject.toml $(VENV)/deploy
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+$(VENV)/bench: pyproject.toml $(VENV)/dev
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@
 
 clean: down ## also remove what was built in this folder

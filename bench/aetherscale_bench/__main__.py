@@ -1,0 +1,53 @@
+"""Run benchmarks: `python -m aetherscale_bench [NAME …] [--runs N]`; `--list` names them, `--report` writes the page.
+
+Each writes `bench/results/<name>.json`. Those that need a lab want root and namespaces of their own: `make bench`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from aetherscale_bench import benches, report
+from aetherscale_bench.figures import Result, rounded
+
+
+def main() -> int:
+    """0, or 1 where a target was missed."""
+    parser = argparse.ArgumentParser(prog="aetherscale_bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which; without: all of them")
+    parser.add_argument("--runs", type=int, help="how often each thing is measured (default: what the benchmark says)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for the results (default: bench/results)")
+    parser.add_argument("--list", action="store_true", help="name them, and run none")
+    parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md from the results, and run none")
+    parser.add_argument("--check", action="store_true", help="with --report: only say whether the page is up to date")
+    options = parser.parse_args()
+    if options.list:
+        print("\n".join(f"{name:20} {bench.about}" for name, bench in benches.BENCHES.items()))
+        return 0
+    if options.report:
+        return report.check() if options.check else report.write()
+    unknown = [name for name in options.names if name not in benches.BENCHES]
+    if unknown:
+        print(f"error: no benchmark is named {', '.join(unknown)}", file=sys.stderr)
+        print(f"hint: there are {', '.join(benches.BENCHES)}", file=sys.stderr)
+        return 2
+    missed = 0
+    for result in benches.run(options.names or list(benches.BENCHES), options.runs):
+        show(result)
+        result.write(*([options.out] if options.out else []))
+        missed += sum(not target.met for target in result.targets)
+    return int(missed > 0)
+
+
+def show(result: Result) -> None:
+    """Print what was found, for people."""
+    print(f"== {result.name}")
+    for sample in result.samples:
+        low, high = sample.spread
+        print(f"{sample.name:60} {rounded(sample.median):>9} {sample.unit:5} ({rounded(low)} to {rounded(high)})")
+    for target in result.targets:
+        print(f"{'met' if target.met else 'MISSED':6} {target.claim}: {rounded(target.got)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

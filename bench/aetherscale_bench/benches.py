@@ -1,0 +1,40 @@
+"""The benchmarks by name. A module of each is imported when it runs: none pays for what another needs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+
+from aetherscale_bench.figures import Result
+from aetherscale_bench.fleet import Fleet
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark: `measure(runs)`, or with a lab `measure(fleet, runs)`, of module `aetherscale_bench.<module>`."""
+
+    about: str
+    module: str
+    runs: int
+    hosts: int = 0  #: how many compute hosts its lab has; 0: it needs none
+
+
+BENCHES = {
+    "startup": Bench("how long the CLI takes to say anything: --help, completion", "startup", runs=21),
+    "list-vms": Bench("list-vms as a process: 3 hosts, 30 VMs; a dead host; a frozen one", "listing", runs=21, hosts=3),
+}
+
+
+def run(names: Sequence[str], runs: int | None = None) -> Iterator[Result]:
+    """Run benchmarks one after the other; those on a lab of the same size share it, in the order of `BENCHES`."""
+    with ExitStack() as stack:
+        fleets: dict[int, Fleet] = {}
+        for name in (name for name in BENCHES if name in names):
+            bench = BENCHES[name]
+            measure: Callable[..., Result] = import_module(f"aetherscale_bench.{bench.module}").measure
+            if not bench.hosts:
+                yield measure(runs or bench.runs)
+                continue
+            if bench.hosts not in fleets:
+                fleets[bench.hosts] = stack.enter_context(Fleet(bench.hosts))
+            yield measure(fleets[bench.hosts], runs or bench.runs)

@@ -1,0 +1,128 @@
+"""A lab with the product rolled out on it, to measure on: one broker, some compute hosts, an operator's CLI.
+
+The roll-out is that of a user: `ansible-playbook site.yml` over ssh, TLS, one operator. Run it in namespaces of its own
+(`python -m aetherscale_lab isolated -- …`), where it meets no other lab.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from aetherscale_bench.timing import run
+from aetherscale_lab import guest, model, roots
+from aetherscale_lab.lab import Lab
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(sys.executable).parent
+CLI = str(PROGRAMS / "aetherscale-cli")
+IMAGE = "ubuntu_base"
+BROKER = "broker1"
+
+INVENTORY = """\
+[broker]
+{broker}
+
+[compute]
+{compute}
+
+[all:vars]
+ansible_user=root
+ansible_ssh_private_key_file={key}
+ansible_ssh_extra_args="-o UserKnownHostsFile={known_hosts}"
+rabbitmq_memory_watermark=512MiB
+agent_memory={memory}
+agent_disk=200
+aetherscale_context=bench
+aetherscale_secrets_dir={folder}/secrets
+aetherscale_images={images}
+"""
+
+
+class Fleet:
+    """A lab of `hosts` compute hosts named h1, h2 …; odd ones run Debian 13, even ones Debian 12."""
+
+    def __init__(self, hosts: int, name: str = "bench", memory_mib: int = 8192) -> None:
+        self.lab = Lab(name)
+        self.computes = [f"h{number}" for number in range(1, hosts + 1)]
+        self._memory_mib = memory_mib
+        self._scratch = tempfile.TemporaryDirectory(prefix="aetherscale-bench-")
+        self.folder = Path(self._scratch.name)
+        self.env = {
+            **os.environ,
+            "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+            "XDG_CONFIG_HOME": str(self.folder / "config"),
+            "ANSIBLE_LOCAL_TEMP": str(self.folder / "ansible"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "ssh"),
+        }
+
+    def __enter__(self) -> Self:
+        self.start()
+        self.roll_out()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.lab.down()
+        self._scratch.cleanup()
+
+    def start(self) -> None:
+        """Start the hosts, bare: systemd, sshd and Python alone."""
+        suites = ("bookworm", "trixie")
+        computes = [model.HostSpec(name, suites[number % 2]) for number, name in enumerate(self.computes, start=1)]
+        for suite in suites:
+            roots.prepare_suite(suite)
+        self.lab.up([model.HostSpec(BROKER, "trixie"), *computes])
+
+    def roll_out(self, *options: str) -> str:
+        """Run site.yml; what Ansible says.
+
+        :raise RuntimeError: when it fails.
+        """
+        self._write_inventory()
+        argv = [str(PROGRAMS / "ansible-playbook"), "-i", str(self.folder / "inventory.ini"), "site.yml", *options]
+        return run(argv, cwd=REPOSITORY / "ansible", env=self.env)
+
+    def cli(self, *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+        """What the CLI prints: JSON, as for any program."""
+        return run([CLI, *arguments], codes=codes, env=self.env)
+
+    def ask(self, *arguments: str) -> list[dict[str, Any]]:
+        """What the CLI answers."""
+        answers: list[dict[str, Any]] = json.loads(self.cli(*arguments))
+        return answers
+
+    def create(self, *more: str) -> str:
+        """A new small VM's id."""
+        (answer,) = self.ask("create-vm", "--image", IMAGE, "--memory", "128M", "--disk", "1G", *more)
+        return str(answer["response"]["vm-id"])
+
+    def run(self, host: str, *argv: str) -> str:
+        """What a command on a host prints."""
+        return self.lab.run(host, argv).stdout
+
+    def _write_inventory(self) -> None:
+        hosts = {row["name"]: f"{row['name']} ansible_host={row['address']}" for row in self.lab.inventory()}
+        image = guest.prepare_guest()
+        described = {"name": IMAGE, "source": str(image), "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+        text = INVENTORY.format(
+            broker=hosts[BROKER],
+            compute="\n".join(hosts[name] for name in self.computes),
+            key=self.lab.identity_file,
+            known_hosts=self.lab.known_hosts_file,
+            memory=self._memory_mib,
+            folder=self.folder,
+            images=json.dumps([described]),
+        )
+        (self.folder / "inventory.ini").write_text(text)
+
+
+def start_cli(fleet: Fleet, *arguments: str) -> subprocess.Popen[str]:
+    """The CLI as a process that runs beside the caller."""
+    return subprocess.Popen([CLI, *arguments], env=fleet.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,83 @@
+"""docs/benchmarks.md from the results: a section for each benchmark, with its command, its figures and its notes.
+
+What a table can't say (which call the floor is, what was mended) is prose, kept beside the code in
+`bench/notes/<name>.md` and taken over as it is.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from aetherscale_bench.benches import BENCHES
+from aetherscale_bench.figures import RESULTS, Result, Target, rounded, table
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGE = REPOSITORY / "docs" / "benchmarks.md"
+PLOTS = REPOSITORY / "docs" / "benchmarks"
+NOTES = REPOSITORY / "bench" / "notes"
+
+
+def write() -> int:
+    """Write page and plots; 0."""
+    from aetherscale_bench import plots
+
+    results = read_results()
+    for result in results:
+        plots.draw(result, PLOTS / f"{result.name}.svg")
+    PAGE.write_text(page(results))
+    return 0
+
+
+def check() -> int:
+    """0 if the page is what the results make; else 1, and it is said."""
+    if PAGE.read_text() == page(read_results()):
+        return 0
+    print("error: docs/benchmarks.md is not what bench/results and bench/notes make", file=sys.stderr)
+    print("hint: make benchmarks", file=sys.stderr)
+    return 1
+
+
+def read_results(folder: Path = RESULTS) -> list[Result]:
+    """What there is, in the order of the benchmarks."""
+    return [Result.read(path) for name in BENCHES if (path := folder / f"{name}.json").exists()]
+
+
+def page(results: Sequence[Result]) -> str:
+    """The page, as Markdown."""
+    parts = [(NOTES / "introduction.md").read_text().rstrip(), "\n".join(overview(results))]
+    for result in results:
+        parts.append("\n".join(section(result)))
+    parts.append((NOTES / "older.md").read_text().rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
+def overview(results: Sequence[Result]) -> Iterator[str]:
+    """All targets in one table."""
+    yield "| benchmark | target | measured | |"
+    yield "|---|---|---|---|"
+    for result in results:
+        for target in result.targets:
+            yield f"| [{result.name}](#{result.name}) | {target.claim} | {rounded(target.got)} | {verdict(target)} |"
+
+
+def section(result: Result) -> Iterator[str]:
+    """One benchmark."""
+    yield f"## {result.name}\n"
+    yield f"    make bench ONLY={result.name}\n"
+    yield (
+        BENCHES[result.name].about.capitalize() + ". " + "; ".join(f"{k}: {v}" for k, v in result.facts.items()) + ".\n"
+    )
+    yield "\n".join(table(result.samples))
+    if (PLOTS / f"{result.name}.svg").exists():
+        yield f"\n![{result.name}](benchmarks/{result.name}.svg)"
+    if result.targets:
+        yield ""
+        yield from (f"- {target.claim}: {rounded(target.got)}, **{verdict(target)}**" for target in result.targets)
+    notes = NOTES / f"{result.name}.md"
+    if notes.exists():
+        yield "\n" + notes.read_text().rstrip()
+
+
+def verdict(target: Target) -> str:
+    """In a word."""
+    return "met" if target.met else "missed"

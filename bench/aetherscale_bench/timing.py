@@ -1,0 +1,45 @@
+"""Timing things side by side: one run of each in turn, so that a noisy minute falls on all of them alike."""
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from aetherscale_bench.figures import Sample
+
+Action = Callable[[], object]
+
+
+def nothing() -> None:
+    """Do nothing: what `after` is where a run leaves nothing behind."""
+
+
+def milliseconds(action: Action) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    action()
+    return (time.perf_counter() - begin) * 1000
+
+
+def side_by_side(actions: Mapping[str, Action], runs: int, after: Mapping[str, Action] | None = None) -> list[Sample]:
+    """Samples in ms of each action, run in turn. `after` a run what it left is removed, untimed.
+
+    Each runs once before, uncounted: it loads the files that any second run of a user finds in memory, too.
+    """
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(runs + 1):
+        for name, action in actions.items():
+            times[name].append(milliseconds(action))
+            (after or {}).get(name, nothing)()
+    return [Sample(name, "ms", tuple(round(value, 3) for value in values[1:])) for name, values in times.items()]
+
+
+def run(argv: Sequence[str], codes: tuple[int, ...] = (0,), **options: object) -> str:
+    """What a program prints.
+
+    :raise RuntimeError: when it ends with another exit code: then what was timed is not what was meant.
+    """
+    done = subprocess.run([*argv], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, **options)  # type: ignore[call-overload]
+    if done.returncode not in codes:
+        raise RuntimeError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr or done.stdout}")
+    printed: str = done.stdout
+    return printed
