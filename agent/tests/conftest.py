@@ -9,6 +9,7 @@ from aetherscale_testing.broker import TestBroker, private_broker
 from aetherscale_testing.certificates import Authority
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import Fleet, fleet
+from aetherscale_testing.interrupts import interruptible as interruptible
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,15 +17,10 @@ from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import fleet_digest
 from aetherscale_testing.broker import TestBroker, private_broker
 from aetherscale_testing.certificates import Authority
+from aetherscale_testing.interrupts import interruptible as interruptible
 from aetherscale_testing.session import MemorySession
 
 Behaviour = Callable[[dict[str, Any]], dict[str, Any] | bytes | None]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _interruptible() -> None:
-    """A shell that runs us in the background has us ignore Ctrl-C, and so everything that we start."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
