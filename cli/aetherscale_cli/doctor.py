@@ -94,6 +94,14 @@ def _judge_certificate(found: Examination, wire: WireFacts, shown: Certificate) 
             check="tls", subject="ca_file", result="warning", days_left=left,
             text=f"a CA in it ends in {left} days", hint="run site.yml again, and bring the new CA to all who log in",
         )  # fmt: skip
+    if wire.own_ends is not None:
+        left = int((wire.own_ends - found.now) // DAY_S)
+        soon = left < DAYS_LEFT
+        yield Finding(
+            check="tls", subject="cert_file", result="warning" if soon else "ok", days_left=left,
+            text=f"our own certificate: {left} days left",
+            hint="run site.yml again, and bring the new one to this machine" if soon else "",
+        )  # fmt: skip
 
 
 def _tell_refused(shown: Certificate | None, now: float) -> str:

@@ -54,6 +54,7 @@ class WireFacts(Struct):
     protocol: str = ""  #: the version of TLS, if it was spoken
     certificate: Certificate | None = None  #: also one that was not accepted
     ca_ends: float | None = None  #: of the first CA in ca_file that ends
+    own_ends: float | None = None  #: of the certificate that we show, if we do
     error: CliError | None = None
     tls_error: CliError | None = None
 

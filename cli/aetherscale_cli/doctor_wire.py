@@ -5,6 +5,8 @@ import socket
 import ssl
 import threading
 import time
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from aetherscale_cli.broker import CONNECT_TIMEOUT_S
@@ -16,6 +18,9 @@ from aetherscale_protocol.settings import SettingsError, connection_parameters
 
 NO_CHECK_TIME = 0x200000
 """OpenSSL's X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h): to read a certificate that has ended."""
+_PEM_END = "-----END CERTIFICATE-----"
+_VERSION, _GENERALIZED_TIME = 0xA0, 0x18
+"""Tags of DER: the field [0], and the time with four digits for its year."""
 TIME_ERRORS, NAME_ERRORS = (9, 10), (62, 64)
 """X509_V_ERR_… : not yet valid, expired; made for another name, or another address."""
 
@@ -83,12 +88,19 @@ def _look_at_tls(target: Target, connection: socket.socket, candidates: list[Any
     try:
         context = _context(target)
         found.ca_ends = _first_end(context) if target.settings.ca_file else None
+        found.own_ends = _own_end(target)
         found.protocol, found.certificate = _shake_hands(target, context, connection)
     except SettingsError as error:
         found.tls_error = CliError(str(error), error.hint or f"see {target.source}", Exit.USAGE)
     except (OSError, ValueError) as error:  # ssl's errors are OSErrors; a host that is no name for TLS a ValueError
         found.tls_error = explain(error, target)
         found.certificate = _read_refused(target, candidates, getattr(error, "verify_code", 0))
+
+
+def _own_end(target: Target) -> float | None:
+    if target.settings.cert_file is None:
+        return None
+    return find_end(Path(target.settings.cert_file).read_text(errors="replace"))
 
 
 def _context(target: Target) -> ssl.SSLContext:
@@ -140,3 +152,41 @@ def _first_end(context: ssl.SSLContext) -> float | None:
     """When the first of the CAs that were loaded ends."""
     ends = [ssl.cert_time_to_seconds(str(ca["notAfter"])) for ca in context.get_ca_certs()]
     return min(ends, default=None)
+
+
+def find_end(pem: str) -> float | None:
+    """When the first certificate of a PEM file ends, in seconds since the epoch; None where that can't be read.
+
+    `ssl` decodes only what a peer showed. In a certificate (RFC 5280, 4.1) `validity` is the fifth field of its body,
+    after version, serial number, algorithm and issuer; it holds two times.
+    """
+    begin = pem.find("-----BEGIN CERTIFICATE")
+    end = pem.find(_PEM_END, begin)
+    if begin < 0 or end < 0:
+        return None
+    try:
+        ((_, certificate),) = _elements(ssl.PEM_cert_to_DER_cert(pem[begin : end + len(_PEM_END)]))
+        fields = _elements(_elements(certificate)[0][1])
+        validity = fields[4 if fields[0][0] == _VERSION else 3][1]
+        kind, until = _elements(validity)[1]
+        year = (
+            "" if kind == _GENERALIZED_TIME else "20"
+        )  # UTCTime has two digits; until 2049, when the other takes over
+        return datetime.strptime(f"{year}{until.decode()}+0000", "%Y%m%d%H%M%SZ%z").timestamp()
+    except (ValueError, IndexError):
+        return None
+
+
+def _elements(der: bytes) -> list[tuple[int, bytes]]:
+    """The tags and contents of DER values, one after the other (X.690, 8.1).
+
+    :raise IndexError: when they are cut short.
+    """
+    found, at = [], 0
+    while at < len(der):
+        tag, size, at = der[at], der[at + 1], at + 2
+        if size & 0x80:
+            at, size = at + (size & 0x7F), int.from_bytes(der[at : at + (size & 0x7F)])
+        found.append((tag, der[at : at + size]))
+        at += size
+    return found

@@ -121,6 +121,14 @@ def test_a_certificate_that_ends(days: int, result: str) -> None:
     assert ("site.yml" in finding.hint) == (result == "warning")
 
 
+@pytest.mark.parametrize(("days", "result"), [(21, "ok"), (20, "warning"), (-1, "warning")])
+def test_our_own_certificate_ends(days: int, result: str) -> None:
+    wire = WireFacts([], "10.0.0.1", 1, "TLSv1.3", SHOWN, own_ends=NOW + days * DAY + 5)
+    (finding,) = (f for f in judge(found(wire=wire)) if f.subject == "cert_file")
+    assert (finding.result, finding.days_left) == (result, days)
+    assert ("bring the new one" in finding.hint) == (result == "warning")
+
+
 def test_a_ca_that_ends() -> None:
     finding = only_trouble(found(wire=WireFacts([], "10.0.0.1", 1, "TLSv1.3", SHOWN, NOW + 3 * DAY + 5)))
     assert (finding.subject, finding.text) == ("ca_file", "a CA in it ends in 3 days")
@@ -137,7 +145,7 @@ def test_a_ca_that_ends() -> None:
 )
 def test_a_certificate_that_was_refused(shown: Certificate | None, more: str) -> None:
     error = CliError("it is bad", "do this", Exit.UNREACHABLE)
-    what = found(wire=WireFacts([], "10.0.0.1", 1, "", shown, None, None, error), login_ms=None, hosts={}, allowed={})
+    what = found(wire=WireFacts([], "10.0.0.1", 1, "", shown, tls_error=error), login_ms=None, hosts={}, allowed={})
     finding = the(what, "tls")
     assert (finding.result, finding.text, finding.hint, finding.exit_code) == (
         "error",

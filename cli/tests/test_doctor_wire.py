@@ -145,6 +145,37 @@ def test_one_that_is_refused_is_read_all_the_same(
     assert (found.certificate.names, days(found.certificate.ends)) == ((address,), ends)
 
 
+@pytest.mark.parametrize("ends", [-3, 0, 20, 30_000], ids=["past", "today", "soon", "after 2049, written otherwise"])
+def test_our_own_certificate_is_read(authority: Authority, ends: int) -> None:
+    pem = authority.sign(begins=-9, ends=ends).read_text()
+    chain = pem + authority.file.read_text()
+    for text in (pem, chain, f"# für den Kunden\n{pem}"):
+        assert days(doctor_wire.find_end(text) or 0) == ends
+
+
+def test_what_is_no_certificate_has_no_end(authority: Authority) -> None:
+    pem = authority.sign().read_text()
+    begin = pem.index("-----BEGIN CERT")
+    for text in (
+        "",
+        "x",
+        pem[: begin + 60],
+        pem.replace("MII", "AAA", 1),
+        "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----",
+    ):
+        assert doctor_wire.find_end(text) is None
+
+
+def test_the_certificate_that_is_shown_is_named(authority: Authority) -> None:
+    with tls_server(authority.sign()) as port:
+        settings = BrokerSettings(
+            url=f"amqps://alice@127.0.0.1:{port}/x", ca_file=str(authority.file), cert_file=str(authority.sign(ends=9))
+        )
+        found = doctor_wire.look(Target(settings, "context lab"))
+    assert found.tls_error is None
+    assert days(found.own_ends or 0) == 9
+
+
 def test_another_ca_and_a_file_that_is_none(authority: Authority, tmp_path: Path) -> None:
     other = make_authority(tmp_path / "other")
     with tls_server(other.sign()) as port:
