@@ -1,6 +1,6 @@
 """Play mode is one variable away: the article's own client works, as guest, from another host, in the clear.
 
-The last step but destroy: the hosts stay in play mode.
+The hosts stay in play mode; `locked` brings them back.
 """
 
 import json

@@ -1,0 +1,120 @@
+"""From play mode back to TLS in one run, with client certificates; then a new CA in its three steps, unnoticed.
+
+The last step but destroy. Hosts come here in play mode, with whatever VMs ran there.
+"""
+
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+from pika.exceptions import AMQPError
+from testinfra.host import Host
+
+from aetherscale_testing.client import parameters_of
+from aetherscale_testing.rollout import Rollout
+
+testinfra_hosts = ["broker1"]  # once, not per host
+
+HOSTS = ["h1", "h2"]
+WITH_CLIENTS = ("-e", "aetherscale_tls_client_certificates=true")
+Vm = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def rollout() -> Rollout:
+    return Rollout()
+
+
+@pytest.fixture(scope="module")
+def kept(rollout: Rollout) -> Iterator[Vm]:
+    """A VM from before: its id, its host, and QEMU's process there."""
+    vm_id = rollout.create()
+    yield vm_id, rollout.show(vm_id, 0)["host"], rollout.unit(vm_id, "MainPID")
+    rollout.cli("delete-vm", vm_id)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def back(site: Callable[..., Any], kept: Vm) -> Any:
+    """No longer in play mode: site.yml without the variable."""
+    assert kept
+    run = site(*WITH_CLIENTS)
+    assert run.code == 0, run.said
+    return run
+
+
+@pytest.fixture
+def older(rollout: Rollout, tmp_path: Path) -> Path:
+    """Another laptop, which got the operator's files before what a test does next: XDG_CONFIG_HOME."""
+    shutil.copytree(context_file(rollout).parents[1], tmp_path / "aetherscale")
+    return tmp_path
+
+
+def context_file(rollout: Rollout) -> Path:
+    return Path(rollout.broker()["ca_file"]).parent / "context.toml"
+
+
+def works(rollout: Rollout, kept: Vm) -> None:
+    """All hosts answer, and the VM is the process that it was."""
+    vm_id, host, pid = kept
+    assert sorted(answer["host"] for answer in rollout.ask("list-vms")) == HOSTS
+    assert (rollout.show(vm_id, 0)["host"], rollout.unit(vm_id, "MainPID")) == (host, pid)
+
+
+def test_nothing_of_play_mode_is_left(host: Host, rollout: Rollout, kept: Vm, back: Any) -> None:
+    assert "PLAY MODE" not in back.said
+    works(rollout, kept)
+    broker = urlsplit(rollout.broker()["url"])
+    assert (broker.scheme, broker.username) == ("amqps", "operator")
+    assert not host.socket("tcp://5672").is_listening
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((str(broker.hostname), 5672), 10)
+    assert not re.search(r"^guest\b", host.check_output("rabbitmqctl --quiet list_users"), re.MULTILINE)
+    loopback = host.check_output("rabbitmqctl --quiet eval 'application:get_env(rabbit, loopback_users).'")
+    assert "guest" in loopback
+
+
+def test_a_password_alone_lets_nobody_in(rollout: Rollout, older: Path) -> None:
+    broker = rollout.broker()
+    assert pika.BlockingConnection(parameters_of(broker)).is_open
+    with pytest.raises((AMQPError, OSError)):
+        pika.BlockingConnection(parameters_of({key: value for key, value in broker.items() if key != "cert_file"}))
+    (context,) = (older / "aetherscale" / "contexts").glob("*.toml")
+    context.write_text(re.sub(r"(?m)^cert_file.*\n", "", context.read_text()))
+    done = rollout.cli("list-vms", "-o", "table", check=False, environ={"XDG_CONFIG_HOME": str(older)})
+    assert done.returncode == 3
+    assert "wants a certificate of ours" in done.stderr
+    assert "hint: set cert_file" in done.stderr
+
+
+def test_each_has_a_certificate_that_nobody_else_reads(fleet: dict[str, Host], rollout: Rollout) -> None:
+    assert Path(rollout.broker()["cert_file"]).stat().st_mode & 0o777 == 0o600
+    for name in HOSTS:
+        key = fleet[name].file("/etc/aetherscale/client.pem")
+        assert (key.user, key.group, key.mode) == ("root", "aetherscale", 0o640)
+    assert rollout.cli("doctor", check=False).returncode == 0
+    assert "our own certificate: " in rollout.cli("doctor").stdout
+
+
+def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, older: Path, site: Callable[..., Any]) -> None:
+    cas = []
+    for step in ("prepare", "switch", "finish"):
+        run = site(*WITH_CLIENTS, "-e", f"aetherscale_tls_ca_change={step}")
+        assert run.code == 0, run.said
+        works(rollout, kept)
+        cas.append(Path(rollout.broker()["ca_file"]).read_text())
+    old = next((older / "aetherscale" / "contexts").glob("*.ca.pem")).read_text()
+    assert [text.count("BEGIN CERT") for text in (old, *cas)] == [1, 2, 2, 1]
+    assert old in cas[0]
+    assert cas[2] in cas[0]
+    assert cas[2] != old
+    done = rollout.cli("list-vms", "-o", "table", check=False, environ={"XDG_CONFIG_HOME": str(older)})
+    assert done.returncode == 3, "who has only the old CA no longer trusts this broker"
+    assert "ca_file" in done.stderr
+    again = site(*WITH_CLIENTS)
+    assert (again.code, again.changed) == (0, set()), again.said
