@@ -15,7 +15,9 @@ from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
-IMAGES = "/var/lib/aetherscale/images"
+IMAGES, HOMES = "/var/lib/aetherscale/images", "/var/lib/aetherscale/vms"
+AGENT = "aetherscale-agent"
+RESTART = f"systemctl daemon-reload && systemctl restart {AGENT}"
 Finding = dict[str, Any]
 
 
@@ -122,6 +124,62 @@ def test_an_operator_who_may_too_much_and_the_remedy(fleet: Rollout) -> None:
     assert f"error: {user} may do more than publish commands: declare and delete" in said
     remedy = the(findings, "rights")["hint"].partition("on the broker: ")[2]
     fleet.run("broker1", "sh", "-c", remedy)
+
+
+@pytest.mark.usefixtures("well")
+def test_an_agent_that_does_not_run_and_the_remedy(fleet: Rollout) -> None:
+    fleet.run("h2", "systemctl", "stop", AGENT)
+    findings, said = examine(fleet, 4)
+    assert errors(findings) == [("host", "h2")]
+    assert "error: h2: " in said
+    remedy = re.search(r"systemctl \w+ aetherscale-agent", the(findings, "host", "h2")["hint"])
+    assert remedy is not None
+    fleet.run("h2", "systemctl", "start", AGENT)
+
+
+@pytest.mark.usefixtures("well")
+def test_a_disk_that_is_full(fleet: Rollout) -> None:
+    fleet.run("h2", "sh", "-c", f"mount -t tmpfs -o size=64m none {HOMES} && fallocate -l 63m {HOMES}/full")
+    try:
+        findings, said = examine(fleet, 1)
+    finally:
+        fleet.run("h2", "umount", HOMES)
+    assert errors(findings) == [("disk", "h2")]
+    assert "free; VMs may still take 0 B: VMs that write are paused when it is full" in said
+    assert "hint: on h2: df -h /var/lib/aetherscale; delete VMs, snapshots or images" in said
+
+
+@pytest.mark.usefixtures("well")
+def test_an_agent_of_another_version(fleet: Rollout) -> None:
+    about = "/opt/aetherscale/current/lib/python3*/site-packages/aetherscale-*.dist-info/METADATA"
+    fleet.run("h2", "sh", "-c", f"sed -i.kept 's/^Version: .*/Version: 0.0.9/' {about}; systemctl restart {AGENT}")
+    try:
+        findings, said = examine(fleet, 0)
+    finally:
+        fleet.run("h2", "sh", "-c", f"for kept in {about}.kept; do mv $kept ${{kept%.kept}}; done")
+        fleet.run("h2", "systemctl", "restart", AGENT)
+    found = the(findings, "version", "h2")
+    assert (found["result"], found["agent_version"]) == ("warning", "0.0.9")
+    assert "warning: h2: its agent is 0.0.9; of most others it is " in said
+    assert "hint: site.yml brings all agents to one version" in said
+
+
+@pytest.mark.usefixtures("well")
+def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
+    """Hosts of the lab share the machine's clock: the agent alone is made to believe in another."""
+    drop_in = f"/run/systemd/system/{AGENT}.service.d"
+    fleet.run("h1", "apt-get", "install", "-y", "--no-install-recommends", "libfaketime")
+    fake = fleet.run("h1", "sh", "-c", "echo /usr/lib/*/faketime/libfaketimeMT.so.1")
+    lines = f"[Service]\nEnvironment=LD_PRELOAD={fake} FAKETIME=+120 FAKETIME_DONT_FAKE_MONOTONIC=1\n"
+    fleet.run("h1", "sh", "-c", f"mkdir {drop_in} && printf '{lines}' > {drop_in}/clock.conf && {RESTART}")
+    try:
+        findings, said = examine(fleet, 0)
+    finally:
+        fleet.run("h1", "sh", "-c", f"rm -r {drop_in} && {RESTART}")
+    found = the(findings, "clock", "h1")
+    assert found["result"] == "warning"
+    assert 115 < found["clock_ahead_s"] < 125
+    assert "hint: on h1: timedatectl shows whether a time service runs" in said
 
 
 def test_a_context_that_others_can_read_and_a_wrong_password(fleet: Rollout, contexts: Path) -> None:
