@@ -151,7 +151,7 @@ def test_a_disk_that_is_full(fleet: Rollout) -> None:
     finally:
         fleet.run("h2", "umount", HOMES)
     assert errors(findings) == [("disk", "h2")]
-    assert "free; VMs may still take 0 B: VMs that write are paused when it is full" in said
+    assert "free; VMs may still take 0B: VMs that write are paused when it is full" in said
     assert "hint: on h2: df -h /var/lib/aetherscale; delete VMs, snapshots or images" in said
 
 
@@ -174,7 +174,7 @@ def test_an_agent_of_another_version(fleet: Rollout) -> None:
 @pytest.mark.usefixtures("well")
 def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
     """Hosts of the lab share the machine's clock: the agent alone is made to believe in another."""
-    lines = "import time; time.time = lambda real=time.time: real() + 120"
+    lines = "import time; time.time = lambda real=time.time: real() - 120"
     path = "$(echo /opt/aetherscale/current/lib/python3*/site-packages)/clock.pth"
     fleet.run("h1", "sh", "-c", f"echo '{lines}' > {path}")
     restart_agent(fleet, "h1")
@@ -185,7 +185,7 @@ def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
         restart_agent(fleet, "h1")
     found = the(findings, "clock", "h1")
     assert found["result"] == "warning"
-    assert 115 < found["clock-ahead-s"] < 125
+    assert -125 < found["clock-ahead-s"] < -115
     assert "hint: on h1: timedatectl shows whether a time service runs" in said
 
 
