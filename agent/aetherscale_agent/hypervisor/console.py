@@ -24,10 +24,10 @@ LINE_LIMIT = 1000
 
 _SEQUENCES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\)"  # OSC, DCS and the like: titles, clipboard
+    r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)"  # OSC, DCS and the like: titles, clipboard
     r"|\x1b[ -/]*[0-~]",  # two-character ones
-    re.DOTALL,
 )
+"""Each is looked for up to the next escape and no further: a guest that begins many and ends none costs no more."""
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_no_control_character_gets_through(data: bytes, wanted: int) -> None:
     lines = console.clean_lines(data, wanted)
     assert len(lines) <= max(0, wanted)
     assert all(ord(letter) >= 32 and not 127 <= ord(letter) < 160 for line in lines for letter in line)
+
+
+@pytest.mark.parametrize(
+    "begun", [b"\x1b]", b"\x1bP", b"\x1b]0;x", b"\x1b[", b"\x1b[0", b"\x1b ", b"\x1b]\x1b[1"], ids=repr
+)
+def test_sequences_that_never_end_cost_no_more_than_text(begun: bytes) -> None:
+    text = begun * (console.TAIL_BYTES // 2 // len(begun))
+    before = time.process_time()
+    console.clean_lines(text, 10)
+    assert time.process_time() - before < 2  # looked for to the text's end, each of them: half a minute
 
 
 def test_long_lines_are_cut() -> None:
