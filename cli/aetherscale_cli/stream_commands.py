@@ -164,8 +164,8 @@ def _decode(answer: Answer, kind: type[T]) -> T:
 
 
 _SEQUENCES = re.compile("\x1b(?:\\[[0-?]*[ -/]*[@-~]|[\\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\\\)|[ -/]*[0-~])")
-_BEGUN = re.compile("\x1b(?:\\[[0-?]*[ -/]*|[\\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]*)$")
-"""The beginning of a sequence at the end of what came: it may go on with what comes next."""
+_BEGUN = re.compile("\x1b(?:\\[[0-?]{0,4096}[ -/]{0,4096}|[\\]PX^_][^\x07\x1b]{0,4096}\x1b?|[ -/]{0,4096})$")
+"""The beginning of a sequence at the end of what came: it may go on with what comes next, but not for ever."""
 
 
 class CleanSink:

@@ -156,6 +156,19 @@ def test_what_comes_from_a_pipe_ends_when_the_console_is_quiet() -> None:
     os.close(read)
 
 
+@pytest.mark.parametrize(
+    ("begun", "goes_on"), [(b"\x1b[", b"0"), (b"\x1b[0", b" "), (b"\x1b]", b"x"), (b"\x1b", b" ")], ids=repr
+)
+def test_a_sequence_that_never_ends_is_not_waited_for(begun: bytes, goes_on: bytes) -> None:
+    sink = Collected()
+    clean = CleanSink(sink)
+    clean.write(begun)
+    for _ in range(100):
+        clean.write(goes_on * 1000)
+    assert len(clean._rest) < 10_000
+    assert sink.data.count(goes_on) > 90_000  # it was text
+
+
 def test_what_comes_in_pieces_is_cleaned_as_a_whole() -> None:
     for whole in (b"a\x1b[31mb", b"a\xc2\x9b2Jb", b"a\x1b]0;title\x07b", "aü".encode()):
         sink, apart = Collected(), Collected()
