@@ -162,10 +162,13 @@ class Handlers:
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)
         if isinstance(incoming.request.options, ForgetHost):
             forgetter = Forgetter(session.connection, self._host.name, session.user, self.fleet)
-            await self._change_host(session, delivery, incoming, lambda: forgetter.forget(incoming.request.options))
+            await session.acknowledge(delivery)
+            await self._change_host(incoming, lambda: forgetter.forget(incoming.request.options))
         elif incoming.request.command.reach is Reach.HOST:
+            await session.acknowledge(delivery)
             execute = self._host_commands.execute
-            await self._change_host(session, delivery, incoming, lambda: execute(incoming.request, _asked(incoming)))
+            work = self._change_host(incoming, lambda: execute(incoming.request, _asked(incoming)))
+            await asyncio.shield(self._host.go_on(work))  # it is nobody else's now, whatever becomes of the connection
         else:
             self._answer(incoming, await self._read(incoming))
             delivery.channel.ack(delivery)
@@ -225,10 +228,8 @@ class Handlers:
 
     # Commands about a host: this one, or one that is gone
 
-    async def _change_host(
-        self, session: Session, delivery: Delivery, incoming: Incoming, work: Callable[[], Awaitable[Any]]
-    ) -> None:
-        await session.acknowledge(delivery)
+    async def _change_host(self, incoming: Incoming, work: Callable[[], Awaitable[Any]]) -> None:
+        """Do acknowledged work, and answer with its outcome."""
         try:
             check_deadline(incoming.deadline, self._host.clock(), self._host.name)  # the barrier may have taken long
             self._answer(incoming, self._success(await work()))

@@ -570,11 +570,12 @@ class Host:
 
     # Work that goes on
 
-    def go_on(self, work: Awaitable[None]) -> None:
+    def go_on(self, work: Awaitable[None]) -> asyncio.Task[None]:
         """Let a command's work go on whoever waits for it, and whether or not the broker is there."""
         task = self.spawn(work)
         self._commands.add(task)
         task.add_done_callback(self._commands.discard)
+        return task
 
     async def drain(self, seconds: float) -> None:
         """Let the commands under way end, for so many seconds at most."""

@@ -17,7 +17,8 @@ from aetherscale_agent.journal import HOST, Done, HostRecord
 from aetherscale_protocol.answers import ImageDone
 from aetherscale_protocol.commands import Request, decode_request
 from aetherscale_protocol.errors import Refused
-from aetherscale_testing.world import DEADLINE, World, forget_to_sync
+from aetherscale_testing.dealings import Dealings
+from aetherscale_testing.world import DEADLINE, World, forget_to_sync, until
 
 DELETED = ImageDone(status="deleted", image="tiny")
 
@@ -146,6 +147,33 @@ async def test_another_hosts_command_is_refused_and_not_remembered(world: World)
     with pytest.raises(Refused, match="this is host h1, not h9"):
         await HostCommands(host).execute(request("drain-host", "h9"), asked())
     assert host.journal.load_host(print) == HostRecord()
+
+
+@pytest.mark.parametrize("writes", [1, 2], ids=["before the deed", "after it"])
+@played
+async def test_a_drain_that_was_acknowledged_outlives_its_connection(
+    world: World, writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = await world.started()
+    dealings, slow, seen = Dealings(host), asyncio.Event(), []
+    put = host.journal.put_host
+
+    async def put_slowly(record: HostRecord) -> None:
+        seen.append(record)
+        if len(seen) == writes:
+            await slow.wait()
+        await put(record)
+
+    monkeypatch.setattr(host.journal, "put_host", put_slowly)
+    asking = dealings.begin("drain-host", request_id="r1", deadline=DEADLINE, host=host.name)
+    await until(lambda: len(seen) == writes)
+    asking.cancel()  # as the session does when its connection is lost
+    slow.set()
+    async with asyncio.timeout(5):
+        answer = await dealings.letters.answers["c1"]
+    assert answer.ok
+    assert drain.is_drained(host.journal)
+    assert [done.finished for done in host.journal.load_host(print).done] == [True]
 
 
 def _no_space(*_: object, **__: object) -> None:
