@@ -1,6 +1,7 @@
 """QEMU's monitor (QMP). A connection per call: an agent that is killed leaves no state behind, and 2 ms are cheap.
 
-A QMP socket serves one client at a time, and a hung QEMU serves none: every call is bounded.
+A QMP socket serves one client at a time, and a hung QEMU serves none: every call is bounded. A guest may have broken
+out into its QEMU, so what comes may also be no QMP at all.
 """
 
 import asyncio
@@ -27,6 +28,10 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 class MonitorError(HypervisorError):
     """QEMU's monitor is gone, or does not answer, or said no."""
+
+
+_TROUBLES = (QMPError, EOFError, OSError, ValueError, RecursionError)
+"""The last two the library lets through: of lines without end, of text that is none, and of JSON a mile deep."""
 
 
 class _Client(QMPClient):
@@ -63,7 +68,7 @@ async def connected(socket: Path) -> AsyncIterator[QMPClient]:
 
 async def _leave(client: QMPClient) -> None:
     # QEMU that ends while we leave is no error of ours.
-    with contextlib.suppress(QMPError, EOFError, OSError):
+    with contextlib.suppress(*_TROUBLES):
         async with asyncio.timeout(LEAVE_TIMEOUT):
             await client.disconnect()
 
@@ -78,8 +83,8 @@ async def execute(socket: Path, command: str, timeout: float, arguments: dict[st
             return await client.execute(command, arguments)
     except TimeoutError:
         raise MonitorError(f"QEMU did not answer {command} within {timeout:g} s") from None
-    except (QMPError, EOFError, OSError) as error:
-        raise MonitorError(f"QEMU did not take {command}: {error}") from None
+    except _TROUBLES as error:
+        raise MonitorError(f"QEMU did not take {command}: {error}"[:500]) from None
 
 
 async def wait_running(socket: Path) -> None:
@@ -87,7 +92,7 @@ async def wait_running(socket: Path) -> None:
     while True:
         # A look at the file costs less than a failed connection of the library's.
         if os.path.exists(socket):  # noqa: ASYNC240 (a run-time directory is in memory)
-            with contextlib.suppress(QMPError, EOFError, OSError):
+            with contextlib.suppress(*_TROUBLES):
                 async with connected(socket) as client:
                     status = await client.execute("query-status")
                     if isinstance(status, dict) and status.get("running"):
