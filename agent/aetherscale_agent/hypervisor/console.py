@@ -13,6 +13,7 @@ from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable
 from pathlib import Path
 
+from aetherscale_agent.hypervisor import files
 from aetherscale_agent.ports import NotThere
 from aetherscale_protocol.streams import CHUNK
 
@@ -82,7 +83,8 @@ async def connect(socket: Path, vm_id: str) -> tuple[StreamReader, StreamWriter]
     :raise NotThere: when there is none.
     """
     try:
-        return await asyncio.open_unix_connection(socket, limit=CHUNK)
+        with files.own_socket(socket) as address:
+            return await asyncio.open_unix_connection(address, limit=CHUNK)
     except FileNotFoundError:
         reason = f"VM {vm_id} has no console to connect to: it was started by an older agent, or is off"
         raise NotThere(reason, "stop and start it once; logs-vm shows what it printed") from None

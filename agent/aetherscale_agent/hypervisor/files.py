@@ -4,11 +4,12 @@ The walls between VMs are the directories of mode 0700 around all homes and all 
 them a VM's own are open to anyone, because its user of the day is not known before systemd starts it.
 """
 
+import contextlib
 import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aetherscale_agent.hypervisor.config import Layout, VmPaths
@@ -54,6 +55,21 @@ def write_whole(path: Path, data: bytes) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(data)
     Path(file.name).rename(path)
+
+
+@contextlib.contextmanager
+def own_socket(path: Path) -> Iterator[str]:
+    """What to connect to for the socket that lies there, and for none that a link there leads to: another VM's, say.
+
+    QEMU makes its sockets itself, and a guest may have broken out into it.
+
+    :raise OSError: when there is nothing. Connecting to a link is refused.
+    """
+    file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{file}"
+    finally:
+        os.close(file)
 
 
 def sync(path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from aetherscale_agent.hypervisor import files
 from aetherscale_agent.ports import HypervisorError
 
 TIMEOUT = 1.0
@@ -71,7 +72,8 @@ async def ask_addresses(socket: Path, mac: str, timeout: float = TIMEOUT) -> tup
 
 @contextlib.asynccontextmanager
 async def _connected(socket: Path) -> AsyncIterator[tuple[StreamReader, StreamWriter]]:
-    reader, writer = await asyncio.open_unix_connection(socket, limit=LONGEST)
+    with files.own_socket(socket) as address:
+        reader, writer = await asyncio.open_unix_connection(address, limit=LONGEST)
     try:
         yield reader, writer
     finally:

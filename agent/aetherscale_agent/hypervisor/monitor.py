@@ -14,6 +14,7 @@ from pathlib import Path
 from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
+from aetherscale_agent.hypervisor import files
 from aetherscale_agent.ports import HypervisorError
 
 RETRY = 0.003
@@ -55,7 +56,8 @@ _leaving: set[asyncio.Task[None]] = set()
 async def connected(socket: Path) -> AsyncIterator[QMPClient]:
     """A monitor's client, connected."""
     client = _Client("aetherscale")
-    await client.connect(str(socket))
+    with files.own_socket(socket) as address:
+        await client.connect(address)
     try:
         yield client
     finally:

@@ -1,0 +1,42 @@
+"""A guest that has broken out into its QEMU makes its sockets: no link that lies in their place is followed."""
+
+import asyncio
+import contextlib
+from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from aetherscale_agent.hypervisor import console, guest_agent, monitor
+from aetherscale_agent.ports import HypervisorError
+
+VISITS: dict[str, Callable[[Path], Awaitable[object]]] = {
+    "monitor": lambda path: monitor.execute(path, "quit", 0.2),
+    "console": lambda path: console.connect(path, "sgeqxcfi"),
+    "guest agent": lambda path: guest_agent.ask_addresses(path, "52:54:00:12:34:56", 0.2),
+}
+
+
+@pytest.mark.parametrize("visit", VISITS)
+@pytest.mark.parametrize("kind", ["its own socket", "a link to another's"])
+def test_the_agent_connects_to_a_vms_own_sockets_alone(visit: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    lies_there = tmp_path / "its.sock"
+    listening = lies_there if kind == "its own socket" else tmp_path / "other" / "its.sock"
+    came: list[str] = []
+
+    async def serve(_: StreamReader, writer: StreamWriter) -> None:
+        came.append(kind)
+        writer.close()
+
+    async def meet() -> None:
+        async with await asyncio.start_unix_server(serve, listening):
+            if listening != lies_there:
+                lies_there.symlink_to(listening)
+            with contextlib.suppress(HypervisorError):
+                await VISITS[visit](lies_there)
+            await asyncio.sleep(0)
+
+    asyncio.run(meet())
+    assert came == (["its own socket"] if kind == "its own socket" else [])
