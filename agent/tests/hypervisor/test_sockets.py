@@ -40,3 +40,23 @@ def test_the_agent_connects_to_a_vms_own_sockets_alone(visit: str, kind: str, tm
 
     asyncio.run(meet())
     assert came == (["its own socket"] if kind == "its own socket" else [])
+
+
+UNIT = Path(__file__).parents[2] / "systemd" / "aetherscale-vm@.service"
+
+
+@pytest.mark.parametrize("call", ["symlink", "symlinkat", "link", "linkat", "mkdir", "mkdirat", "mknod", "mknodat"])
+def test_a_qemu_can_make_no_links(call: str) -> None:
+    assert call in find_denied()
+
+
+@pytest.mark.parametrize("call", ["io_uring_setup", "io_uring_enter", "io_uring_register"])
+def test_nor_has_it_the_kernel_make_them_where_no_filter_sees_it(call: str) -> None:
+    assert call in find_denied()
+
+
+def find_denied() -> set[str]:
+    lines = [line.partition("=") for line in UNIT.read_text().splitlines()]
+    return {
+        call for key, _, value in lines if key == "SystemCallFilter" and value[0] == "~" for call in value[1:].split()
+    }
