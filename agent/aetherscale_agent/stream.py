@@ -118,7 +118,7 @@ class Stream:
             await self._wait(both, watch)
             if watch.done() and not self._end.done():
                 await asyncio.wait({sending}, timeout=LAST_WORDS_S)
-                self.end("the VM is off", f"start-vm {self.opener.vm_id} starts it")
+                self._end_with(watch)
         finally:
             for task in (receiving, sending, watch):
                 task.cancel()
@@ -126,6 +126,14 @@ class Stream:
             self._pipe.close()
             self._over(End("the agent stopped", "open it again"))
         return self._tell()
+
+    def _end_with(self, watch: asyncio.Future[object]) -> None:
+        """The VM is off, or nobody can say any more when it will be."""
+        error = watch.exception()
+        if error is not None:
+            self.end(f"whether the VM is on can't be told: {error}", "open it again")
+        else:
+            self.end("the VM is off", f"start-vm {self.opener.vm_id} starts it")
 
     async def _wait(self, both: asyncio.Future[Any], watch: asyncio.Future[object]) -> None:
         """Return when it is over, for whatever reason; all but that of `watch` is noted."""

@@ -15,7 +15,7 @@ from aetherscale_agent.broker import BrokerLost, Channel, Delivery
 from aetherscale_agent.consoles import VIEWER_BUFFER, Consoles, Viewer, find_news
 from aetherscale_agent.envelope import read_envelope
 from aetherscale_agent.pipes import find_dialable
-from aetherscale_agent.ports import NotThere
+from aetherscale_agent.ports import HypervisorError, NotThere, Power
 from aetherscale_agent.streams import Streams
 from aetherscale_protocol.commands import encode_request
 from aetherscale_protocol.errors import Refused
@@ -263,6 +263,17 @@ def test_a_vm_that_comes_to_rest_ends_its_streams_after_its_last_words(end: str,
             assert desk.data(console) == b"Power down.\r\n"
 
     at_desk(check)(tmp_path)
+
+
+@at_desk
+async def test_a_vm_is_not_said_to_be_off_because_systemd_can_not_be_asked(desk: Desk) -> None:
+    async def fail(_: str) -> Power:
+        raise HypervisorError("systemd did not answer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(desk.world.hypervisor, "wait_off", fail)
+        closed = await desk.closed(await desk.open(kind="console"))
+    assert closed.reason == "whether the VM is on can't be told: systemd did not answer"
 
 
 @at_desk
