@@ -4,6 +4,7 @@ Each VM is asked for by its own id, so a host that is down hides no VM: what it 
 twice. `--prune` needs to know all VMs, so it does nothing while a host is missing.
 """
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("VM", "RESULT", "DETAIL")
 _LOOK_S = 5.0
+_GIB = 1 << 30
 
 
 class Row(Struct, frozen=True, rename="kebab", omit_defaults=True):
@@ -49,6 +51,7 @@ class Run(Struct):
     invocation: Invocation
     outcome: Outcome
     rows: list[Row] = []
+    bases: dict[tuple[str, str], int] | None = None  #: the GiB of images, by host and name; None: not asked yet
 
     @property
     def only_shown(self) -> bool:
@@ -66,6 +69,17 @@ class Run(Struct):
         if calls:
             ask.ask_each(self.session, calls, timeout)
         return calls
+
+    def find_least_disk(self, vm: VmReport) -> int:
+        """The GiB that a VM's disk has at least, because of the image that it stands on; 0 if nobody says."""
+        if self.bases is None:
+            everyone = ask.ask_everyone(self.session, "list-images", _LOOK_S)
+            self.bases = {}
+            for reply in everyone.replies:
+                with contextlib.suppress(ValueError):
+                    rows = lists.images_of(reply) if reply.answer.ok else []
+                    self.bases |= {(reply.answer.host or "", row.image): -(-row.virtual_size // _GIB) for row in rows}
+        return self.bases.get((vm.host, vm.image), 0)
 
 
 def read_file(path: str, environ: Mapping[str, str]) -> list[Wanted]:
@@ -150,7 +164,8 @@ def _compare(run: Run, wanted: Wanted, call: Call) -> None:
     except ValueError as error:
         run.outcome.fail(f"{call.subject}: the answer can't be read: {error}", "are agent and CLI of one version?")
         return run.tell(wanted, "not known")
-    found = differences.compare(wanted, vm, now)
+    least = run.find_least_disk(vm) if vm.disk > wanted.options.disk else 0
+    found = differences.compare(wanted, vm, now, least_disk=least)
     refused = False
     if not run.only_shown:
         for command, options in differences.find_commands(wanted, vm, found, now):

@@ -26,16 +26,19 @@ class Difference(Struct, frozen=True):
         return f"{self.field} {self.now or 'none'} → {self.wanted or 'none'}"
 
 
-def compare(wanted: Wanted, vm: VmReport, now: float) -> list[Difference]:
-    """Where the VM differs in what the file speaks of. Keys, user data and placement count only when a VM is made."""
-    return [one for one in _all(wanted, vm, now) if one.field in wanted.given]
+def compare(wanted: Wanted, vm: VmReport, now: float, *, least_disk: int = 0) -> list[Difference]:
+    """Where the VM differs in what the file speaks of. Keys, user data and placement count only when a VM is made.
+
+    :param least_disk: the GiB of the image that it stands on: its disk was never smaller.
+    """
+    return [one for one in _all(wanted, vm, now, least_disk) if one.field in wanted.given]
 
 
-def _all(wanted: Wanted, vm: VmReport, now: float) -> Iterator[Difference]:
+def _all(wanted: Wanted, vm: VmReport, now: float, least_disk: int) -> Iterator[Difference]:
     options, anew = wanted.options, f"delete-vm {wanted.name} and apply again makes it anew"
     if vm.image != options.image:
         yield Difference("image", vm.image, options.image, anew)
-    yield from _sizes(wanted.name, options, vm)
+    yield from _sizes(wanted.name, options, vm, least_disk)
     if vm.labels != options.labels:
         needs = f"labels can't be changed yet; {anew}"
         yield Difference("labels", text.labels(vm.labels), text.labels(options.labels), needs)
@@ -47,7 +50,7 @@ def _all(wanted: Wanted, vm: VmReport, now: float) -> Iterator[Difference]:
     yield from _expiry(wanted.name, options, vm, now)
 
 
-def _sizes(name: str, options: CreateVm, vm: VmReport) -> Iterator[Difference]:
+def _sizes(name: str, options: CreateVm, vm: VmReport, least_disk: int) -> Iterator[Difference]:
     off = vm.state == "stopped"
     for field, has, want, show in (
         ("cpus", vm.cpus, options.cpus, str),
@@ -60,7 +63,7 @@ def _sizes(name: str, options: CreateVm, vm: VmReport) -> Iterator[Difference]:
                 else f"needs stop: {PROGRAM} stop-vm {name}; {PROGRAM} resize-vm {name} --{field} {show(want)}"
             )
             yield Difference(field, show(has), show(want), needs)
-    if vm.disk != options.disk:
+    if not options.disk <= vm.disk <= max(options.disk, least_disk):
         needs = "" if options.disk > vm.disk else "a disk can only grow"
         yield Difference("disk", text.gibibytes(vm.disk), text.gibibytes(options.disk), needs)
 

@@ -116,6 +116,20 @@ def test_a_disk_that_grows_and_an_expiry_are_changed_at_once(use: Use, cli: Any,
     assert session.changes == ["resize-vm", "extend-vm"]
 
 
+@pytest.mark.parametrize(("disk", "same"), [(12, True), (13, False)])
+def test_a_disk_that_is_as_large_as_its_image_is_as_the_file_says(
+    use: Use, cli: Any, file: Path, disk: int, same: bool
+) -> None:
+    image = {"image": "debian", "format": "qcow2", "virtual-size": (11 << 30) + 1, "size": 1, "sha256": "0" * 64}
+    cloud = Cloud({"h1": [web1(disk=disk), web2()]})
+    cloud.behave = lambda host, command, options: (
+        success([image]) if command == "list-images" else cloud._do(host, command, options)
+    )
+    use(cloud)
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert (ran.code, "disk 13G → 10G (a disk can only grow)" in ran.err) == ((0, False) if same else (1, True))
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
