@@ -6,7 +6,6 @@ said to such an address, the host's own neighbour table has to say that the VM h
 """
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import time
@@ -38,6 +37,7 @@ AT_ONCE = 16
 NEIGHBOURS = Path("/proc/net/arp")
 
 Ask = Callable[[str], Awaitable[tuple[str, ...]]]
+_Try = asyncio.Task[tuple[StreamReader, StreamWriter]]
 
 
 @dataclass
@@ -117,22 +117,49 @@ def finalize_pause(silences: int) -> float:
 
 
 async def dial(vm_id: str, nic: Nic, port: int) -> tuple[StreamReader, StreamWriter]:
-    """Connect to a TCP port of a guest at the first of the IPv4 addresses it told that is its own and takes it.
+    """Connect to a TCP port of a guest at one of the IPv4 addresses it told that is its own and takes it.
+
+    All are tried at once: one that no way leads to from here, as of a VLAN in the guest, holds up none of the others.
 
     :raise NotThere: when there is none.
     """
     told = [address for address in pipes.find_dialable(nic.addresses) if ipaddress.ip_address(address).version == 4]
     if not told:
         raise NotThere(f"VM {vm_id} has told no IPv4 address", "run qemu-guest-agent in it; console-vm works without")
-    why = NotThere(f"port {port} of VM {vm_id}: no answer within {pipes.DIAL_TIMEOUT_S:g} s", "is it still booting?")
-    with contextlib.suppress(TimeoutError):
+    tries = [asyncio.create_task(_dial_own(vm_id, nic.mac, address, port)) for address in told]
+    taken = None
+    try:
         async with asyncio.timeout(pipes.DIAL_TIMEOUT_S):
-            for address in told:
-                try:
-                    return await _dial_own(vm_id, nic.mac, address, port)
-                except NotThere as error:
-                    why = error
-    raise why
+            taken = await _find_taken(tries)
+            return taken
+    except TimeoutError:
+        reason = f"port {port} of VM {vm_id}: no answer within {pipes.DIAL_TIMEOUT_S:g} s"
+        raise NotThere(reason, "is it still booting?") from None
+    finally:
+        await _leave(tries, taken)
+
+
+async def _find_taken(tries: list[_Try]) -> tuple[StreamReader, StreamWriter]:
+    """The first connection that is made.
+
+    :raise NotThere: when none is, and why the first was not.
+    """
+    pending = set(tries)
+    while pending:
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        made = next((one for one in tries if one.done() and one.exception() is None), None)
+        if made is not None:
+            return made.result()
+    return tries[0].result()
+
+
+async def _leave(tries: list[_Try], taken: tuple[StreamReader, StreamWriter] | None) -> None:
+    """End all tries, and close what they connected to but for the one that was taken."""
+    for one in tries:
+        one.cancel()
+    for found in await asyncio.gather(*tries, return_exceptions=True):
+        if found is not taken and not isinstance(found, BaseException):
+            found[1].transport.abort()
 
 
 async def _dial_own(vm_id: str, mac: str, address: str, port: int) -> tuple[StreamReader, StreamWriter]:

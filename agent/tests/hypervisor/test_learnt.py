@@ -191,3 +191,39 @@ def test_nothing_is_said_to_an_address_that_is_not_the_vms(
 def test_ipv6_addresses_are_shown_and_not_dialled() -> None:
     with pytest.raises(NotThere, match="no IPv4 address"):
         asyncio.run(learnt.dial("sgeqxcfi", Nic(MAC, ("2001:db8::1",), "guest-agent"), 22))
+
+
+def test_an_address_that_no_way_leads_to_holds_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "arp").write_text(TABLE.format(MAC))
+    monkeypatch.setattr(learnt, "NEIGHBOURS", tmp_path / "arp")
+    monkeypatch.setattr(learnt.pipes, "find_dialable", list)
+    open_connection, left = asyncio.open_connection, []
+
+    async def connect(address: str, port: int, **more: Any) -> tuple[StreamReader, StreamWriter]:
+        if address == "127.0.0.1":
+            return await open_connection(address, port, **more)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            left.append(address)
+        raise AssertionError("nobody waits for this")
+
+    async def call() -> None:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setattr(asyncio, "open_connection", connect)
+            async with asyncio.timeout(1):  # as long as `--wait ssh` gives it
+                _, writer = await learnt.dial("sgeqxcfi", Nic(MAC, ("10.0.0.9", "127.0.0.1"), "guest-agent"), port)
+            writer.transport.abort()
+
+    asyncio.run(call())
+    assert left == ["10.0.0.9"]
+
+
+def test_where_nobody_answers_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(asyncio, "open_connection", refuse)
+    with pytest.raises(NotThere, match=r"10\.0\.0\.9: Connection refused"):
+        asyncio.run(learnt.dial("sgeqxcfi", Nic(MAC, ("10.0.0.9", "10.0.0.10"), "guest-agent"), 22))
