@@ -201,3 +201,14 @@ class TestImages:
         ran = cli("delete-image", "old")
         assert (ran.code, ran.answers) == (1, [])
         assert 'Image "old" does not exist on any host' in ran.err
+
+    @pytest.mark.parametrize("says", [None, refusal("failed", "internal error"), success([{"image": 1}])])
+    def test_who_did_not_say_may_have_it(self, use: Use, cli: Any, says: Any) -> None:
+        def behave(host: str, _: str, __: dict[str, Any]) -> Any:
+            return says if host == "h1" else success([])
+
+        use(MemorySession({"h1": [], "h2": []}, behave=behave))
+        ran = cli("delete-image", "old", "--timeout", "1s", "-o", "table")
+        assert ran.code == 4
+        assert "does not exist on any host" not in ran.err
+        assert "did not" in ran.err
