@@ -223,6 +223,13 @@ def test_the_rules_know_each_vm_that_is_up(vm_net: Any, tmp_path: Path) -> None:
     assert "published" not in vm_net.finalize_elements({**OWN, "own": False})
 
 
+def test_a_vm_that_was_started_on_another_bridge_costs_no_other_its_rules(vm_net: Any, tmp_path: Path) -> None:
+    (tmp_path / "vms" / f"{OTHER}.json").write_text(json.dumps(vm_net.check(WISH, {**OWN, "own": False})))
+    assert "published" not in vm_net.finalize_elements(OWN)
+    (tmp_path / "vms" / f"{VM}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
+    assert "published { 8080 : 10.126.1.2 . 80 }" in vm_net.finalize_elements(OWN)
+
+
 def test_a_link_in_the_place_of_a_wish_is_not_followed(vm_net: Any, tmp_path: Path) -> None:
     (tmp_path / "wish").symlink_to("/etc/passwd")
     with pytest.raises(OSError):
