@@ -65,7 +65,7 @@ class Watched(Struct):
         self.trouble = reason
         if code == "vm-unknown":
             self.verdict, self.trouble = "hopeless", "does not exist any more" if self.report else "does not exist"
-        elif code != "host-down":
+        elif code not in _PASSING:
             self.verdict = "hopeless"
 
     def _judge(self, report: VmReport, milestone: str) -> None:
@@ -92,6 +92,9 @@ _HINTS = {
     "deleting": "",
 }
 """The states in which a VM comes no further by itself, and what to do."""
+
+_PASSING = ("host-down", "deadline-passed", "failed", "outcome-unknown")
+"""Refusals that say nothing of the VM: its host is down, or too busy to look in time. The next look tells more."""
 
 _ASK_GUEST = (
     "on a bridge of your own only the guest knows its address, and its qemu-guest-agent tells it: is there one?"

@@ -54,6 +54,23 @@ def test_pauses_grow_up_to_two_seconds() -> None:
     assert 30 < len(session.asked) < 40
 
 
+@pytest.mark.parametrize("code", ["host-down", "deadline-passed", "failed", "outcome-unknown"])
+def test_a_host_that_is_too_busy_to_look_ends_no_wait(code: str) -> None:
+    busy = refusal(code, "systemd did not answer within 10 s")
+    watched, _ = wait({}, busy, busy, {"reached": ["running", "ip", "ssh"]})
+    assert watched.verdict == "reached"
+    watched, _ = wait(busy, seconds=3)
+    outcome = report_waits([watched], "ssh", 3)
+    assert outcome.exit_code == Exit.PARTIAL
+    assert outcome.notes[0].endswith("VM web1 has not reached ssh: not within 3 s; systemd did not answer within 10 s")
+
+
+@pytest.mark.parametrize("code", ["forbidden", "bad-request"])
+def test_who_may_not_look_waits_no_longer(code: str) -> None:
+    watched, session = wait(refusal(code, "no"))
+    assert (watched.verdict, len(session.asked)) == ("hopeless", 1)
+
+
 @pytest.mark.parametrize(
     ("state", "said", "hint"),
     [
