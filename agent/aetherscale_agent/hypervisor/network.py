@@ -7,6 +7,7 @@ and believes none of it. An address lies in the VM's home, so it stays for as lo
 import hashlib
 import ipaddress
 import json
+import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,8 @@ from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.ports import HypervisorError, Nic
 from aetherscale_protocol.answers import AddressSource
 from aetherscale_protocol.options import CreateVm
+
+_log = logging.getLogger(__name__)
 
 LEASE_S = 300
 """As dnsmasq's configuration has it: so long it gives an address to nobody but who had it last. Seconds."""
@@ -46,9 +49,14 @@ class Network:
         return bool(self._settings.bridge)
 
     def load(self) -> None:
-        """Read the addresses that VMs have."""
+        """Read the addresses that VMs have. What can't be read, or is none, is passed over: its VM is given another."""
         for path in self._layout.homes.glob("*/address"):
-            self._addresses[path.parent.name] = path.read_text().strip()
+            try:
+                self._addresses[path.parent.name] = str(ipaddress.IPv4Address(path.read_bytes().decode().strip()))
+            except (OSError, ValueError) as error:
+                _log.warning(
+                    "VM %s: its address can't be read, and it will be given another: %s", path.parent.name, error
+                )
 
     def take(self, vm_id: str) -> None:
         """Give a VM an address, unless it has one of this network: at its making, and at the start of one that was made

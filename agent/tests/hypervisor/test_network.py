@@ -53,6 +53,20 @@ def test_an_address_follows_from_the_id_and_is_the_hosts_never() -> None:
         find_address(VM, "10.0.0.0/29", everyone)
 
 
+@pytest.mark.parametrize("text", [b"", b"\0\0\0\0", b"\xff\xfe", b"10.126.1.999\n"])
+def test_an_address_that_a_power_loss_spoilt_costs_nobody_anything(
+    text: bytes, network: Network, layout: Layout
+) -> None:
+    network.take(OTHER)
+    others = network.nic(OTHER, MAC)
+    layout.vm(VM).address.write_bytes(text)
+    anew = Network(NetworkSettings(bridge="aetherscale0", network=CIDR), layout)
+    anew.load()
+    assert (anew.nic(OTHER, MAC), anew.nic(VM, MAC).addresses) == (others, ())
+    anew.take(VM)
+    assert anew.nic(VM, MAC).addresses == (find_address(VM, CIDR, others.addresses),)
+
+
 def test_who_knows_an_address_follows_from_the_bridge(layout: Layout) -> None:
     theirs = Network(NetworkSettings(bridge="br0"), layout)
     assert theirs.nic(VM, MAC) == Nic(MAC, (), "guest-agent")
