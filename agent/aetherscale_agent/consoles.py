@@ -20,18 +20,30 @@ VIEWER_BUFFER = 64 << 10
 """How many bytes are kept for a viewer that does not keep up."""
 
 
-_UNPRINTED = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|[^!-~]")
-"""Terminal sequences and white space: what the lines of a log, made harmless, may lack."""
+_SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
+_BLANKS = bytes(byte for byte in range(256) if not 0x21 <= byte <= 0x7E)
+
+
+def _print(text: bytes) -> bytes:
+    """What is left without terminal sequences and white space, which the lines of a log, made harmless, may lack."""
+    return _SEQUENCE.sub(b"", text).translate(None, _BLANKS)
 
 
 def find_news(history: bytes, offered: bytes) -> bytes:
-    """What of `offered` is not in `history` yet, in whole lines. Where they have nothing in common, all of it."""
-    known = _UNPRINTED.sub(b"", history)
-    ends = [len(offered), *(match.end() for match in reversed([*re.finditer(rb"\n", offered)]))]
-    for end in ends[:MOST_COMPARED]:
-        begun = _UNPRINTED.sub(b"", offered[:end])
+    """What of `offered` is not in `history` yet, in whole lines. Where they have nothing in common, all of it.
+
+    It is the agent's loop that waits for this: each byte is looked at once, however many lines there are.
+    """
+    known = _print(history)
+    lines = re.findall(rb"[^\n]*\n|[^\n]+", offered)
+    printed = [_print(line) for line in lines]
+    whole = b"".join(printed)
+    end, length = len(offered), len(whole)
+    for line, piece in list(zip(lines, printed, strict=True))[: -MOST_COMPARED - 1 : -1]:
+        begun = whole[:length]
         if begun and (known.endswith(begun) or (known and begun.endswith(known))):
             return offered[end:]
+        end, length = end - len(line), length - len(piece)
     return offered
 
 

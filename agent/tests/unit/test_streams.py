@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -401,3 +402,12 @@ def test_a_viewer_misses_nothing_that_was_printed_while_the_log_was_read(
     history: bytes, offered: bytes, news: bytes
 ) -> None:
     assert find_news(history, offered) == news
+
+
+@pytest.mark.parametrize("line", [b"\x01" * 900 + b"\n", b" \n", b"hello world\n"], ids=["controls", "blank", "text"])
+def test_a_guest_that_floods_its_console_holds_the_agent_up_no_longer_with_many_lines(line: bytes) -> None:
+    history, offered = b"x " * 500_000, line * (VIEWER_BUFFER // len(line))
+    before = time.process_time()
+    for _ in range(10):
+        assert find_news(history, offered) == offered
+    assert time.process_time() - before < 1  # each line looked at with all before it: 2 s and more
