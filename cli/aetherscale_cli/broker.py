@@ -85,7 +85,6 @@ class BrokerSession:
         self._events: deque[Event] = deque()
         self._error: CliError | None = None
         self._published: list[str] = []
-        self._counters: list[_Counter] = []
         self._channel: Any = None
         self._closed = False
         self._connection = pika.SelectConnection(
@@ -95,6 +94,7 @@ class BrokerSession:
             on_close_callback=self._on_lost,
         )
         self._loop = self._connection.ioloop
+        self._counter = _Counter(self._connection, self._note)
 
     def connect(self) -> None:
         """Connect and log in.
@@ -127,10 +127,7 @@ class BrokerSession:
         """Ask how many consume a queue (see `wire.Session`)."""
         if self._error is not None:
             raise self._error
-        if self._counters:
-            self._counters[-1].ask(queue)
-        else:
-            self._connection.channel(on_open_callback=lambda channel: self._add_counter(channel).ask(queue))
+        self._counter.ask(queue)
 
     def next_event(self, deadline: float) -> Event | None:
         """Wait for what happens next (see `wire.Session`)."""
@@ -167,7 +164,7 @@ class BrokerSession:
     def _on_open(self, connection: Any) -> None:
         connection.add_on_connection_blocked_callback(self._on_blocked)
         connection.channel(on_open_callback=self._on_channel_open)
-        connection.channel(on_open_callback=self._add_counter)
+        self._counter.open()
 
     def _on_channel_open(self, channel: Any) -> None:
         channel.add_on_return_callback(lambda _c, _m, properties, _b: self._note(Returned(properties.correlation_id)))
@@ -196,31 +193,49 @@ class BrokerSession:
         self._error = self._error or error
         self._loop.stop()
 
-    def _add_counter(self, channel: Any) -> "_Counter":
-        return _Counter(channel, self._note, self._counters)
-
 
 class _Counter:
-    """A channel for counting consumers. A refusal closes it, so it is none of those that matter."""
+    """Counts consumers, on a channel that nothing else needs, because a refusal closes it.
 
-    def __init__(self, channel: Any, note: Callable[[Event], None], idle: list["_Counter"]) -> None:
-        self._channel = channel
+    One question after the other: to wait for the one before takes no longer than to open another channel.
+    """
+
+    def __init__(self, connection: Any, note: Callable[[Event], None]) -> None:
+        self._connection = connection
         self._note = note
-        self._idle = idle
-        self._queue = ""
-        channel.add_on_close_callback(self._on_close)
-        idle.append(self)
+        self._channel: Any = None
+        self._opening = False
+        self._queues: deque[str] = deque()  #: that are asked for; the first now, if there is a channel
+
+    def open(self) -> None:
+        """Open the channel, before anything is asked."""
+        self._opening = True
+        self._connection.channel(on_open_callback=self._on_open)
 
     def ask(self, queue: str) -> None:
         """Ask how many consume this queue."""
-        self._idle.remove(self)
-        self._queue = queue
-        self._channel.queue_declare(queue, passive=True, callback=self._on_count)
+        self._queues.append(queue)
+        if len(self._queues) == 1:
+            self._ask_next()
+
+    def _ask_next(self) -> None:
+        if self._queues and self._channel is not None:
+            self._channel.queue_declare(self._queues[0], passive=True, callback=self._on_count)
+        elif self._queues and not self._opening:
+            self.open()
+
+    def _on_open(self, channel: Any) -> None:
+        self._opening = False
+        self._channel = channel
+        channel.add_on_close_callback(self._on_close)
+        self._ask_next()
 
     def _on_count(self, frame: Any) -> None:
-        self._idle.append(self)
-        self._note(Counted(self._queue, frame.method.consumer_count))
+        self._note(Counted(self._queues.popleft(), frame.method.consumer_count))
+        self._ask_next()
 
     def _on_close(self, _channel: Any, reason: BaseException) -> None:
-        if isinstance(reason, pika.exceptions.ChannelClosedByBroker):
-            self._note(Counted(self._queue, 0 if reason.reply_code == _NOT_FOUND else None))
+        self._channel = None
+        if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and self._queues:
+            self._note(Counted(self._queues.popleft(), 0 if reason.reply_code == _NOT_FOUND else None))
+            self._ask_next()
