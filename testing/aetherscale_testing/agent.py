@@ -6,7 +6,8 @@ it is not the process's own), `keep` (true: disks and running VMs outlive the ag
 directory), `faults` (the folder of a fault's cell: see `faults.machine`), `muster` (seconds that it waits for its
 fleet when the broker is new), `guest-ports` (ports of the loopback, by the port of every guest that each is),
 `condition` (what the host finds when it looks at itself, by `ports.Condition`'s names), `checksums` (what is known of
-images' checksums, by name: `wrong`, `pending`, …), `version` (what it says its version is).
+images' checksums, by name: `wrong`, `pending`, …), `version` (what it says its version is), `notes` (the file in which
+it notes what it asks of its host: see `counting`).
 """
 
 import asyncio
@@ -42,6 +43,10 @@ def run() -> None:
 
 def run_with(settings: dict[str, Any]) -> None:
     """Be the agent that these settings describe, until it is told to stop."""
+    if "notes" in settings:
+        from aetherscale_testing import counting  # the real hypervisor's libraries come with it
+
+        counting.install(Path(settings.pop("notes")))
     images = FakeImages(*settings.pop("images"))
     resources = HostResources(settings.pop("cpus", 64), settings.pop("memory", 16384), settings.pop("disk", 1000))
     delays = Delays(build=settings.pop("build", 0), shutdown=settings.pop("shutdown", 0))

@@ -6,6 +6,7 @@
         wire.heal()         # what was sent meanwhile flows on; a side that closed meanwhile is closed
         wire.lose_power()   # the connections that there are fall silent; the broker hears of it only at `heal`
         wire.deafen()       # the connections that there are carry everything but deliveries
+    wire.watch = see    # see(connection, to_broker, data) is called with all that is relayed (see `tally`)
 
 All wires of a `Wires` are relayed by one thread. Their methods may be called from any other.
 """
@@ -19,6 +20,9 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 T = TypeVar("T")
+
+Watch = Callable[[int, bool, bytes], None]
+"""Called in the relaying thread: which connection, whether it goes to the broker, and what."""
 
 METHOD, HEADER, BODY = 1, 2, 3
 DELIVER = (60, 60)
@@ -138,6 +142,7 @@ class _Link:
             self.listen(True)
 
     def relay(self, end: _End, data: bytes) -> None:
+        self.wire.watch(id(self), end is self.agent, data)
         if end is self.agent:
             if self.broker is not None and self.broker.transport is not None:
                 self.broker.transport.write(data)
@@ -160,6 +165,7 @@ class Wire:
 
     def __init__(self, wires: "Wires", upstream: tuple[str, int]) -> None:
         self.port = 0
+        self.watch: Watch = lambda _connection, _to_broker, _data: None
         self._wires = wires
         self._upstream = upstream
         self._whole = asyncio.Event()

@@ -1,0 +1,92 @@
+"""What each command costs a real host, in counts (see `aetherscale_testing.budgets`): calls to systemd over D-Bus, QMP
+commands, processes started, files synced, threads. h1's agent notes them, in its own unit, confined as ever.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aetherscale_testing import budgets, counting
+from aetherscale_testing.counting import Notes
+from aetherscale_testing.rollout import Rollout
+
+HOST = "h1"
+AGENT = "aetherscale-agent.service"
+PYTHON = "/opt/aetherscale/current/bin/python"
+PROGRAM, NOTES = "/opt/counting.py", "/run/aetherscale/notes"
+DROP_IN = f"/run/systemd/system/{AGENT}.d"
+START = f"{PYTHON} {PROGRAM} {NOTES} --config /etc/aetherscale/agent.toml"
+
+CREATE = f"create-vm --host {HOST} --memory 128M --disk 1G --image"
+
+
+class Agent:
+    """h1's agent, which notes; and the numbers of the messages that each row's command was."""
+
+    def __init__(self, fleet: Rollout) -> None:
+        self.fleet = fleet
+        self.rows: dict[str, list[int]] = {}
+        self._seen: set[int] = set()
+
+    def notes(self) -> Notes:
+        """What it has noted."""
+        return Notes(self.fleet.run(HOST, "cat", NOTES))
+
+    def run(self, row: str, line: str, code: int = 0) -> str:
+        """Run a command of the CLI; the id of its VM."""
+        done = self.fleet.cli(*line.split(), check=False)
+        assert done.returncode == code, done.stdout + done.stderr
+        self.rows[row] = self.skip()
+        (answer, *_) = json.loads(done.stdout)
+        response = answer.get("response")
+        return str(response["vm-id"]) if isinstance(response, dict) else ""
+
+    def skip(self) -> list[int]:
+        """Count none of the messages that have come since the last row; their numbers."""
+        new = sorted(self.notes().begun.keys() - self._seen)
+        self._seen.update(new)
+        return new
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    fleet = Rollout()
+    write(fleet, PROGRAM, Path(counting.__file__).read_text())
+    fleet.run(HOST, "mkdir", "-p", DROP_IN)
+    write(fleet, f"{DROP_IN}/counting.conf", f"[Service]\nExecStart=\nExecStart={START}\n")
+    try:
+        restart(fleet)
+        yield Agent(fleet)
+    finally:
+        fleet.run(HOST, "rm", "-rf", PROGRAM, DROP_IN, NOTES)
+        restart(fleet)
+
+
+def write(fleet: Rollout, path: str, text: str) -> None:
+    fleet.run(HOST, "sh", "-c", 'printf %s "$1" > "$2"', "sh", text, path)
+
+
+def restart(fleet: Rollout) -> None:
+    fleet.run(HOST, "systemctl", "daemon-reload")
+    fleet.run(HOST, "systemctl", "restart", AGENT)
+    fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 40)
+
+
+def test_no_command_costs_a_host_more_or_less_than_it_did(agent: Agent) -> None:
+    agent.skip()
+    vm_id = agent.run("create-vm", f"{CREATE} ubuntu_base")
+    agent.run("create-vm, no such image", f"{CREATE} none", 1)
+    agent.run("list-vms", "list-vms")
+    agent.run("show-vm", f"show-vm {vm_id}")
+    agent.run("snapshot-vm", f"snapshot-vm {vm_id} clean")
+    agent.fleet.boot(vm_id)  # only then it hears its power button
+    agent.skip()
+    agent.run("stop-vm", f"stop-vm {vm_id}")
+    agent.run("start-vm", f"start-vm {vm_id}")
+    agent.run("stop-vm --kill", f"stop-vm --kill {vm_id}")
+    agent.run("delete-vm", f"delete-vm {vm_id}")
+    agent.fleet.run(HOST, "systemctl", "stop", AGENT)  # it finishes what is under way
+    notes = agent.notes()
+    budgets.hold("agent on a real host", {row: notes.of(*numbers) for row, numbers in agent.rows.items()})

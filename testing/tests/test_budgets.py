@@ -1,0 +1,142 @@
+"""The regression guard itself: that it sees what it counts, and fails when a number rises or falls."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from pika import frame, spec
+
+from aetherscale_testing import budgets
+from aetherscale_testing.counting import Notes
+from aetherscale_testing.proxy import Wire
+from aetherscale_testing.tally import Tally
+
+TABLE = """\
+# What it is.
+
+["agent"]
+"stop-vm" = "2 sync"
+
+# What follows.
+["CLI"]
+"list-vms" = "1 Basic.Publish"
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "budgets.toml"
+    path.write_text(TABLE)
+    monkeypatch.setattr(budgets, "TABLE", path)
+    monkeypatch.delenv(budgets.WRITE, raising=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("counted", "complaint"),
+    [
+        ({"stop-vm": {"sync": 3}}, "agent, stop-vm: sync: 2 expected, 3 counted"),
+        ({"stop-vm": {"sync": 1}}, "agent, stop-vm: sync: 2 expected, 1 counted"),
+        ({"stop-vm": {"sync": 2, "exec qemu-img": 1}}, "agent, stop-vm: exec qemu-img: 0 expected, 1 counted"),
+        ({"stop-vm": {}}, "agent, stop-vm: sync: 2 expected, 0 counted"),
+        ({}, "agent, stop-vm: sync: 2 expected, 0 counted"),
+        ({"stop-vm": {"sync": 2}, "new-vm": {}}, "agent, new-vm: no such row"),
+    ],
+)
+@pytest.mark.usefixtures("table")
+def test_a_count_that_rises_or_falls_is_told(counted: dict[str, dict[str, int]], complaint: str) -> None:
+    budgets.hold("agent", {"stop-vm": {"sync": 2}})
+    with pytest.raises(AssertionError, match=complaint):
+        budgets.hold("agent", counted)
+
+
+def test_the_table_can_be_written_and_keeps_its_comments(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = {"list-vms": {"sync": 1}, "stop-vm, twice": {"sync": 4, "thread": 2}}
+    monkeypatch.setenv(budgets.WRITE, "write")
+    budgets.hold("agent", counted)
+    budgets.hold("a new one", {"stop-vm": {"sync": 4}})
+    monkeypatch.delenv(budgets.WRITE)
+    rows = '"each of them" = "1 sync"\n"list-vms" = ""\n"stop-vm, twice" = "3 sync, 2 thread"\n'
+    before = TABLE.replace('"stop-vm" = "2 sync"\n', rows)
+    assert table.read_text() == before + '\n["a new one"]\n"stop-vm" = "4 sync"\n'
+    budgets.hold("agent", counted)
+    budgets.hold("a new one", {"stop-vm": {"sync": 4}})
+    budgets.hold("CLI", {"list-vms": {"Basic.Publish": 1}})
+
+
+def publish(key: str, body: bytes = b"{}") -> bytes:
+    method = frame.Method(1, spec.Basic.Publish(exchange="computing", routing_key=key))
+    header = frame.Header(1, len(body), spec.BasicProperties())
+    return b"".join(part.marshal() for part in (method, header, frame.Body(1, body)))
+
+
+def test_methods_are_counted_however_the_bytes_are_cut() -> None:
+    wire = cast(Wire, SimpleNamespace())
+    tally = Tally(wire)
+    declare = frame.Method(1, spec.Queue.Declare(queue="computing-hosts", passive=True)).marshal()
+    said = frame.ProtocolHeader().marshal() + frame.Heartbeat().marshal() + publish("list-vms") + declare
+    said += publish("computing-known.h1") + publish("computing-known.h1")
+    for at in range(len(said)):
+        wire.watch(1, True, said[at : at + 1])
+    assert tally.settle({"Basic.Publish": 1, "Queue.Declare": 1}) == {"Basic.Publish": 1, "Queue.Declare": 1}
+    answer = frame.Method(1, spec.Queue.DeclareOk("computing-hosts", 0, 3)).marshal()
+    delivery = frame.Method(1, spec.Basic.Deliver("c", 1, False, "", "amq.rabbitmq.reply-to.g2")).marshal()
+    wire.watch(1, False, answer + delivery)
+    wire.watch(2, False, delivery)
+    assert tally.settle({"Basic.Deliver": 2}) == {"Basic.Deliver": 2}
+
+
+def test_what_does_not_come_is_not_waited_for_and_what_is_too_much_is_not_lost() -> None:
+    wire = cast(Wire, SimpleNamespace())
+    tally = Tally(wire)
+    wire.watch(1, True, publish("list-vms") * 2)
+    assert tally.settle({"Basic.Publish": 3}, quiet=0.01) == {"Basic.Publish": 2}
+    assert tally.settle({}) == {}
+    wire.watch(1, True, publish("list-vms"))
+    tally.forget(0.01)
+    assert tally.settle({}) == {}
+
+
+NOTING = """
+import asyncio, os, subprocess, sys
+from pathlib import Path
+from types import SimpleNamespace
+from aetherscale_agent.handlers import Handlers
+from aetherscale_testing import counting
+
+async def work(self, session, delivery):
+    await asyncio.to_thread(os.fsync, file)
+    later.append(asyncio.create_task(start()))
+
+async def start():
+    await asyncio.sleep(0)
+    await (await asyncio.create_subprocess_exec("true")).wait()
+    subprocess.run(["true"])
+
+async def main():
+    for body in (b'{"command": "stop-vm"}', b"?"):
+        await asyncio.create_task(Handlers.on_message(None, None, SimpleNamespace(body=body)))
+    await asyncio.gather(*later)
+
+later, file = [], os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+Handlers.on_message = work
+counting.install(Path(sys.argv[1]))
+os.fdatasync(file)
+asyncio.run(main())
+"""
+
+
+def test_what_is_done_for_a_message_is_noted_with_its_number_wherever_it_is_done(tmp_path: Path) -> None:
+    environ: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", NOTING, str(tmp_path / "notes")], env=environ, check=True)
+    notes = Notes((tmp_path / "notes").read_text())
+    each = Counter({"thread": 1, "sync": 1, "exec true": 2})
+    assert notes.begun == {1: "stop-vm", 2: "?"}
+    assert notes.of(1) == notes.of(2) == each
+    assert notes.of(0) == {"sync": 1}
+    assert notes.of(1, 2) == each + each
