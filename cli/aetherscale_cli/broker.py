@@ -94,18 +94,21 @@ class BrokerSession:
             on_close_callback=self._on_lost,
         )
         self._loop = self._connection.ioloop
-        self._counter = _Counter(self._connection, self._note)
+        self._counter = _Counter(self._connection, self._note, self._loop.stop)
 
     def connect(self) -> None:
         """Connect and log in.
 
         :raise CliError: when that fails, with the reason in the operator's words.
         """
-        self._run_until(lambda: self._channel is not None, time.monotonic() + CONNECT_TIMEOUT_S)
+        self._run_until(self._is_ready, time.monotonic() + CONNECT_TIMEOUT_S)
         if self._error is not None:
             raise self._error
-        if self._channel is None:
+        if not self._is_ready():
             raise timed_out(self._target, CONNECT_TIMEOUT_S)
+
+    def _is_ready(self) -> bool:
+        return self._channel is not None and not self._counter.is_opening
 
     def publish(self, message: Message) -> None:
         """Send a command (see `wire.Session`)."""
@@ -197,45 +200,49 @@ class BrokerSession:
 class _Counter:
     """Counts consumers, on a channel that nothing else needs, because a refusal closes it.
 
-    One question after the other: to wait for the one before takes no longer than to open another channel.
+    Questions are answered in their order: to wait for the one before takes no longer than to open another channel.
     """
 
-    def __init__(self, connection: Any, note: Callable[[Event], None]) -> None:
+    def __init__(self, connection: Any, note: Callable[[Event], None], on_open: Callable[[], None]) -> None:
         self._connection = connection
         self._note = note
+        self._opened = on_open
         self._channel: Any = None
-        self._opening = False
-        self._queues: deque[str] = deque()  #: that are asked for; the first now, if there is a channel
+        self._queues: deque[str] = deque()  #: that are asked for, or will be once there is a channel
+        self.is_opening = False
 
     def open(self) -> None:
         """Open the channel, before anything is asked."""
-        self._opening = True
+        self.is_opening = True
         self._connection.channel(on_open_callback=self._on_open)
 
     def ask(self, queue: str) -> None:
         """Ask how many consume this queue."""
         self._queues.append(queue)
-        if len(self._queues) == 1:
-            self._ask_next()
-
-    def _ask_next(self) -> None:
-        if self._queues and self._channel is not None:
-            self._channel.queue_declare(self._queues[0], passive=True, callback=self._on_count)
-        elif self._queues and not self._opening:
+        if self._channel is not None:
+            self._send(queue)
+        elif not self.is_opening:
             self.open()
 
+    def _send(self, queue: str) -> None:
+        self._channel.queue_declare(queue, passive=True, callback=self._on_count)
+
     def _on_open(self, channel: Any) -> None:
-        self._opening = False
+        self.is_opening = False
         self._channel = channel
         channel.add_on_close_callback(self._on_close)
-        self._ask_next()
+        for queue in self._queues:
+            self._send(queue)
+        self._opened()
 
     def _on_count(self, frame: Any) -> None:
         self._note(Counted(self._queues.popleft(), frame.method.consumer_count))
-        self._ask_next()
 
     def _on_close(self, _channel: Any, reason: BaseException) -> None:
         self._channel = None
-        if isinstance(reason, pika.exceptions.ChannelClosedByBroker) and self._queues:
+        if not isinstance(reason, pika.exceptions.ChannelClosedByBroker):
+            return
+        if self._queues:  # the first was refused; the others are asked on a new channel
             self._note(Counted(self._queues.popleft(), 0 if reason.reply_code == _NOT_FOUND else None))
-            self._ask_next()
+        if self._queues:
+            self.open()
