@@ -14,6 +14,7 @@ import asyncio
 import json
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def run_with(settings: dict[str, Any]) -> None:
         from aetherscale_testing import counting  # the real hypervisor's libraries come with it
 
         counting.install(Path(settings.pop("notes")))
+    serve = prepare(settings)
+    main._set_up_logging("debug")
+    asyncio.run(serve())
+
+
+def prepare(settings: dict[str, Any]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """The agent that these settings describe: to be awaited, in an event loop which it may share with others."""
     images = FakeImages(*settings.pop("images"))
     resources = HostResources(settings.pop("cpus", 64), settings.pop("memory", 16384), settings.pop("disk", 1000))
     delays = Delays(build=settings.pop("build", 0), shutdown=settings.pop("shutdown", 0))
@@ -70,9 +78,8 @@ def run_with(settings: dict[str, Any]) -> None:
     known = {name: settings[name] for name in AgentConfig.__struct_fields__ if name in settings}
     base = load_config(None, os.environ)
     config = msgspec.structs.replace(base, **{"heartbeat": 1, "run_dir": f"{settings['state_dir']}/run", **known})
-    main._set_up_logging("debug")
     main._lock(Path(config.state_dir))
-    asyncio.run(main.serve_over(config, hypervisor, images, clock=machine.clock))
+    return lambda: main.serve_over(config, hypervisor, images, clock=machine.clock)
 
 
 if __name__ == "__main__":

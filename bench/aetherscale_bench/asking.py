@@ -1,0 +1,96 @@
+"""A client that is connected already: the CLI's own session, so that what is timed is what a user's program would see."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from aetherscale_cli.broker import BrokerSession, open_session
+from aetherscale_cli.contexts import Target
+from aetherscale_cli.wire import Delivered, Message
+from aetherscale_protocol import names
+from aetherscale_protocol.answers import Answer, decode_answer
+from aetherscale_protocol.settings import BrokerSettings
+from aetherscale_testing.broker import TestBroker
+
+PATIENCE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What came of one command: the answers as they came, and when, in ms since it was published."""
+
+    bodies: tuple[bytes, ...]
+    times: tuple[float, ...]
+
+    @property
+    def answers(self) -> list[Answer]:
+        """The answers, decoded."""
+        return [decode_answer(body) for body in self.bodies]
+
+    @property
+    def responses(self) -> list[Any]:
+        """What is in them."""
+        return [json.loads(bytes(answer.response)) for answer in self.answers]
+
+
+class Asker:
+    """Asks one thing after the other, or many at once."""
+
+    def __init__(self, session: BrokerSession) -> None:
+        self._session = session
+
+    def ask(self, command: str, expected: int = 1, **options: Any) -> Asked:
+        """Publish a command, and wait for so many answers.
+
+        :raise TimeoutError: when they don't come.
+        """
+        begin = time.perf_counter()
+        self._publish(command, options)
+        bodies, times = [], []
+        while len(bodies) < expected:
+            bodies.append(self._next().body)
+            times.append((time.perf_counter() - begin) * 1000)
+        return Asked(tuple(bodies), tuple(times))
+
+    def ask_each(self, command: str, options: Sequence[dict[str, Any]], at_once: int) -> list[Answer]:
+        """Publish a command with each of these options, so many of them unanswered at a time; the answers to each.
+
+        :raise TimeoutError: when they don't come.
+        """
+        numbers: dict[str, int] = {}
+        answers: dict[int, Answer] = {}
+        for number, one in enumerate(options):
+            while len(numbers) - len(answers) >= at_once:
+                self._take(numbers, answers)
+            numbers[self._publish(command, one)] = number
+        while len(answers) < len(options):
+            self._take(numbers, answers)
+        return [answers[number] for number in range(len(options))]
+
+    def _publish(self, command: str, options: dict[str, Any]) -> str:
+        request_id = names.new_request_id()
+        body = json.dumps({"command": command, "options": options}).encode()
+        deadline_ms = int((time.time() + PATIENCE_S) * 1000)
+        self._session.publish(Message(command, body, request_id, request_id, deadline_ms, changes=True))
+        return request_id
+
+    def _next(self) -> Delivered:
+        event = self._session.next_event(time.monotonic() + PATIENCE_S)
+        if not isinstance(event, Delivered):
+            raise TimeoutError(f"no answer came, but {event}")
+        return event
+
+    def _take(self, numbers: dict[str, int], answers: dict[int, Answer]) -> None:
+        event = self._next()
+        answers[numbers[event.correlation_id]] = decode_answer(event.body)
+
+
+@contextmanager
+def asking(broker: TestBroker) -> Iterator[Asker]:
+    """A client of this broker."""
+    target = Target(BrokerSettings(url=broker.url()), "the benchmark's own broker")
+    with open_session(target, "aetherscale-bench") as session:
+        yield Asker(session)
