@@ -1,4 +1,4 @@
-"""An agent is small: it holds a hundred VMs in less than 60 MB. `bench/memory.py` says what takes how much."""
+"""An agent is small: it holds a hundred VMs in less than 60 MB. `make bench ONLY=memory` says what takes how much."""
 
 import pytest
 

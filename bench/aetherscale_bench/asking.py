@@ -1,4 +1,4 @@
-"""A client that is connected already: the CLI's own session, so that what is timed is what a user's program would see."""
+"""A client that is connected already: the CLI's own session, so that what is timed is what it would see."""
 
 import json
 import time
@@ -49,7 +49,8 @@ class Asker:
         """
         begin = time.perf_counter()
         self._publish(command, options)
-        bodies, times = [], []
+        bodies: list[bytes] = []
+        times: list[float] = []
         while len(bodies) < expected:
             bodies.append(self._next().body)
             times.append((time.perf_counter() - begin) * 1000)

@@ -23,8 +23,11 @@ BENCHES = {
     "startup": Bench("how long the CLI takes to say anything: --help, completion", "startup", runs=21),
     "list-vms": Bench("list-vms as a process: 3 hosts, 30 VMs; a dead host; a frozen one", "listing", runs=21, hosts=3),
     "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100),
-    "placement": Bench("where 1,000 creates go on 200 simulated hosts; one that a single host can take", "placement", 21),
+    "placement": Bench("where 1,000 creates go on 200 simulated hosts; one for a single host", "placement", 21),
     "queues": Bench("classic and quorum queue, for the queue of creates", "queues", runs=201),
+    "recovery": Bench("200 agents, from their broker's return until all consume again", "recovery", runs=3),
+    "memory": Bench("what an agent takes of its host's memory", "memory", runs=3),
+    "streams": Bench("bytes through the broker: tunnel-vm, and list-vms meanwhile", "streams", runs=5),
     "broker": Bench("what a host and a VM take of the broker", "broker", runs=1),
 }
 

@@ -79,7 +79,9 @@ def wrong(options: dict[str, Any], answer: Answer) -> bool:
 
 def reports(client: Asker) -> list[HostReport]:
     """What each host says of itself."""
-    return [msgspec.json.decode(bytes(one.response), type=HostReport) for one in client.ask("list-hosts", HOSTS).answers]
+    return [
+        msgspec.json.decode(bytes(one.response), type=HostReport) for one in client.ask("list-hosts", HOSTS).answers
+    ]
 
 
 def unevenness(client: Asker) -> float:

@@ -47,7 +47,6 @@ def page(results: Sequence[Result]) -> str:
     parts = [(NOTES / "introduction.md").read_text().rstrip(), "\n".join(overview(results))]
     for result in results:
         parts.append("\n".join(section(result)))
-    parts.append((NOTES / "older.md").read_text().rstrip())
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A fleet whose broker was killed is back soon after it, and does not come as a herd. `bench/recovery.py`: with 200."""
+"""A fleet whose broker was killed is back soon after it, and does not come as a herd. `make bench` takes 200."""
 
 from collections.abc import Iterator
 from pathlib import Path

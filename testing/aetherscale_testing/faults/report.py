@@ -79,8 +79,8 @@ RECOVERY = """
 ## After a broker's restart, and in memory
 
 Wanted: 200 agents consume again within 10 s of the broker's return, and an agent that holds 100 VMs takes less than
-60 MB. All 200 shared two busy cores with the broker; the VMs were in memory. A broker that was wiped is another
-matter: there agents wait for each other first.
+60 MB. What was measured: [benchmarks.md](benchmarks.md#recovery). A broker that was wiped is another matter: there
+agents wait for each other first.
 """
 
 RUN = """
@@ -92,7 +92,7 @@ RUN = """
 | the matrix over a hypervisor in memory | `make matrix` (one cell: `--step`, `--when`, `--fault`) | 20 minutes |
 | a slice of it, the model, the lab's matrix and a short storm | `make test` | see there |
 | a storm | `make chaos MINUTES=20 SEED=1` | as asked, and 3 minutes |
-| recovery of 200 agents; memory of an agent | `python bench/recovery.py`, `python bench/memory.py` | 3 minutes |
+| recovery of 200 agents; memory of an agent | `make bench ONLY=recovery`, `make bench ONLY=memory` | 5 minutes |
 | this page | `make reliability` | at once |
 
 ## What is not promised
@@ -116,7 +116,7 @@ RUN = """
 
 def make_page(folder: Path) -> str:
     """The page, from the results in this folder."""
-    parts = [HEAD, *_model(folder), *_matrix(folder), *_lab(folder), *_storm(folder), *_figures(folder), RUN]
+    parts = [HEAD, *_model(folder), *_matrix(folder), *_lab(folder), *_storm(folder), RECOVERY, RUN]
     return "".join(parts)
 
 
@@ -231,39 +231,3 @@ def _storm(folder: Path) -> Iterator[str]:
             ("create to answer, median and 95 %", f"{latency['median']} s, {latency['p95']} s"),
         ),
     )
-
-
-def _figures(folder: Path) -> Iterator[str]:
-    yield RECOVERY
-    found = _load(folder, "recovery.json")
-    if found is None:
-        yield _missing("python bench/recovery.py --label after --out docs/results/recovery.json")
-    else:
-        yield _recovery(found["after"]["summary"])
-    found = _load(folder, "memory.json")
-    if found is None:
-        yield _missing("python bench/memory.py --out docs/results/memory.json")
-    else:
-        yield _memory(found["MiB"])
-
-
-def _recovery(cases: Rows) -> str:
-    """How long 200 agents take to be back, from the broker's word that it listens; each figure: median, least, most."""
-    head = ("200 agents, broker", "runs", "all consume again (s)", "most connections accepted in 100 ms")
-    rows = (
-        (
-            f"{'wiped' if case['wiped'] else 'killed'}, down for {case['down']} s",
-            case["runs"],
-            "{} ({} to {})".format(*case["consuming"]),
-            "{:g} ({} to {})".format(*case["peak"]),
-        )
-        for case in cases
-    )
-    return _table(head, rows)
-
-
-def _memory(rows: Rows) -> str:
-    """The resident memory of one agent."""
-    moments = [name for name in rows[0] if name != "vms"]
-    head = ("VMs that an agent holds", *(f"Rss {name} (MiB)" for name in moments))
-    return _table(head, ((row["vms"], *(row[name]["Rss"] for name in moments)) for row in rows))
