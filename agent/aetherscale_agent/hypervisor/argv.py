@@ -1,5 +1,6 @@
 """From a VM's spec to QEMU's arguments and the unit's limits. Pure."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from aetherscale_agent.hypervisor.config import VmPaths
@@ -91,6 +92,7 @@ def _monitor(name: str, path: str) -> list[str]:
     return ["-chardev", f"socket,id={name},path={path},server=on,wait=off", "-mon", f"chardev={name},mode=control"]
 
 
+@functools.lru_cache(maxsize=1024)  # asked for each VM of every list, and once a second
 def finalize_mac(vm_id: str) -> str:
     """A MAC address of the VM's own, in QEMU's range: the same at every start, so that guests keep their interface."""
     number = 0
