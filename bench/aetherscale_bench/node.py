@@ -8,6 +8,7 @@ from pathlib import Path
 from aetherscale_testing import swarm
 from aetherscale_testing.broker import TestBroker, private_broker
 from aetherscale_testing.memory import memory_of
+from aetherscale_testing.recovery import cpu_seconds
 
 SHM = Path("/dev/shm")
 
@@ -27,6 +28,16 @@ def version(broker: TestBroker) -> str:
     return broker.ctl("version").strip()
 
 
+def pid(broker: TestBroker) -> int:
+    """Of the Erlang machine itself."""
+    return int(Path(broker.environ["RABBITMQ_PID_FILE"]).read_text())
+
+
+def cpu_s(broker: TestBroker) -> float:
+    """What it has used of the CPU."""
+    return cpu_seconds(pid(broker))
+
+
 def memory_mib(broker: TestBroker) -> float:
     """The Rss of the broker, its garbage collected, in MiB: what it holds against its watermark.
 
@@ -34,7 +45,7 @@ def memory_mib(broker: TestBroker) -> float:
     kernel would let a connection on the loopback send at once (4 MiB), of which next to nothing is ever touched.
     """
     broker.ctl("force_gc")
-    return memory_of(int(Path(broker.environ["RABBITMQ_PID_FILE"]).read_text()))["Rss"]
+    return memory_of(pid(broker))["Rss"]
 
 
 def connections(broker: TestBroker) -> int:

@@ -1,7 +1,7 @@
 """list-vms of a thousand hosts: real agents, each with its own two connections, on one private broker."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from aetherscale_bench import node
 from aetherscale_bench.asking import Asker, asking
@@ -25,36 +25,33 @@ def measure(runs: int) -> Result:
         facts["RabbitMQ"] = node.version(broker)
         remember(broker, list(hosts))
         with Swarm(broker, folder, hosts, PROCESSES) as swarm, asking(broker) as client:
-            lists(client, 3)
+            lists(client, 3, {})
             before = memory(swarm, broker, "before")
-            times = lists(client, runs)
+            samples = lists(client, runs, {"agents": swarm.cpu, "broker": lambda: node.cpu_s(broker)})
             after = memory(swarm, broker, f"after {runs} lists")
-    first, half, last = (Sample(name, "ms", tuple(row)) for name, row in zip(NAMES, times, strict=True))
-    return Result("scale", (first, half, last, *before, *after), tuple(targets(last, before, after)), facts)
+    return Result("scale", (*samples, *before, *after), tuple(targets(samples[0], before, after)), facts)
 
 
-NAMES = (
-    "list-vms, publish to first answer",
-    "list-vms, publish to half of the answers",
-    f"list-vms, publish to last of {HOSTS:,} answers",
-)
-
-
-def lists(client: Asker, count: int) -> list[list[float]]:
-    """Ask so often; when the first, the middle and the last answer came, in ms.
+def lists(client: Asker, count: int, cpu: Mapping[str, Callable[[], float]]) -> list[Sample]:
+    """Ask so often; when the last, the middle and the first answer came, in ms; and what CPU that took.
 
     :raise RuntimeError: when a VM is missing.
     """
-    times: list[list[float]] = [[], [], []]
+    rows: list[list[float]] = []
     for _ in range(count):
         time.sleep(REST_S)
+        clocks = [time.process_time, *cpu.values()]
+        before = [clock() for clock in clocks]
         asked = client.ask("list-vms", HOSTS)
+        spent = [round((clock() - begin) * 1000) for clock, begin in zip(clocks, before, strict=True)]
+        rows.append([*(round(asked.times[at], 1) for at in (HOSTS - 1, HOSTS // 2, 0)), *spent])
         there = {vm for response in asked.responses for vm in response}
         if len(there) != HOSTS * VMS:
             raise RuntimeError(f"{len(there)} of {HOSTS * VMS} VMs were listed")
-        for row, at in zip(times, (0, HOSTS // 2, HOSTS - 1), strict=True):
-            row.append(round(asked.times[at], 1))
-    return times
+    answers = (f"last of {HOSTS:,} answers", "half of the answers", "first answer")
+    names = [f"list-vms, publish to {what}" for what in answers]
+    names += [f"CPU of the {what}, all cores, meanwhile" for what in ("client", *cpu)]
+    return [Sample(name, "ms", tuple(values)) for name, values in zip(names, zip(*rows, strict=True), strict=True)]
 
 
 def memory(swarm: Swarm, broker: TestBroker, when: str) -> tuple[Sample, Sample]:
