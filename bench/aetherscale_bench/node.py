@@ -48,6 +48,12 @@ def memory_mib(broker: TestBroker) -> float:
     return memory_of(pid(broker))["Rss"]
 
 
+def erlang_mib(broker: TestBroker) -> float:
+    """What the broker has allocated by Erlang's count, in MiB: for little things that are no connections."""
+    broker.ctl("force_gc")
+    return int(broker.ctl("eval", "erlang:memory(total).")) / (1 << 20)
+
+
 def connections(broker: TestBroker) -> int:
     """How many it has."""
     return int(broker.ctl("eval", "length(rabbit_networking:connections())."))
