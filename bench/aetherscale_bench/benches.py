@@ -29,6 +29,8 @@ BENCHES = {
     "memory": Bench("what an agent takes of its host's memory", "memory", runs=3),
     "streams": Bench("bytes through the broker: tunnel-vm, and list-vms meanwhile", "streams", runs=5),
     "broker": Bench("what a host and a VM take of the broker", "broker", runs=1),
+    "rollout": Bench("site.yml from nothing, once more, with a host added; what a host costs", "rollout", runs=3),
+    "article": Bench("list-vms beside the article's client, which waits for seconds", "article", runs=11),
 }
 
 
