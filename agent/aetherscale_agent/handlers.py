@@ -171,7 +171,7 @@ class Handlers:
             await asyncio.shield(self._host.go_on(work))  # it is nobody else's now, whatever becomes of the connection
         else:
             self._answer(incoming, await self._read(incoming))
-            delivery.channel.ack(delivery)
+            session.acknowledge_later(delivery)
 
     async def _drop_stale_binding(self, session: Session, key: str) -> None:
         """Whom the directory names for a VM that it does not know takes itself out of the directory."""

@@ -50,6 +50,8 @@ STARTED_AT_ONCE = 4
 """Commands begun before the broker is listened to again."""
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
+ACKNOWLEDGE_LATER_S = 0.2
+"""How long what changed nothing may stay unacknowledged. If the connection is lost meanwhile, it is answered again."""
 LOOK_FOR_BURIALS_S = 60.0
 """How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
@@ -101,6 +103,7 @@ class Session:
         self._turns: Turns[Delivery] = Turns(MOST_HELD)
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
+        self._answered: list[Delivery] = []  #: to be acknowledged
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -146,6 +149,7 @@ class Session:
 
     def cut(self, reason: str) -> None:
         """Drop the connection and cancel all work that hangs on it; nothing happens if that was done."""
+        self._acknowledge_answered()
         self.connection.drop(reason)
         for task in self._tasks:
             task.cancel()
@@ -539,6 +543,18 @@ class Session:
         """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""
         delivery.channel.ack(delivery)
         await delivery.channel.barrier(names.host_queue(self.host.name))
+
+    def acknowledge_later(self, delivery: Delivery) -> None:
+        """Acknowledge what changed nothing, some time after its answer: where all hosts are asked, answers go first."""
+        if not self._answered:
+            asyncio.get_running_loop().call_later(ACKNOWLEDGE_LATER_S, self._acknowledge_answered)
+        self._answered.append(delivery)
+
+    def _acknowledge_answered(self) -> None:
+        answered, self._answered = self._answered, []
+        with contextlib.suppress(BrokerLost):  # then they come again, and are answered again
+            for delivery in answered:
+                delivery.channel.ack(delivery)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(self._guarded(work))

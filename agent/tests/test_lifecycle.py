@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fakes import read_fake_vms
 from aetherscale_testing.fleet import AgentProcess, Fleet
@@ -112,3 +113,13 @@ def test_a_vm_is_cloned_when_it_is_off(agent: AgentProcess, client: SeedClient) 
     ask(client, "stop-vm", "r1", kill=True)
     assert told(ask(client, "create-vm", "c2", CLONE, image="a", memory=512, disk=1, clone_of=ID)) == "starting"
     assert vms(agent)[CLONE].disk == 2
+
+
+def test_an_agent_that_stops_leaves_nothing_that_it_has_answered(
+    agent: AgentProcess, client: SeedClient, broker: TestBroker
+) -> None:
+    for _ in range(3):
+        client.ask("list-vms", 1)
+    agent.stop()
+    left = {row["name"]: row["messages"] for row in broker.table("list_queues", "name", "messages")}
+    assert left["computing-host.h1"] == left["computing-undeliverable"] == 0
