@@ -5,9 +5,9 @@ many will come. Written anew from that description. `WAIT_S` is the least that "
 """
 
 import json
-import sys
 from collections.abc import Callable
 
+from aetherscale_bench import installed
 from aetherscale_bench.figures import Result, Sample, machine
 from aetherscale_bench.fleet import BROKER, Fleet
 from aetherscale_bench.rollout import started
@@ -59,7 +59,7 @@ def measure(runs: int) -> Result:
 
 def ask(fleet: Fleet) -> str:
     """What that client prints."""
-    return run([sys.executable, "-c", CLIENT], env=fleet.env | {"RABBITMQ_HOST": fleet.lab.plan.host(BROKER).address})
+    return run([installed.PYTHON, "-c", CLIENT], env=fleet.env | {"RABBITMQ_HOST": fleet.lab.plan.host(BROKER).address})
 
 
 def whole(listing: Callable[[], str]) -> Callable[[], None]:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 
+from aetherscale_bench import installed
 from aetherscale_bench.figures import Result
 from aetherscale_bench.fleet import Fleet
 
@@ -36,6 +37,7 @@ BENCHES = {
 
 def run(names: Sequence[str], runs: int | None = None) -> Iterator[Result]:
     """Run benchmarks one after the other; those on a lab of the same size share it, in the order of `BENCHES`."""
+    installed.install()
     with ExitStack() as stack:
         fleets: dict[int, Fleet] = {}
         for name in (name for name in BENCHES if name in names):

@@ -14,13 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from aetherscale_bench import installed
 from aetherscale_bench.timing import run
 from aetherscale_lab import guest, model, roots
 from aetherscale_lab.lab import Lab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
-CLI = str(PROGRAMS / "aetherscale-cli")
+CLI = installed.CLI
 IMAGE = "ubuntu_base"
 BROKER = "broker1"
 

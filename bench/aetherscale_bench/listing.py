@@ -1,10 +1,10 @@
 """list-vms as a user types it: a process that starts, asks all hosts over TLS, prints and ends."""
 
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aetherscale_bench import installed
 from aetherscale_bench.figures import Result, Sample, Target, machine, ratio
 from aetherscale_bench.fleet import CLI, Fleet
 from aetherscale_bench.timing import run, side_by_side
@@ -45,7 +45,7 @@ def beside_the_floor(fleet: Fleet, name: str, runs: int, *options: str) -> list[
     return side_by_side(
         {
             name: lambda: check(fleet.cli("list-vms", *options, codes=(0, PARTIAL)), name),
-            f"{FLOOR} (beside {name})": lambda: run([sys.executable, "-c", "import pika, ssl"]),
+            f"{FLOOR} (beside {name})": lambda: run([installed.PYTHON, "-c", "import pika, ssl"]),
         },
         runs,
     )

@@ -137,6 +137,21 @@ class Invocation(Struct, frozen=True):
 class _Parser(argparse.ArgumentParser):
     """Errors in the house's form, with what was typed made safe."""
 
+    _width: int | None = 80
+    """Of a help that nobody reads: argparse formats each argument once to check it. Unset, it asks the terminal, by
+    shutil, which takes as long to load as argparse.
+    """
+
+    def _get_formatter(self) -> argparse.HelpFormatter:
+        make: Any = self.formatter_class
+        formatter: argparse.HelpFormatter = make(prog=self.prog, width=self._width)
+        return formatter
+
+    def format_help(self) -> str:
+        """The help, as wide as the terminal."""
+        self._width = None
+        return super().format_help()
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {safe(message)}\nhint: {self.prog} --help shows how it is used\n")
 
@@ -223,7 +238,9 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action=_Version)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_Parser, prog=PROGRAM
+    )
     for name, summary in _summaries().items():
         if argv is not None and name not in argv:
             subparsers.add_parser(name, help=summary, add_help=False)

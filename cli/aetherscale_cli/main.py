@@ -1,7 +1,9 @@
 """`aetherscale-cli`: parse, ask, show. Read this first; it calls everything else.
 
-arguments -> contexts -> broker (pika) -> dialogue -> resolve (which VM) -> ask -> gather / settle (who answered, what
-became of it) -> report. What takes more than that, such as a create that is waited for, is in workflows.
+arguments -> execute: contexts -> broker (pika) -> dialogue -> resolve (which VM) -> ask -> gather / settle (who
+answered, what became of it) -> report. What takes more than that, such as a create that is waited for, is in workflows.
+
+Nothing is imported before it is needed: most of a short command's time goes into that.
 """
 
 import contextlib
@@ -12,168 +14,83 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from aetherscale_cli import dialogue, outlet, report, text
-from aetherscale_cli.arguments import PROGRAM, Invocation, parse
-from aetherscale_cli.contexts import ContextStore, chosen, find_target
-from aetherscale_cli.errors import CliError, Exit
-from aetherscale_cli.report import Outcome
-
 if TYPE_CHECKING:
-    from aetherscale_cli.wire import Session
+    from aetherscale_cli.errors import CliError
+
+UNUSED = (
+    "msgspec.inspect",
+    "msgspec._json_schema",
+    "pika.adapters.asyncio_connection",
+    "pika.adapters.blocking_connection",
+)
+"""Modules that msgspec and pika import unasked, and nothing here uses: a tenth of what a command imports, or more."""
 
 
 def run() -> None:
     """The entry point: exits, and shows no traceback unless `--debug` asks for it."""
     gc.disable()  # in so short a life collecting costs more than the garbage
-    _spare_asyncio()
+    _spare_unused()
     code = main(sys.argv[1:], os.environ)
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     os._exit(code)  # all is said: taking pika's modules down would cost 10 ms, a resolver that hangs much more
 
 
-def _spare_asyncio() -> None:
-    """Let pika leave asyncio out: it imports its adapter for it unasked, which takes a sixth of a whole command."""
-    unused = types.ModuleType("pika.adapters.asyncio_connection")
-    unused.__dict__["AsyncioConnection"] = None
-    sys.modules.setdefault(unused.__name__, unused)
+def _spare_unused() -> None:
+    for name in UNUSED:
+        sys.modules.setdefault(name, _Unused(name))
+    # msgspec takes typing's own where this is not installed; where it is, it brings inspect, ast and dis along
+    sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
+
+
+class _Unused(types.ModuleType):
+    """Stands for a module that is never used, whatever is imported from it."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     """Do what `argv` asks for; the exit code."""
+    from aetherscale_cli.errors import CliError, Exit
+
     try:
         if list(argv[:1]) == ["__complete"]:
             from aetherscale_cli import live_words
 
             return live_words.complete(argv[1:], environ)
-        return _execute(parse(argv), environ)
+        from aetherscale_cli.arguments import parse
+
+        invocation = parse(argv)
+        from aetherscale_cli.execute import execute
+
+        return execute(invocation, environ)
     except SystemExit as error:  # argparse has said what there is to say
         return error.code if isinstance(error.code, int) else Exit.USAGE
     except CliError as error:
-        return _show(report.failed(error))
+        return _fail(error)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except Exception as error:
         if "--debug" in argv:
-            outlet.say(_traceback())
+            _show_traceback()
         hint = "--debug shows where; please report it"
-        return _show(report.failed(CliError(f"unexpected {type(error).__name__}: {error}", hint)))
+        return _fail(CliError(f"unexpected {type(error).__name__}: {error}", hint))
 
 
-def _execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
-    store = ContextStore.of(environ)
-    invocation = msgspec.structs.replace(invocation, output=_choose_output(invocation))
-    as_json = invocation.as_json
-    if invocation.command == "use-context":
-        store.use(invocation.name)
-        return Exit.DONE
-    if invocation.command == "completion":
-        from aetherscale_cli import completion
+def _fail(error: "CliError") -> int:
+    from aetherscale_cli import execute, report
 
-        return _show(Outcome(stdout=completion.script(invocation.name)))
-    if invocation.command == "import-image":
-        from aetherscale_cli import import_image
-
-        context, space = chosen(store, invocation.context, environ), invocation.space
-        deployment = store.find_deployment(context) if context is not None else None
-        return import_image.import_image(deployment, space.image, space.source, space.sha256, space.only)
-    if invocation.command == "list-contexts":
-        return _show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
-    if invocation.command == "doctor":
-        return _examine(invocation, store, environ)
-    return _execute_remote(invocation, store, environ, as_json=as_json)
+    return execute.show(report.failed(error))
 
 
-def _examine(invocation: Invocation, store: ContextStore, environ: Mapping[str, str]) -> int:
-    """Look at everything, and say what is wrong: also with the context, so it is not needed to be whole."""
-    from aetherscale_cli import broker, doctor, examine
-
-    broker.log_to_stderr() if invocation.debug else broker.keep_quiet()
-    found = examine.examine(invocation, store, environ)
-    return _show(doctor.report(found, as_json=invocation.as_json, strict=invocation.space.strict), invocation)
-
-
-def _choose_output(invocation: Invocation) -> str:
-    if invocation.output is not None:
-        return invocation.output
-    return "json" if sys.stdout is None or not sys.stdout.isatty() else "table"
-
-
-_LONGER = ("create-vm", "clone-vm", "wait-vm", "delete-image", "apply")
-"""Commands that are, or may be, more than a question and its answers."""
-
-
-def _execute_remote(invocation: Invocation, store: ContextStore, environ: Mapping[str, str], *, as_json: bool) -> int:
-    """Ask the agents, and show what they answer before the connection is taken down."""
-    target = find_target(store, invocation.context, environ)
-    outlet.say([f"warning: {text.safe(warning)}" for warning in target.warnings])
-    from aetherscale_cli import broker  # imports pika: not before it is needed
-
-    broker.log_to_stderr() if invocation.debug else broker.keep_quiet()
-
-    def connect() -> "contextlib.AbstractContextManager[Session]":
-        return broker.open_session(target, f"{PROGRAM} {invocation.command}")
-
-    if invocation.vm:
-        from aetherscale_cli import stream_commands
-
-        return stream_commands.execute(invocation, target, store, chosen(store, invocation.context, environ))
-    if invocation.command in _LONGER:
-        from aetherscale_cli import workflows
-
-        return _show(workflows.run(connect, invocation, environ), invocation)
-    if invocation.wait:
-        return _show(dialogue.insist(connect, invocation), invocation)
-    if invocation.command == "forget-host":
-        from aetherscale_cli import forget
-
-        forget.check_somebody_can_be_asked(invocation)
-        with connect() as session:
-            return _show(forget.forget_host(session, invocation, _show, as_json=as_json), invocation)
-    with connect() as session:
-        return _show(dialogue.ask(session, invocation), invocation)
-
-
-def _list_contexts(
-    store: ContextStore, invocation: Invocation, environ: Mapping[str, str], *, as_json: bool
-) -> Outcome:
-    """The contexts; those whose files are broken are named on stderr."""
-    try:
-        current = chosen(store, invocation.context, environ)
-    except CliError:  # several, none chosen: a thing to see here, not an error
-        current = None
-    rows, broken = [], []
-    for name in store.names():
-        try:
-            rows.append((name, store.load(name).settings.url))
-        except CliError as error:
-            broken.append(error)
-    return report.report_contexts(rows, broken, current, store.folder, as_json=as_json)
-
-
-def _show(outcome: Outcome, invocation: Invocation | None = None) -> int:
-    """Print an outcome: answers first, then what there is to say about them; its exit code.
-
-    :param invocation: says in which form data are wanted.
-    """
-    if invocation is not None and invocation.output in ("yaml", "name"):
-        from aetherscale_cli import outputs
-
-        outcome = outputs.convert(outcome, invocation.output, outcome.names)
-    try:
-        outlet.answer(outcome.stdout)
-    except OSError as error:
-        outcome.fail(f"can't write the output: {error.strerror}")
-    outlet.say(outcome.notes)
-    return outcome.exit_code
-
-
-def _traceback() -> list[str]:
+def _show_traceback() -> None:
     import traceback
 
-    return traceback.format_exc().splitlines()
+    from aetherscale_cli import outlet
+
+    outlet.say(traceback.format_exc().splitlines())
 
 
 def _flush(stream: object) -> None:

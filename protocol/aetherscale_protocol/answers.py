@@ -2,7 +2,6 @@
 older CLI survives a newer agent.
 """
 
-import hashlib
 from typing import Any, Literal
 
 import msgspec
@@ -335,4 +334,6 @@ def decode_answer(body: bytes) -> Answer:
 
 def fleet_digest(hosts: list[str]) -> str:
     """A short digest of the fleet's names, equal on every host that was given the same list."""
+    import hashlib  # not before it is needed: it loads OpenSSL
+
     return hashlib.sha256("\n".join(sorted(hosts)).encode()).hexdigest()[:12]

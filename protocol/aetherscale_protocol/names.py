@@ -3,7 +3,6 @@
 They end up in unit names, paths, queue names and permission patterns, so every rule is a full match.
 """
 
-import hashlib
 import os
 import re
 import string
@@ -81,6 +80,8 @@ def new_request_id() -> str:
 
 def derive_request_id(*parts: str | bytes | None) -> str:
     """The request id of a message that brought none: the same message gets the same id, on any host."""
+    import hashlib
+
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part or b""
@@ -94,6 +95,8 @@ def derive_vm_id(request_id: str) -> str:
 
 
 def _letters(seed: bytes) -> str:
+    import hashlib
+
     number = int.from_bytes(hashlib.sha256(seed).digest(), "big")
     letters = []
     for _ in range(8):
