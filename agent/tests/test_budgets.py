@@ -134,5 +134,4 @@ def test_no_command_costs_more_or_less_than_it_did(broker: TestBroker, agents: F
         counted.settle("the message to it, dead-lettered", DEAD_LETTER_S)
         time.sleep(SETTLE_S)
         counted.settle("afterwards")
-    for section, rows in counted.sections.items():
-        budgets.hold(section, rows)
+    budgets.hold(counted.sections)

@@ -40,15 +40,18 @@ def is_writing() -> bool:
     return os.environ.get(WRITE) == "write"
 
 
-def hold(section: str, counted: Counts) -> None:
-    """Nothing, if all was counted that the section says, and no more and no less; or write the section.
+def hold(sections: Mapping[str, Counts]) -> None:
+    """Nothing, if all was counted that these sections say, and no more and no less; or write them.
 
     :raise AssertionError: otherwise, with each command, what was counted, the number expected and that found.
     """
     if is_writing():
-        _write(section, counted)
+        for section, counted in sections.items():
+            _write(section, counted)
         return
-    complaints = find_differences(section, load(section), counted)
+    complaints = [
+        line for section, counted in sections.items() for line in find_differences(section, load(section), counted)
+    ]
     assert not complaints, "\n".join([f"what commands cost is not what {TABLE.name} says", *complaints])
 
 

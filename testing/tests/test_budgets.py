@@ -50,23 +50,23 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 @pytest.mark.usefixtures("table")
 def test_a_count_that_rises_or_falls_is_told(counted: dict[str, dict[str, int]], complaint: str) -> None:
-    budgets.hold("agent", {"stop-vm": {"sync": 2}})
+    budgets.hold({"agent": {"stop-vm": {"sync": 2}}})
     with pytest.raises(AssertionError, match=complaint):
-        budgets.hold("agent", counted)
+        budgets.hold({"agent": counted})
 
 
 def test_the_table_can_be_written_and_keeps_its_comments(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = {"list-vms": {"sync": 1}, "stop-vm, twice": {"sync": 4, "thread": 2}}
     monkeypatch.setenv(budgets.WRITE, "write")
-    budgets.hold("agent", counted)
-    budgets.hold("a new one", {"stop-vm": {"sync": 4}})
+    budgets.hold({"agent": counted})
+    budgets.hold({"a new one": {"stop-vm": {"sync": 4}}})
     monkeypatch.delenv(budgets.WRITE)
     rows = '"each of them" = "1 sync"\n"list-vms" = ""\n"stop-vm, twice" = "3 sync, 2 thread"\n'
     before = TABLE.replace('"stop-vm" = "2 sync"\n', rows)
     assert table.read_text() == before + '\n["a new one"]\n"stop-vm" = "4 sync"\n'
-    budgets.hold("agent", counted)
-    budgets.hold("a new one", {"stop-vm": {"sync": 4}})
-    budgets.hold("CLI", {"list-vms": {"Basic.Publish": 1}})
+    budgets.hold({"agent": counted})
+    budgets.hold({"a new one": {"stop-vm": {"sync": 4}}})
+    budgets.hold({"CLI": {"list-vms": {"Basic.Publish": 1}}})
 
 
 def publish(key: str, body: bytes = b"{}") -> bytes:
