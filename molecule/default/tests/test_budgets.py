@@ -2,6 +2,7 @@
 commands, processes started, files synced, threads. h1's agent notes them, in its own unit, confined as ever.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ DROP_IN = f"/run/systemd/system/{AGENT}.d"
 START = f"{PYTHON} {PROGRAM} {NOTES} --config /etc/aetherscale/agent.toml"
 
 CREATE = ("create-vm", "--host", HOST, "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+
+PRESS = "qmp system_powerdown"
+ENDED_FIRST = Counter({"dbus ListUnitsByPatterns": 1, "dbus LoadUnit": 1, "dbus GetAll": 2})
+"""What it takes to be told how a unit ended that was over before the agent could listen for its end."""
 
 
 class Agent:
@@ -71,6 +76,19 @@ def restart(fleet: Rollout) -> None:
     fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 40)
 
 
+def in_time(row: str, counts: Counter[str]) -> Counter[str]:
+    """A row without what only a busy machine brings about, of which there is one cause each.
+
+    A guest that takes longer than a few seconds to shut down has its power button pressed again; and a QEMU may be
+    gone before the agent, which has just told it to quit, asks for its unit.
+    """
+    if row == "stop-vm":
+        counts[PRESS] = min(counts[PRESS], 1)
+    if row == "stop-vm --kill" and counts >= ENDED_FIRST:
+        counts -= ENDED_FIRST
+    return counts
+
+
 def test_no_command_costs_a_host_more_or_less_than_it_did(agent: Agent) -> None:
     agent.skip()
     (made,) = agent.run("create-vm", *CREATE)
@@ -86,4 +104,5 @@ def test_no_command_costs_a_host_more_or_less_than_it_did(agent: Agent) -> None:
     agent.run("delete-vm", "delete-vm", vm_id)
     agent.fleet.run(HOST, "systemctl", "stop", AGENT)  # it finishes what is under way
     notes = agent.notes()
-    budgets.hold({"agent on a real host": {row: notes.of(*numbers) for row, numbers in agent.rows.items()}})
+    counted = {row: in_time(row, notes.of(*numbers)) for row, numbers in agent.rows.items()}
+    budgets.hold({"agent on a real host": counted})
