@@ -50,8 +50,8 @@ types: $(VENV)/dev ## mypy --strict
 		$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --check-untyped-defs --no-warn-unused-ignores "$$folder" || exit 1; \
 	done
 
-unit: $(VENV)/dev ## unit tests: fast, no broker (the shells are for completions)
-	@tools/install-packages zsh fish
+unit: $(VENV)/dev ## unit tests: fast, no broker (the shells are for completions, qemu-img for disks)
+	@tools/install-packages qemu-utils zsh fish
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not broker and not host and not model"
 
 model: $(VENV)/dev ## the protocol's decisions, explored exhaustively, and each rule taken out in turn

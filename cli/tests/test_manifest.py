@@ -48,8 +48,11 @@ def test_every_field_as_it_was_written() -> None:
 
 @pytest.mark.parametrize("levels", [12, 40])
 def test_aliases_that_grow_without_end_are_refused(levels: int) -> None:
-    rows = [f"- &l{n} {{<<: [{', '.join([f'*l{n - 1}'] * 9)}]}}" for n in range(1, levels)]
-    manifest = read_manifest("\n".join(["vms:", "- &l0 {name: a, image: b}", *rows]), "vms.yml")
+    # All in one VM: PyYAML 6.0.4 and later take fields that are the same once, when they have merged what holds them.
+    nested = "{name: a, image: b}"
+    for level in range(levels):
+        nested = f"{{<<: [&l{level} {nested}{f', *l{level}' * 8}]}}"
+    manifest = read_manifest(f"vms:\n- {nested}\n", "vms.yml")
     assert any("more than 1000 fields" in error for error in manifest.errors)
 
 
