@@ -98,6 +98,7 @@ fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; f
 bench: $(VENV)/bench wheelhouse ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
 	@tools/install-packages $(LAB_PACKAGES) rabbitmq-server
 	@$(LAB) prepare
+	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_bench --prepare
 	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_lab isolated -- $(CURDIR)/$(BIN)/python \
 		-m aetherscale_bench $(ONLY)
 

@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from aetherscale_bench import benches, report
+from aetherscale_bench import benches, peers, report
 from aetherscale_bench.figures import Result, rounded
 
 
@@ -19,10 +19,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="folder for the results (default: bench/results)")
     parser.add_argument("--list", action="store_true", help="name them, and run none")
     parser.add_argument("--report", action="store_true", help="write docs/benchmarks.md from the results, and run none")
+    parser.add_argument("--prepare", action="store_true", help="download what peers need, and run none")
     parser.add_argument("--check", action="store_true", help="with --report: only say whether the page is up to date")
     options = parser.parse_args()
     if options.list:
         print("\n".join(f"{name:20} {bench.about}" for name, bench in benches.BENCHES.items()))
+        return 0
+    if options.prepare:
+        peers.prepare()
         return 0
     if options.report:
         return report.check() if options.check else report.write()

@@ -36,6 +36,16 @@ class Asked:
         return [json.loads(bytes(answer.response)) for answer in self.answers]
 
 
+def vm_of(answer: Answer) -> str:
+    """The id of the VM that an answer is about.
+
+    :raise RuntimeError: when it is about none.
+    """
+    if not answer.ok or not answer.response:
+        raise RuntimeError(f"no VM: {answer.execution_info.reason}")
+    return str(json.loads(bytes(answer.response))["vm-id"])
+
+
 class Asker:
     """Asks one thing after the other, or many at once."""
 
@@ -43,12 +53,22 @@ class Asker:
         self._session = session
 
     def ask(self, command: str, expected: int = 1, **options: Any) -> Asked:
-        """Publish a command, and wait for so many answers.
+        """Publish a command to all who take it, and wait for so many answers.
 
         :raise TimeoutError: when they don't come.
         """
+        return self._ask(command, options, command, expected)
+
+    def ask_vm(self, command: str, vm_id: str, **options: Any) -> Asked:
+        """Ask for something of one VM, as the CLI does.
+
+        :raise TimeoutError: when no answer comes.
+        """
+        return self._ask(command, {"vm-id": vm_id, **options}, f"vm.{vm_id}", 1)
+
+    def _ask(self, command: str, options: dict[str, Any], key: str, expected: int) -> Asked:
         begin = time.perf_counter()
-        self._publish(command, options)
+        self._publish(command, options, key)
         bodies: list[bytes] = []
         times: list[float] = []
         while len(bodies) < expected:
@@ -71,11 +91,11 @@ class Asker:
             self._take(numbers, answers)
         return [answers[number] for number in range(len(options))]
 
-    def _publish(self, command: str, options: dict[str, Any]) -> str:
+    def _publish(self, command: str, options: dict[str, Any], key: str = "") -> str:
         request_id = names.new_request_id()
         body = json.dumps({"command": command, "options": options}).encode()
         deadline_ms = int((time.time() + PATIENCE_S) * 1000)
-        self._session.publish(Message(command, body, request_id, request_id, deadline_ms, changes=True))
+        self._session.publish(Message(key or command, body, request_id, request_id, deadline_ms, changes=True))
         return request_id
 
     def _next(self) -> Delivered:
@@ -92,6 +112,12 @@ class Asker:
 @contextmanager
 def asking(broker: TestBroker) -> Iterator[Asker]:
     """A client of this broker."""
-    target = Target(BrokerSettings(url=broker.url()), "the benchmark's own broker")
+    with asking_at(Target(BrokerSettings(url=broker.url()), "the benchmark's own broker")) as asker:
+        yield asker
+
+
+@contextmanager
+def asking_at(target: Target) -> Iterator[Asker]:
+    """A client of the broker that a context of the CLI names."""
     with open_session(target, "aetherscale-bench") as session:
         yield Asker(session)

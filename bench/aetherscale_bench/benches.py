@@ -23,6 +23,9 @@ class Bench:
 BENCHES = {
     "startup": Bench("how long the CLI takes to say anything: --help, completion", "startup", runs=21),
     "list-vms": Bench("list-vms as a process: 3 hosts, 30 VMs; a dead host; a frozen one", "listing", runs=21, hosts=3),
+    "create": Bench("create-vm beside its floor and beside libvirt, and 20 at once", "create", runs=21, hosts=3),
+    "lifecycle": Bench("start, stop, delete: what they take beyond systemd's and the guest's own", "lifecycle", 21, 3),
+    "agent": Bench("what an agent takes of its host, without VMs and with 100", "agent", runs=3, hosts=3),
     "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100),
     "placement": Bench("where 1,000 creates go on 200 simulated hosts; one for a single host", "placement", 21),
     "queues": Bench("classic and quorum queue, for the queue of creates", "queues", runs=201),

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from aetherscale_bench import installed
 from aetherscale_bench.timing import run
+from aetherscale_cli.contexts import ContextStore, Target
 from aetherscale_lab import guest, model, roots
 from aetherscale_lab.lab import Lab
 
@@ -48,7 +49,7 @@ aetherscale_images={images}
 class Fleet:
     """A lab of `hosts` compute hosts named h1, h2 …; odd ones run Debian 13, even ones Debian 12."""
 
-    def __init__(self, hosts: int, name: str = "bench", memory_mib: int = 8192) -> None:
+    def __init__(self, hosts: int, name: str = "bench", memory_mib: int = 32768) -> None:
         self.lab = Lab(name)
         self.computes = [f"h{number}" for number in range(1, hosts + 1)]
         self._memory_mib = memory_mib
@@ -103,6 +104,10 @@ class Fleet:
         """A new small VM's id."""
         (answer,) = self.ask("create-vm", "--image", IMAGE, "--memory", "128M", "--disk", "1G", *more)
         return str(answer["response"]["vm-id"])
+
+    def target(self) -> Target:
+        """The broker, as the operator's context has it."""
+        return ContextStore(str(self.folder / "config" / "aetherscale")).load("bench")
 
     def run(self, host: str, *argv: str) -> str:
         """What a command on a host prints."""

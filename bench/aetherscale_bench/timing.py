@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from aetherscale_bench.figures import Sample
 
@@ -21,14 +22,21 @@ def milliseconds(action: Action) -> float:
 
 
 def side_by_side(actions: Mapping[str, Action], runs: int, after: Mapping[str, Action] | None = None) -> list[Sample]:
-    """Samples in ms of each action, run in turn. `after` a run what it left is removed, untimed.
+    """Samples in ms of each action, run in turn. `after` a run what it left is removed, untimed."""
+    return in_turn({name: partial(milliseconds, action) for name, action in actions.items()}, runs, after)
 
-    Each runs once before, uncounted: it loads the files that any second run of a user finds in memory, too.
+
+def in_turn(
+    timers: Mapping[str, Callable[[], float]], runs: int, after: Mapping[str, Action] | None = None
+) -> list[Sample]:
+    """Samples of what each of these says in ms, asked in turn. `after` each what it left is removed.
+
+    Each is asked once before, uncounted: that loads the files that any second run of a user finds in memory, too.
     """
-    times: dict[str, list[float]] = {name: [] for name in actions}
+    times: dict[str, list[float]] = {name: [] for name in timers}
     for _ in range(runs + 1):
-        for name, action in actions.items():
-            times[name].append(milliseconds(action))
+        for name, timer in timers.items():
+            times[name].append(timer())
             (after or {}).get(name, nothing)()
     return [Sample(name, "ms", tuple(round(value, 3) for value in values[1:])) for name, values in times.items()]
 

@@ -1,0 +1,123 @@
+"""Runs on a host of the lab, and is told by lines of JSON what to do: so what is timed there has no ssh in it.
+
+A line is a list of steps, done one after the other; the answer is a line with the milliseconds of each. By the Python
+of the agent's virtual environment, which has dbus-fast: a process of `systemctl` would cost more than what it starts.
+"""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from dbus_fast import BusType, Message, MessageType
+from dbus_fast.aio import MessageBus
+
+SYSTEMD = "org.freedesktop.systemd1"
+MANAGER = f"{SYSTEMD}.Manager"
+DBUS = "org.freedesktop.DBus"
+LIMIT_S = 60
+
+
+class Host:
+    """What can be done here."""
+
+    def __init__(self, bus: MessageBus) -> None:
+        self._bus = bus
+        self._jobs: asyncio.Queue[str] = asyncio.Queue()
+        self._events: dict[str, asyncio.Task[list[Any]]] = {}
+        bus.add_message_handler(self._on_message)
+
+    async def run(self, *argv: str) -> None:
+        """Run a program to its end; it must succeed."""
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: ASYNC221
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(argv)}: {done.stderr or done.stdout}")
+
+    async def start(self, unit: str) -> None:
+        """Start a unit; done when systemd's job is."""
+        await self._job("StartUnit", unit)
+
+    async def stop(self, unit: str) -> None:
+        """Stop a unit; done when systemd's job is."""
+        await self._job("StopUnit", unit)
+
+    async def greet(self, path: str) -> None:
+        """Connect to a QEMU's monitor as soon as it can be, and read its greeting."""
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(path)
+                break
+            except OSError:
+                await asyncio.sleep(0.0005)
+        if b"QMP" not in await reader.readline():
+            raise RuntimeError(f"{path} does not greet")
+        writer.close()
+
+    async def watch(self, path: str) -> None:
+        """Note what a QEMU's monitor tells of, until its end; `told` gives it."""
+        reader, writer = await asyncio.open_unix_connection(path)
+        await reader.readline()
+        writer.write(b'{"execute": "qmp_capabilities"}\n')
+        await reader.readline()
+        self._events[path] = asyncio.create_task(self._read_events(reader, writer))
+
+    async def told(self, path: str) -> list[Any]:
+        """What a watched monitor told of until its end, which is EOF: names, and times in s since the epoch."""
+        return await self._events.pop(path)
+
+    async def _read_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[Any]:
+        events = []
+        while line := await reader.readline():
+            event = json.loads(line)
+            stamp = event["timestamp"]
+            events.append((event["event"], stamp["seconds"] + stamp["microseconds"] / 1e6))
+        writer.close()
+        return [*events, ("EOF", time.time())]
+
+    async def _job(self, member: str, unit: str) -> None:
+        message = Message(
+            destination=SYSTEMD,
+            path="/org/freedesktop/systemd1",
+            interface=MANAGER,
+            member=member,
+            signature="ss",
+            body=[unit, "replace"],
+        )
+        reply = await self._bus.call(message)
+        if reply is None or reply.message_type is MessageType.ERROR:
+            raise RuntimeError(f"{member} {unit}: {reply and reply.body}")
+        while await self._jobs.get() != f"{reply.body[0]} done":
+            pass
+
+    def _on_message(self, message: Message) -> None:
+        if message.member == "JobRemoved":
+            self._jobs.put_nowait(f"{message.body[1]} {message.body[3]}")
+
+
+async def main() -> None:
+    """Until stdin ends."""
+    bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
+    subscribe = Message(
+        destination=DBUS, path="/org/freedesktop/DBus", interface=DBUS, member="AddMatch", signature="s"
+    )
+    subscribe.body = [f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'"]
+    await bus.call(subscribe)
+    host = Host(bus)
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        answer: list[Any] = []
+        try:
+            for name, *arguments in json.loads(line):
+                begin = time.perf_counter()
+                async with asyncio.timeout(LIMIT_S):
+                    result = await getattr(host, name)(*arguments)
+                answer.append(result if result is not None else (time.perf_counter() - begin) * 1000)
+        except Exception as error:  # told to who asked
+            answer = [f"{type(error).__name__}: {error}"]
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
