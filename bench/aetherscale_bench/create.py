@@ -94,7 +94,7 @@ class Bench:
             "--virt-type",
             "qemu",
             "--cpu",
-            "maximum",
+            "mode=maximum",
             "--graphics",
             "none",
         ]

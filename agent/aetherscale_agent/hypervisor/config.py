@@ -39,7 +39,7 @@ class VmPaths:
     @property
     def net(self) -> Path:
         """What `vm-net` is told of the VM. It sees what the VM's unit sees; the VM itself can't write here."""
-        return self.home / "network.json"
+        return self.home / "network.conf"
 
     @property
     def boot(self) -> Path:

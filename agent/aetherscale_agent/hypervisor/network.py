@@ -6,7 +6,6 @@ and believes none of it. An address lies in the VM's home, so it stays for as lo
 
 import hashlib
 import ipaddress
-import json
 import logging
 import time
 from collections.abc import Iterable
@@ -97,13 +96,14 @@ class Network:
         """What `vm-net` is told of a VM; None if there is nothing for it to do."""
         if not self.bridged:
             return None
-        wanted = {
+        published = " ".join(f"{port.host_port}:{port.guest_port}" for port in spec.publish)
+        lines = {
             "mac": mac,
             "address": self._addresses.get(vm_id, ""),
             "name": spec.name or vm_id,
-            "published": [(port.host_port, port.guest_port) for port in spec.publish],
+            "published": published,
         }
-        return json.dumps(wanted)
+        return "".join(f"{key} {value}\n" for key, value in lines.items())
 
     def port_conflict(self, spec: CreateVm) -> str:
         """Why the ports of this VM can't be published on this host; '' if they can, or there are none."""

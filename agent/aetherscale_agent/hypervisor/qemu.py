@@ -57,6 +57,7 @@ class QemuHypervisor:
         self._resources = Resources(config, self._layout.homes)
         self._units = Units(self._on_end)
         self._network = Network(config.network, self._layout)
+        self._overlays = overlay.Overlays(config.build_timeout)
         self._found = probe.Finding("", "")
         self._starting: set[str] = set()
         self._pulled: set[str] = set()
@@ -119,7 +120,7 @@ class QemuHypervisor:
             if spec.clone_of is not None:
                 await self._clone(spec.clone_of, paths, image, size)
                 return
-            await overlay.make(image, paths.disk, size, self._config.build_timeout)
+            await self._overlays.make(image, paths.disk, size)
 
     async def seed(self, vm_id: str, spec: CreateVm, instance: str) -> None:
         """Make the VM's seed disc."""

@@ -23,7 +23,7 @@ def image(tmp_path: Path) -> Image:
 @pytest.fixture
 def disk(tmp_path: Path, image: Image) -> Path:
     path = tmp_path / "disk,of.qcow2"
-    asyncio.run(overlay.make(image, path, GIB, timeout=30))
+    asyncio.run(overlay.Overlays(30).make(image, path, GIB))
     return path
 
 

@@ -63,28 +63,63 @@ def test_a_disk_is_never_smaller_than_its_image(image: Image) -> None:
 
 def test_an_overlay_is_made_whole_and_kept(image: Image, tmp_path: Path) -> None:
     disk = tmp_path / "disk.qcow2"
-    asyncio.run(overlay.make(image, disk, 1 << 30, timeout=30))
+    asyncio.run(overlay.Overlays(30).make(image, disk, 1 << 30))
     assert disk.read_bytes()[:4] == b"QFI\xfb"
     assert mode(disk) == 0o666
     stamp = disk.stat().st_mtime_ns
-    asyncio.run(overlay.make(image, disk, 2 << 30, timeout=30))
+    asyncio.run(overlay.Overlays(30).make(image, disk, 2 << 30))
     assert disk.stat().st_mtime_ns == stamp
     assert not disk.with_suffix(".new").exists()
+
+
+def test_overlays_that_are_alike_are_made_of_the_first(
+    tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    async def run_tool(command: list[str], timeout: float) -> bytes:
+        started.append(command)
+        return await real(command, timeout)
+
+    real = overlay.run_tool
+    monkeypatch.setattr(overlay, "run_tool", run_tool)
+    overlays = overlay.Overlays(30)
+    disks = [tmp_path / f"{number}.qcow2" for number in range(4)]
+    for disk, size in zip(disks, (1 << 30, 1 << 30, 2 << 30, 1 << 30), strict=True):
+        asyncio.run(overlays.make(image, disk, size))
+    assert len(started) == 2
+    first, second, larger, fourth = disks
+    assert first.read_bytes() == second.read_bytes() == fourth.read_bytes() != larger.read_bytes()
+    assert second.stat().st_blocks <= first.stat().st_blocks
+    assert (mode(second), second.with_suffix(".new").exists()) == (0o666, False)
+    for size in range(3, 3 + overlay.MOST_DRAFTS):  # the oldest is forgotten, and made again
+        asyncio.run(overlays.make(image, tmp_path / f"more-{size}.qcow2", size << 30))
+    asyncio.run(overlays.make(image, tmp_path / "again.qcow2", 1 << 30))
+    assert len(started) == 3 + overlay.MOST_DRAFTS
+    assert (tmp_path / "again.qcow2").read_bytes() == first.read_bytes()
+
+
+def test_an_image_that_is_gone_is_told_though_its_overlay_is_known(tmp_path: Path, image: Image) -> None:
+    overlays = overlay.Overlays(30)
+    asyncio.run(overlays.make(image, tmp_path / "disk.qcow2", 1 << 30))
+    Path(image.path).unlink()
+    with pytest.raises(ImageMissing):
+        asyncio.run(overlays.make(image, tmp_path / "other.qcow2", 1 << 30))
 
 
 def test_a_half_made_overlay_is_made_again(image: Image, tmp_path: Path) -> None:
     disk = tmp_path / "disk.qcow2"
     disk.with_suffix(".new").write_text("half")
-    asyncio.run(overlay.make(image, disk, 1 << 30, timeout=30))
+    asyncio.run(overlay.Overlays(30).make(image, disk, 1 << 30))
     assert disk.read_bytes()[:4] == b"QFI\xfb"
 
 
 def test_a_missing_image_and_a_missing_directory_are_told(image: Image, tmp_path: Path) -> None:
     with pytest.raises(HypervisorError, match="could not be made"):
-        asyncio.run(overlay.make(image, tmp_path / "nowhere" / "disk.qcow2", 1 << 30, timeout=30))
+        asyncio.run(overlay.Overlays(30).make(image, tmp_path / "nowhere" / "disk.qcow2", 1 << 30))
     Path(image.path).unlink()
     with pytest.raises(ImageMissing, match='"base"'):
-        asyncio.run(overlay.make(image, tmp_path / "disk.qcow2", 1 << 30, timeout=30))
+        asyncio.run(overlay.Overlays(30).make(image, tmp_path / "disk.qcow2", 1 << 30))
 
 
 def test_a_finding_holds_for_one_boot_and_one_qemu(tmp_path: Path) -> None:

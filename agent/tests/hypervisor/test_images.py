@@ -110,7 +110,7 @@ def test_an_image_that_was_changed_after_it_was_offered_is_not_opened(tmp_path: 
     image = ManifestImages(tmp_path).list()["evil"]
     subprocess.run([*CREATE, "-u", "-b", "/etc/shadow", "-F", "raw", str(file), "1G"], check=True)
     with pytest.raises(HypervisorError, match="backing file, '/etc/shadow'"):
-        asyncio.run(overlay.make(image, tmp_path / "disk.qcow2", 1 << 30, timeout=30))
+        asyncio.run(overlay.Overlays(30).make(image, tmp_path / "disk.qcow2", 1 << 30))
     assert not (tmp_path / "disk.qcow2").exists()
 
 

@@ -1,8 +1,6 @@
 """Addresses of VMs, what `vm-net` is told of them, and what it believes of that."""
 
-import importlib.machinery
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -141,8 +139,8 @@ def test_without_a_network_of_ours_nobody_knows_addresses(layout: Layout) -> Non
 def test_what_vm_net_is_told(network: Network, layout: Layout) -> None:
     network.take(VM)
     spec = CreateVm(image="a", name="web1", publish=(Publish(host_port=8080, guest_port=80),))
-    told = json.loads(network.finalize_wanted(VM, spec, MAC) or "")
-    assert told == {"mac": MAC, "address": network.nic(VM, MAC).addresses[0], "name": "web1", "published": [[8080, 80]]}
+    told = network.finalize_wanted(VM, spec, MAC)
+    assert told == f"mac {MAC}\naddress {network.nic(VM, MAC).addresses[0]}\nname web1\npublished 8080:80\n"
     assert Network(NetworkSettings(), layout).finalize_wanted(VM, spec, MAC) is None
 
 
@@ -162,89 +160,148 @@ def test_ports_on_which_the_host_listens(tmp_path: Path) -> None:
 
 @pytest.fixture
 def vm_net(tmp_path: Path) -> Any:
-    path = Path(__file__).parents[2] / "systemd/vm-net"
-    loader = importlib.machinery.SourceFileLoader("vm_net", str(path))
-    spec = importlib.util.spec_from_loader("vm_net", loader)
+    spec = importlib.util.spec_from_file_location("vm_net", Path(__file__).parents[2] / "systemd/vm_net.py")
     assert spec is not None
+    assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    module.__dict__["STATE"] = tmp_path
+    spec.loader.exec_module(module)
+    module.__dict__["STATE"] = str(tmp_path)
     (tmp_path / "vms").mkdir()
+    (tmp_path / "reservations").mkdir()
     return module
 
 
-OWN = {"bridge": "aetherscale0", "own": True, "network": CIDR}
-WISH = {"mac": MAC, "address": "10.126.1.2", "name": "web1", "published": [[8080, 80]]}
+OWN = {"bridge": "aetherscale0", "own": "yes", "network": CIDR}
+THEIRS = {**OWN, "own": "no"}
+WISH = {"mac": MAC, "address": "10.126.1.2", "name": "web1", "published": "8080:80 8443:443"}
+
+
+def bring(vm_net: Any, vm_id: str, wish: dict[str, str], config: dict[str, str] = OWN) -> None:
+    lines = "".join(f"{key} {value}\n" for key, value in vm_net.check(wish, config).items())
+    Path(vm_net.STATE, "vms", vm_id).write_text(lines)
+
+
+def test_what_the_agent_tells_is_what_vm_net_reads(vm_net: Any, network: Network) -> None:
+    network.take(VM)
+    ports = (Publish(host_port=8080, guest_port=80), Publish(host_port=8443, guest_port=443))
+    told = vm_net.parse(network.finalize_wanted(VM, CreateVm(image="a", name="web1", publish=ports), MAC))
+    assert vm_net.check(told, OWN) == {**WISH, "address": network.nic(VM, MAC).addresses[0]}
 
 
 def test_a_wish_that_is_right_is_taken(vm_net: Any) -> None:
-    assert vm_net.check(WISH, OWN) == {**WISH, "published": [(8080, 80)]}
-    assert vm_net.check(WISH, {**OWN, "own": False})["address"] == ""
+    assert vm_net.check(WISH, OWN) == WISH
+    assert vm_net.check(WISH, THEIRS)["address"] == ""
+    assert vm_net.check({**WISH, "address": "10.126.3.254", "published": ""}, OWN)["published"] == ""
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"mac": "52:54:00:01:02:03\n"},
+        {"mac": "52:54:00:01:02"},
+        {"mac": "52:54:00:01:02:03:04"},
+        {"mac": "52:54:00:01:02:0G"},
         {"mac": "02:00:00:00:00:01"},
-        {"mac": None},
+        {"mac": ""},
         {"address": "10.127.0.2"},
         {"address": "10.126.1.2 }; delete table ip nat"},
         {"address": ""},
+        {"address": "10.126.1"},
+        {"address": "10.126.1."},
+        {"address": "10.126.1.02"},
+        {"address": "10.126.1.258"},
+        {"address": "10.126.1.²"},
         {"address": "10.126.0.0"},
         {"address": "10.126.0.1"},
         {"address": "10.126.3.255"},
+        {"name": ""},
+        {"name": "a" * 64},
         {"name": "web 1"},
         {"name": "-web"},
         {"name": "x,set:y"},
-        {"published": [[0, 80]]},
-        {"published": [[8080, 70_000]]},
-        {"published": [["8080", 80]]},
-        {"published": [[8080]]},
-        {"published": 7},
+        {"published": "0:80"},
+        {"published": "8080:70000"},
+        {"published": "8080:80; drop"},
+        {"published": "8080"},
+        {"published": "8080:80:80"},
+        {"published": "-1:80"},
+        {"published": "٣:80"},
     ],
 )
-def test_a_wish_that_is_wrong_is_refused(vm_net: Any, wrong: dict[str, Any]) -> None:
-    with pytest.raises((ValueError, TypeError)):
+def test_a_wish_that_is_wrong_is_refused(vm_net: Any, wrong: dict[str, str]) -> None:
+    with pytest.raises(ValueError):
         vm_net.check({**WISH, **wrong}, OWN)
-    with pytest.raises(ValueError, match="no object"):
-        vm_net.check([WISH], OWN)
+    with pytest.raises(ValueError):
+        vm_net.check({}, OWN)
 
 
-def test_two_vms_with_one_address_or_port_are_refused(vm_net: Any, tmp_path: Path) -> None:
-    (tmp_path / "vms" / f"{OTHER}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
-    mine = vm_net.check({**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": []}, OWN)
+def test_two_vms_with_one_address_or_port_are_refused(vm_net: Any) -> None:
+    bring(vm_net, OTHER, WISH)
+    mine = vm_net.check({**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": ""}, OWN)
     vm_net.refuse_clashes(VM, mine)
     for wrong, words in (
         ({"mac": MAC}, "same address"),
         ({"address": "10.126.1.2"}, "same address"),
-        ({"published": [(8080, 81)]}, f"port 8080 is published by VM {OTHER}"),
+        ({"published": "8443:81"}, f"port 8443 is published by VM {OTHER}"),
     ):
         with pytest.raises(ValueError, match=words):
             vm_net.refuse_clashes(VM, {**mine, **wrong})
-    vm_net.refuse_clashes(OTHER, vm_net.check({**WISH, "published": []}, OWN))  # itself is no clash
+    vm_net.refuse_clashes(OTHER, vm_net.check({**WISH, "published": ""}, OWN))  # itself is no clash
 
 
-def test_the_rules_know_each_vm_that_is_up(vm_net: Any, tmp_path: Path) -> None:
+def test_the_rules_know_each_vm_that_is_up(vm_net: Any) -> None:
     assert "add element" not in vm_net.finalize_elements(OWN)
     assert "add rule bridge aetherscale dhcp drop" in vm_net.finalize_elements(OWN)
-    (tmp_path / "vms" / f"{VM}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
+    bring(vm_net, VM, WISH)
     said = vm_net.finalize_elements(OWN)
     assert f'add element bridge aetherscale macs {{ "vm-{VM}" . {MAC} }}' in said
     assert f'add element bridge aetherscale addresses {{ "vm-{VM}" . {MAC} . 10.126.1.2 }}' in said
-    assert "add element ip aetherscale published { 8080 : 10.126.1.2 . 80 }" in said
+    assert "add element ip aetherscale published { 8080 : 10.126.1.2 . 80, 8443 : 10.126.1.2 . 443 }" in said
     assert f'dhcp iifname "vm-{VM}" @th,288,48 0x525400010203 return' in said
-    assert "published" not in vm_net.finalize_elements({**OWN, "own": False})
+    assert "published" not in vm_net.finalize_elements(THEIRS)
 
 
-def test_a_vm_that_was_started_on_another_bridge_costs_no_other_its_rules(vm_net: Any, tmp_path: Path) -> None:
-    (tmp_path / "vms" / f"{OTHER}.json").write_text(json.dumps(vm_net.check(WISH, {**OWN, "own": False})))
+def test_a_vm_that_was_started_on_another_bridge_costs_no_other_its_rules(vm_net: Any) -> None:
+    bring(vm_net, OTHER, WISH, THEIRS)
     assert "published" not in vm_net.finalize_elements(OWN)
-    (tmp_path / "vms" / f"{VM}.json").write_text(json.dumps(vm_net.check(WISH, OWN)))
+    bring(vm_net, VM, {**WISH, "published": "8080:80"})
     assert "published { 8080 : 10.126.1.2 . 80 }" in vm_net.finalize_elements(OWN)
 
 
 def test_a_link_in_the_place_of_a_wish_is_not_followed(vm_net: Any, tmp_path: Path) -> None:
     (tmp_path / "wish").symlink_to("/etc/passwd")
     with pytest.raises(OSError):
-        vm_net.read(tmp_path / "wish")
+        vm_net.read(str(tmp_path / "wish"))
+
+
+def test_dnsmasq_hears_of_what_has_gone_when_another_wants_any_of_it(
+    vm_net: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, ...]] = []
+    monkeypatch.setattr(vm_net, "run", lambda *command: told.append(command))
+    for _ in range(2):  # the same VM again is no other
+        vm_net.reserve(VM, f"{MAC},10.126.1.2,web1\n")
+        vm_net.forget(VM)
+    vm_net.reserve(OTHER, "52:54:00:09:09:09,10.126.1.3,web2\n")
+    assert told == []
+    vm_net.reserve("aaaaaaaa", "52:54:00:0a:0a:0a,10.126.1.2,web3\n")
+    assert told == [("systemctl", "kill", "--signal=HUP", "aetherscale-dhcp.service")]
+    vm_net.reserve(VM, f"{MAC},10.126.1.9,web1\n")  # heard of already
+    assert len(told) == 1
+
+
+def test_limits_are_lifted_and_no_other_file_is_touched(vm_net: Any, tmp_path: Path) -> None:
+    vm_net.__dict__["LIMITS"] = str(tmp_path)
+    for vm_id in (VM, OTHER):
+        (tmp_path / f"aetherscale-vm@{vm_id}.service.d").mkdir()
+        (tmp_path / f"aetherscale-vm@{vm_id}.service.d" / "50-MemoryMax.conf").touch()
+    vm_net.lift_limits(VM)
+    vm_net.lift_limits(VM)
+    assert not (tmp_path / f"aetherscale-vm@{VM}.service.d").exists()
+    assert (tmp_path / f"aetherscale-vm@{OTHER}.service.d" / "50-MemoryMax.conf").exists()
+
+
+def test_what_a_program_says_goes_with_the_error(vm_net: Any) -> None:
+    assert vm_net.run("sh", "-c", "cat; echo unsaid >&2", stdin="said\n" * 20_000).count("said") == 20_000
+    with pytest.raises(ValueError, match=r"^sh failed: why$"):
+        vm_net.run("sh", "-c", "echo what; echo why >&2; exit 3")

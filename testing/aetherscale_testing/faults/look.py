@@ -16,7 +16,7 @@ VM_ID = re.compile(r"[a-z]{8}")
 RECORD = re.compile(VM_ID.pattern + r"\.json")
 OF_THE_HOST = "this-host.json"  # what the journal has of the host itself, beside its VMs
 NETWORK = Path("/run/aetherscale-network")
-OF_A_VM = {"disk.qcow2", "console.log", "console.log.1", "seed.iso", "address", "network.json"}
+OF_A_VM = {"disk.qcow2", "console.log", "console.log.1", "seed.iso", "address", "network.conf"}
 LINKS = {"lo", "host0", "aetherscale0"}
 
 
