@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aetherscale_cli import outlet
+from aetherscale_cli import outlet, text
 from aetherscale_cli.contexts import Deployment
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol import disk_images
@@ -93,6 +93,7 @@ def import_image(deployment: Deployment | None, name: str, source: str, given: s
     argv = finalize_argv(find_program(), deployment, name, source, digest, hosts)
     done = subprocess.run(argv, cwd=deployment.ansible_dir, env=dict(os.environ), stdout=sys.stderr, check=False)
     if done.returncode != 0:
-        raise CliError(f"image {name} did not come to all hosts: ansible-playbook says why, above")
+        where = text.listed(hosts) if hosts else "all hosts"
+        raise CliError(f"image {name} did not come to {where}: ansible-playbook says why, above")
     outlet.answer(f"{name}\n")
     return Exit.DONE

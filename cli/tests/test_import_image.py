@@ -85,6 +85,8 @@ def test_what_the_playbook_says_counts(
     if exits is None:
         with pytest.raises(CliError, match="did not come to all hosts"):
             import_image.import_image(deployment, "debian", str(disk), None, [])
+        with pytest.raises(CliError, match="debian did not come to h1 and h9: "):
+            import_image.import_image(deployment, "debian", str(disk), None, ["h1", "h9"])
     else:
         assert import_image.import_image(deployment, "debian", str(disk), None, []) == exits
 
