@@ -105,6 +105,12 @@ def _finalize(wanted: Wanted, folder: Path, environ: Mapping[str, str]) -> Creat
         raise CliError(f"{wanted.where}: VM {wanted.name}: {error}", error.hint, error.exit_code) from None
 
 
+def warn_of_no_key(vms: Sequence[Wanted]) -> None:
+    """Say it, once, if these are made and nobody can log in to one of them."""
+    if any(vm.ssh_keys is None and not (vm.options.ssh_keys or vm.options.user_data) for vm in vms):
+        inputs.warn_of_no_key()
+
+
 def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
     """Do it.
 
@@ -147,6 +153,7 @@ def _create(run: Run, missing: Sequence[Wanted]) -> None:
         for vm in missing:
             run.tell(vm, "would create", vm.options.image)
         return
+    warn_of_no_key(missing)
     calls = run.send("create-vm", [(vm.options, vm.name) for vm in missing])
     for vm, call in zip(missing, calls, strict=True):
         if report.report_trouble(run.outcome, call, True):

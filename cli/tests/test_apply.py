@@ -23,6 +23,7 @@ vms:
   memory: 1G
   disk: 10G
   labels: {role: web}
+  ssh-keys: []
 - name: web2
   image: debian
   ttl: 2h
