@@ -134,6 +134,20 @@ class TestLists:
     def test_nothing_that_is_like_that_is_said(self, cli: Any) -> None:
         assert cli("list-vms", "-o", "table", "--label", "x").err == "No VM is like that.\n"
 
+    @pytest.mark.parametrize("form", ["table", "json"])
+    def test_a_host_that_there_is_not_is_an_error_that_names_it(self, cli: Any, form: str) -> None:
+        ran = cli("list-vms", "--host", "nosuch", "-o", form)
+        assert ran.code == 1
+        assert ran.err == "error: host nosuch does not exist\nhint: there are h1 and h2\n"
+
+    def test_a_host_that_is_down_is_one(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": []}, down={"h2": []}))
+        ran = cli("list-vms", "--host", "h2")
+        assert ran.code == 4
+        assert ran.err.startswith("error: host h2 is not running\n")
+        assert "does not exist" not in ran.err
+        assert "hint: there are h1 and h2" in cli("list-vms", "--host", "h3").err
+
     def test_wide_shows_labels_and_any_expiry_shows(self, cli: Any) -> None:
         header, first, *_ = cli("list-vms", "-o", "wide").out.splitlines()
         assert header.split()[-3:] == ["EXPIRES", "PUBLISHED", "LABELS"]
