@@ -1,6 +1,7 @@
 """The command line: what may be typed, and what it means. Nothing here does anything but parse."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
@@ -136,6 +137,10 @@ class Invocation(Struct, frozen=True):
         return self.output in ("json", "yaml", "name")
 
 
+_NEGATIVE = re.compile("-[0-9]")
+"""What is a value, and no option: also `-1h`, so that whoever reads values says what is wrong with it."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors in the house's form, with what was typed made safe."""
 
@@ -143,6 +148,10 @@ class _Parser(argparse.ArgumentParser):
     """Of a help that nobody reads: argparse formats each argument once to check it. Unset, it asks the terminal, by
     shutil, which takes as long to load as argparse.
     """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self._negative_number_matcher = _NEGATIVE
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         make: Any = self.formatter_class
