@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 QEMU_IMG = shutil.which("qemu-img") or "/usr/bin/qemu-img"
 GIB = 1 << 30
+ANSIBLE = Path(__file__).resolve().parents[1]
 
 
 def create(path, *options):
@@ -124,6 +128,36 @@ def test_it_runs_with_a_python_that_has_no_aetherscale(images, order):
         ["/usr/bin/python3", "-I", images.__file__], input=json.dumps(order), capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Run images.yml; what it says."""
+    inventory = tmp_path / "inventory.ini"
+    inventory.write_text("[broker]\nbroker1\n[compute]\nh1\nh2\n")
+
+    def run_it(*more):
+        playbook = Path(sys.executable).with_name("ansible-playbook")
+        wish = json.dumps({"image_name": "tiny", "image_source": "/none", "image_sha256": "0" * 64})
+        argv = [playbook, "-i", inventory, "images.yml", "-e", wish, *more]
+        environ = os.environ | {"LC_ALL": "C.UTF-8", "ANSIBLE_HOME": str(tmp_path)}
+        return subprocess.run(argv, cwd=ANSIBLE, capture_output=True, text=True, env=environ)
+
+    return run_it
+
+
+@pytest.mark.parametrize(("hosts", "named"), [("h1,h9", "h9"), ("broker1", "broker1")])
+def test_a_host_that_is_no_compute_host_is_an_error_that_names_it(play, hosts, named):
+    done = play("-e", f"image_hosts={hosts}")
+    assert done.returncode != 0
+    assert f"{named}: no such host in the group compute; there are h1, h2" in done.stdout
+    assert "Bring one image" not in done.stdout
+
+
+def test_an_image_goes_to_compute_hosts_alone(play):
+    for more, hosts in (([], ["h1", "h2"]), (["-e", "image_hosts=h2,broker1"], ["h2"])):
+        listed = play("--list-hosts", *more).stdout.partition("Bring one image")[2]
+        assert sorted(re.findall(r"^ {6}(\S+)$", listed, re.MULTILINE)) == hosts
 
 
 def test_an_image_may_be_for_one_host(images, order):

@@ -105,6 +105,12 @@ def _finalize(wanted: Wanted, folder: Path, environ: Mapping[str, str]) -> Creat
         raise CliError(f"{wanted.where}: VM {wanted.name}: {error}", error.hint, error.exit_code) from None
 
 
+def warn_of_no_key(vms: Sequence[Wanted]) -> None:
+    """Say it, once, if these are made and nobody can log in to one of them."""
+    if any(vm.ssh_keys is None and not (vm.options.ssh_keys or vm.options.user_data) for vm in vms):
+        inputs.warn_of_no_key()
+
+
 def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
     """Do it.
 
@@ -147,6 +153,7 @@ def _create(run: Run, missing: Sequence[Wanted]) -> None:
         for vm in missing:
             run.tell(vm, "would create", vm.options.image)
         return
+    warn_of_no_key(missing)
     calls = run.send("create-vm", [(vm.options, vm.name) for vm in missing])
     for vm, call in zip(missing, calls, strict=True):
         if report.report_trouble(run.outcome, call, True):
@@ -207,11 +214,48 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
         if vm.vm_id not in kept and all(selects(one, vm.labels) for one in selectors)
     ]
     names = [(vm.vm_id, vm.name) for vm in doomed]
-    if not run.only_shown and names and not (run.invocation.space.yes or _agreed(names)):
-        run.outcome.notes.append("nothing was pruned")
-        run.outcome.exit_code = Exit.FAILED
-        return
+    if names and not (run.only_shown or run.invocation.space.yes):
+        shown = _identify(run, names)
+        if not _agreed(names):
+            run.outcome.notes.append("nothing was pruned")
+            run.outcome.exit_code = Exit.FAILED
+            return
+        names = _still_the_same(run, names, shown)
     _delete(run, names)
+
+
+def _identify(run: Run, names: Sequence[tuple[str, str]]) -> dict[str, tuple[float, str]]:
+    """What tells each VM from another one of its id: when it was made, and its instance. By id; only of those that are
+    there.
+    """
+    calls = [
+        ask.make_call(COMMANDS["show-vm"], ShowVm(vm_id=vm_id, console_lines=0), _LOOK_S, None, name)
+        for vm_id, name in names
+    ]
+    ask.ask_each(run.session, calls, _LOOK_S)
+    identities = {}
+    for call in calls:
+        with contextlib.suppress(ValueError):
+            if call.reply is not None and call.reply.answer.ok:
+                vm = msgspec.json.decode(call.reply.answer.response, type=VmReport)
+                identities[call.vm_id] = (vm.created, vm.instance)
+    return identities
+
+
+def _still_the_same(
+    run: Run, names: Sequence[tuple[str, str]], shown: Mapping[str, tuple[float, str]]
+) -> list[tuple[str, str]]:
+    """Those that the yes was meant for: while somebody thinks, a VM may go and another be made under its name."""
+    now = _identify(run, names)
+    same = []
+    for vm_id, name in names:
+        if vm_id in now and now[vm_id] == shown.get(vm_id):
+            same.append((vm_id, name))
+        else:
+            run.rows.append(Row(name or vm_id, vm_id, "not deleted"))
+            why = "was made anew meanwhile" if vm_id in now else "is gone, or its host is"
+            run.outcome.fail(f"VM {name or vm_id} {why}: not deleted", "apply again shows what there is now")
+    return same
 
 
 def _agreed(names: Sequence[tuple[str, str]]) -> bool:

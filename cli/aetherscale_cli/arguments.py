@@ -1,6 +1,7 @@
 """The command line: what may be typed, and what it means. Nothing here does anything but parse."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn, get_args
@@ -97,6 +98,8 @@ exit codes:
 
 
 FORMATS = ("table", "wide", "json", "yaml", "name")
+FORMLESS = ("use-context", "completion", *arguments_stream.SUMMARIES)
+"""Commands that have no answer in any of these forms: they say nothing, or what a shell or a guest says."""
 
 
 class Invocation(Struct, frozen=True):
@@ -134,6 +137,10 @@ class Invocation(Struct, frozen=True):
         return self.output in ("json", "yaml", "name")
 
 
+_NEGATIVE = re.compile("-[0-9]")
+"""What is a value, and no option: also `-1h`, so that whoever reads values says what is wrong with it."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Errors in the house's form, with what was typed made safe."""
 
@@ -141,6 +148,10 @@ class _Parser(argparse.ArgumentParser):
     """Of a help that nobody reads: argparse formats each argument once to check it. Unset, it asks the terminal, by
     shutil, which takes as long to load as argparse.
     """
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        self._negative_number_matcher = _NEGATIVE
 
     def _get_formatter(self) -> argparse.HelpFormatter:
         make: Any = self.formatter_class
@@ -182,6 +193,8 @@ def parse(argv: Sequence[str]) -> Invocation:
         raise SystemExit(2)
     argv, guest_command = arguments_stream.split_off_command(argv)
     space = _parse_known(parser, argv)
+    if space.command in FORMLESS and "output" in space:
+        space.parser.error(f"{space.command} has one form of output; -o does not go with it")
     common: dict[str, Any] = {key: getattr(space, key, None) for key in ("output", "context", "request_id")}
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
     until, until_s = getattr(space, "until", None), getattr(space, "timeout", None) or arguments_create.WAIT_S
@@ -249,7 +262,12 @@ def build_parser(argv: Sequence[str] | None = None) -> argparse.ArgumentParser:
             name,
             help=summary,
             description=summary[0].upper() + summary[1:] + ".",
-            parents=[_common_options(f"default: {TIMEOUTS[name]}" if name in TIMEOUTS else "not needed here")],
+            parents=[
+                _common_options(
+                    f"default: {TIMEOUTS[name]}" if name in TIMEOUTS else "not needed here",
+                    forms=name not in FORMLESS,
+                )
+            ],
             allow_abbrev=False,
         )
         sub.set_defaults(parser=sub)
@@ -272,19 +290,20 @@ def _summaries() -> dict[str, str]:
     return {c.name: c.summary for c in commands.COMMANDS.values() if c.name in _ADD} | ours
 
 
-def _common_options(patience: str) -> _Parser:
+def _common_options(patience: str, *, forms: bool = True) -> _Parser:
     """Options that may stand before or after the command's name (hence no defaults); `patience` says what
-    `--timeout` is unless given.
+    `--timeout` is unless given, `forms` whether there is an output to choose the form of.
     """
     common = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    common.add_argument(
-        "-o",
-        "--output",
-        choices=FORMATS,
-        metavar="|".join(FORMATS),
-        help="a table (wide: with more columns), the list of answers as JSON or YAML, or one name a line "
-        "(default: table on a terminal, else json)",
-    )
+    if forms:
+        common.add_argument(
+            "-o",
+            "--output",
+            choices=FORMATS,
+            metavar="|".join(FORMATS),
+            help="a table (wide: with more columns), the list of answers as JSON or YAML, or one name a line "
+            "(default: table on a terminal, else json)",
+        )
     common.add_argument(
         "--timeout",
         type=values.duration,

@@ -76,7 +76,7 @@ def _add_identity(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--label", type=values.label, **many, metavar="K=V", help="a label of the VM; repeatable")
     sub.add_argument(
         "--ssh-key", **many, metavar="FILE|KEY",
-        help="who may log in; repeatable (default: your own, ~/.ssh/id_{ed25519,ecdsa,rsa}.pub)",
+        help="who may log in; repeatable (default: your own, ~/.ssh/*.pub)",
     )  # fmt: skip
     sub.add_argument("--no-ssh-key", action="store_true", help="nobody's key")
     sub.add_argument("--user-data", metavar="FILE", help="cloud-init's user data")

@@ -77,7 +77,7 @@ def _ask_everyone(session: Session, invocation: Invocation) -> Outcome:
         everyone = msgspec.structs.replace(everyone, replies=replies)
     wide = invocation.output == "wide"
     return report.report_everyone(
-        command, everyone, timeout, time.time(), as_json=invocation.as_json, wide=wide, few=wanted.active
+        command, everyone, timeout, time.time(), as_json=invocation.as_json, wide=wide, wanted=wanted
     )
 
 

@@ -40,7 +40,8 @@ def execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
 
         context, space = chosen(store, invocation.context, environ), invocation.space
         deployment = store.find_deployment(context) if context is not None else None
-        return import_image.import_image(deployment, space.image, space.source, space.sha256, space.only)
+        digest = import_image.import_image(deployment, space.image, space.source, space.sha256, space.only)
+        return show(import_image.report_image(space.image, digest, invocation.output), invocation)
     if invocation.command == "list-contexts":
         return show(_list_contexts(store, invocation, environ, as_json=as_json), invocation)
     if invocation.command == "doctor":

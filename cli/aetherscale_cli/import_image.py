@@ -14,9 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from aetherscale_cli import outlet
+from aetherscale_cli import outlet, text
 from aetherscale_cli.contexts import Deployment
 from aetherscale_cli.errors import CliError, Exit
+from aetherscale_cli.report import Outcome, json_list
 from aetherscale_protocol import disk_images
 
 PLAYBOOK = "images.yml"
@@ -80,10 +81,10 @@ def find_program() -> str:
     return program
 
 
-def import_image(deployment: Deployment | None, name: str, source: str, given: str | None, hosts: Sequence[str]) -> int:
-    """Do it; the exit code. What Ansible says goes to stderr.
+def import_image(deployment: Deployment | None, name: str, source: str, given: str | None, hosts: Sequence[str]) -> str:
+    """Do it; the image's SHA-256. What Ansible says goes to stderr.
 
-    :raise CliError: when it can't be begun.
+    :raise CliError: when it can't be begun, or did not come to all hosts.
     """
     if deployment is None or not Path(deployment.ansible_dir, PLAYBOOK).is_file():
         hint = "do it where site.yml was run; or there: cd ansible && ansible-playbook images.yml -e image_name=… …"
@@ -93,6 +94,15 @@ def import_image(deployment: Deployment | None, name: str, source: str, given: s
     argv = finalize_argv(find_program(), deployment, name, source, digest, hosts)
     done = subprocess.run(argv, cwd=deployment.ansible_dir, env=dict(os.environ), stdout=sys.stderr, check=False)
     if done.returncode != 0:
-        raise CliError(f"image {name} did not come to all hosts: ansible-playbook says why, above")
-    outlet.answer(f"{name}\n")
-    return Exit.DONE
+        where = text.listed(hosts) if hosts else "all hosts"
+        raise CliError(f"image {name} did not come to {where}: ansible-playbook says why, above")
+    return digest
+
+
+def report_image(name: str, digest: str, output: str | None) -> Outcome:
+    """The outcome of an import, in the form that is wanted."""
+    if output in ("table", "wide"):
+        return Outcome(
+            text.table(("IMAGE", "SHA256"), [(name, digest if output == "wide" else text.short_sum(digest))])
+        )
+    return Outcome(json_list([json.dumps({"image": name, "sha256": digest}).encode()]))

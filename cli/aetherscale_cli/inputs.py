@@ -1,15 +1,16 @@
 """The files that say what a new VM should be: public keys, and cloud-init's user data."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
+from aetherscale_cli import outlet
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol.options import LONGEST_KEY, LONGEST_TEXT, CreateVm
 
-OWN_KEYS = ("id_ed25519.pub", "id_ecdsa.pub", "id_rsa.pub")
 _KEY_TYPES = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
 _LONGEST_FILE = 4 * max(LONGEST_KEY, LONGEST_TEXT)
 
@@ -22,6 +23,8 @@ def add_inputs(invocation: Invocation, environ: Mapping[str, str]) -> Invocation
     space = invocation.space
     keys = find_keys(space.ssh_key, none=space.no_ssh_key, environ=environ)
     user_data = read_text(space.user_data, "user data") if space.user_data else ""
+    if space.command == "create-vm" and not (keys or user_data or space.no_ssh_key or space.dry_run):
+        warn_of_no_key()
     made = []
     for options in invocation.options:
         assert isinstance(options, CreateVm)
@@ -54,8 +57,25 @@ def find_keys(
         return ()
     if given:
         return tuple(dict.fromkeys(key for one in given for key in _keys_of(one, folder)))
-    own = [Path(environ.get("HOME", "~")).expanduser() / ".ssh" / name for name in OWN_KEYS]
-    return tuple(dict.fromkeys(key for path in own if path.is_file() for key in _keys_in(path)))
+    return tuple(dict.fromkeys(_find_own_keys(Path(environ.get("HOME", "~")).expanduser() / ".ssh")))
+
+
+def _find_own_keys(folder: Path) -> Iterator[str]:
+    """What is a key among `*.pub`: other programs keep theirs there, too."""
+    for path in sorted(folder.glob("*.pub")):
+        if path.is_file() and not path.name.endswith("-cert.pub"):
+            with contextlib.suppress(CliError):
+                yield from _keys_in(path)
+
+
+def warn_of_no_key() -> None:
+    """Say that nobody will be able to log in."""
+    outlet.say(
+        [
+            "warning: there is no public key in ~/.ssh/*.pub: nobody can log in to the new VM by ssh",
+            "hint: --ssh-key FILE (in a file of VMs: ssh-keys) names one; ssh-keygen makes one",
+        ]
+    )
 
 
 def _keys_of(given: str, folder: Path | None) -> list[str]:
@@ -78,7 +98,11 @@ def _keys_in(path: Path) -> list[str]:
 
 def _is_key(line: str) -> bool:
     """Whether this looks like a line of authorized_keys; options may stand before the type."""
-    return any(word.startswith(_KEY_TYPES) for word in line.split()[:-1])
+    return (
+        line.isprintable()
+        and len(line) <= LONGEST_KEY
+        and any(word.startswith(_KEY_TYPES) for word in line.split()[:-1])
+    )
 
 
 def read_text(path: str | Path, what: str) -> str:

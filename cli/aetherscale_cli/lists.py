@@ -22,7 +22,6 @@ VM_COLUMNS = (
 HOST_COLUMNS = ("HOST", "STATE", "CPUS", "MEMORY", "DISK", "VMS", "IMAGES", "ACCEL", "AGENT", "LABELS")
 IMAGE_COLUMNS = ("IMAGE", "FORMAT", "SIZE", "DISK", "SHA256", "HOSTS", "USED BY")
 
-_SHORT_SUM = 12
 _FEW = 3
 
 
@@ -139,6 +138,6 @@ def _image_line(having: Sequence[tuple[str, ImageRow]], *, wide: bool) -> Sequen
     shown = users if wide or len(users) <= _FEW else [*users[:_FEW], f"… ({len(users)})"]
     return (
         image.image, image.format, text.size(image.size), text.size(image.virtual_size),
-        image.sha256 if wide else image.sha256[:_SHORT_SUM], ", ".join(sorted(host for host, _ in having)),
+        image.sha256 if wide else text.short_sum(image.sha256), ", ".join(sorted(host for host, _ in having)),
         ", ".join(shown),
     )  # fmt: skip

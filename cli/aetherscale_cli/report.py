@@ -76,9 +76,9 @@ def report_everyone(
     *,
     as_json: bool,
     wide: bool = False,
-    few: bool = False,
+    wanted: lists.Filter | None = None,
 ) -> Outcome:
-    """The outcome of a command that went to all hosts; `few`: it was asked for some of the VMs only."""
+    """The outcome of a command that went to all hosts; `wanted`: which of the VMs it was asked for."""
     outcome = Outcome()
     usable = [reply for reply in everyone.replies if not _report_refusal(outcome, reply)]
     try:
@@ -92,10 +92,19 @@ def report_everyone(
             f"{everyone.unreadable} of the answers can't be read", "are all agents and the CLI of one version?"
         )
     report_missing(outcome, everyone, timeout)
+    if wanted is not None and wanted.host is not None:
+        _report_unknown_host(outcome, everyone, wanted.host)
     if command == "list-vms" and rows == 0 and outcome.exit_code is Exit.DONE and not as_json:
         none = f"There are no VMs yet: {PROGRAM} create-vm --image IMAGE makes one."
-        outcome.notes.append("No VM is like that." if few else none)
+        outcome.notes.append("No VM is like that." if wanted is not None and wanted.active else none)
     return outcome
+
+
+def _report_unknown_host(outcome: Outcome, everyone: Everyone, host: str) -> None:
+    """Report a host that neither answered nor is missing: there is none of that name."""
+    known = {reply.answer.host or "" for reply in everyone.replies} | {one.host for one in everyone.missing}
+    if host not in known and not (everyone.nameless or everyone.unreadable):  # it may be one of those
+        outcome.fail(f"host {host} does not exist", f"there are {text.listed(sorted(known - {''}))}")
 
 
 def _everyone_table(

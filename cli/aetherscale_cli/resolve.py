@@ -59,9 +59,10 @@ def resolve(session: Session, tokens: Sequence[str], timeout: float) -> list[Fou
 
 
 def find_each(
-    session: Session, tokens: Sequence[str], timeout: float, *, trust_ids: bool = True
+    session: Session, tokens: Sequence[str], timeout: float, *, trust_ids: bool = True, letters_needed: int = 1
 ) -> list[Found | CliError]:
     """For each token the VM, or why it is not known which. `trust_ids`: 8 letters are an id, without asking.
+    `letters_needed`: how many of an id must be given at least.
 
     :raise CliError: when the broker fails, or no agent is running.
     """
@@ -74,7 +75,7 @@ def find_each(
     found: list[Found | CliError] = []
     for token in tokens:
         if token in open_ones and everyone is not None:
-            found.append(_find_prefix(token, everyone))
+            found.append(_find_prefix(token, everyone, letters_needed))
         elif names.is_vm_id(token) and (trust_ids or token in held):
             found.append(Found(token))
         elif token in letters and names.id_of_name(token) not in held:
@@ -109,7 +110,7 @@ def _says_nobody(event: Event) -> bool:
     return reply is not None and reply.answer.execution_info.code == "vm-unknown"
 
 
-def _find_prefix(prefix: str, everyone: Everyone) -> Found | CliError:
+def _find_prefix(prefix: str, everyone: Everyone, letters_needed: int) -> Found | CliError:
     """The one VM whose id begins so, if that is sure."""
     candidates = {vm_id: name for vm_id, name in names_of(everyone).items() if vm_id.startswith(prefix)}
     if len(candidates) > 1:
@@ -124,6 +125,8 @@ def _find_prefix(prefix: str, everyone: Everyone) -> Found | CliError:
     if not candidates:
         return UnknownVm(prefix)
     ((vm_id, name),) = candidates.items()
+    if len(prefix) < letters_needed:
+        return _too_short(prefix, _spoken(vm_id, name), letters_needed)
     return Found(vm_id, name)
 
 
@@ -149,8 +152,20 @@ def names_of(everyone: Everyone) -> dict[str, str]:
     return known
 
 
+def _spoken(vm_id: str, name: str) -> str:
+    return f"{vm_id} ({name})" if name else vm_id
+
+
+def _too_short(prefix: str, meant: str, letters_needed: int) -> CliError:
+    return CliError(
+        f"there is no VM named {prefix}, and it is too little of an id for what can't be undone; VM {meant} begins so",
+        f"if that VM is meant, give its whole id, its name, or {letters_needed} letters of its id",
+        code="bad-request",
+    )
+
+
 def _ambiguous(prefix: str, candidates: Mapping[str, str]) -> CliError:
-    shown = [f"{vm_id} ({name})" if name else vm_id for vm_id, name in sorted(candidates.items())]
+    shown = [_spoken(vm_id, name) for vm_id, name in sorted(candidates.items())]
     more = [] if len(shown) <= _MOST_NAMED else ["…"]
     known = ", ".join(shown[:_MOST_NAMED] + more)
     return CliError(

@@ -15,10 +15,23 @@ from aetherscale_protocol.answers import encode_answer, success
 from aetherscale_protocol.commands import COMMANDS
 from aetherscale_protocol.options import Options
 
+_DESTROYING = ("delete-vm", "restore-vm", "delete-snapshot")
+
 
 def need_asking(invocation: Invocation) -> bool:
     """Whether hosts are to be asked which VMs are meant, before anything is sent."""
+    if _may_be_absent(invocation):  # where a name may be gone, no other VM may be taken for it
+        return False
     return any(may_begin_an_id(token) for token in invocation.vms)
+
+
+def _may_be_absent(invocation: Invocation) -> bool:
+    return bool(getattr(invocation.space, "if_exists", False))
+
+
+def count_letters_needed(invocation: Invocation) -> int:
+    """How many letters of an id this command must be given: more where a slip would cost a guest its data."""
+    return 4 if invocation.command in _DESTROYING or getattr(invocation.space, "kill", False) else 1
 
 
 def make_calls(session: Session | None, invocation: Invocation, timeout: float, allowed: float) -> list[Call]:
@@ -34,7 +47,10 @@ def make_calls(session: Session | None, invocation: Invocation, timeout: float, 
             ask.make_call(command, options, allowed, invocation.request_id, name)
             for options, name in zip(invocation.options, named, strict=True)
         ]
-    found = find_each(session, invocation.vms, timeout) if session and need_asking(invocation) else None
+    found = None
+    if session and need_asking(invocation):
+        needed = count_letters_needed(invocation)
+        found = find_each(session, invocation.vms, timeout, letters_needed=needed)
     calls = []
     for place, token in enumerate(invocation.vms):
         one = found[place] if found else _taken_literally(token)

@@ -115,6 +115,11 @@ def labels(of: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in sorted(of.items()))
 
 
+def short_sum(digest: str) -> str:
+    """As much of a checksum as tells one from another."""
+    return digest[:12]
+
+
 def listed(names: Sequence[str]) -> str:
     """Names as a sentence has them: `h1`, `h1 and h2`, `h1, h2 and h3`."""
     if len(names) < 2:

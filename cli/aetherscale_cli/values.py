@@ -155,7 +155,7 @@ def disk(text: str) -> int:
 
 def _size(text: str, unit: str, kind: Any, example: str) -> int:
     """A size in units of `unit`, which is also what a bare number means."""
-    match = re.fullmatch("([0-9]{1,9})([MGT]?)", text.upper().removesuffix("IB"))
+    match = re.fullmatch("(-?[0-9]{1,9})([MGT]?)", text.upper().removesuffix("IB"))
     if match is None:
         raise ArgumentTypeError(f"{text!r} is not a size such as {example}")
     mebibytes = int(match[1]) * _UNITS[match[2] or unit]

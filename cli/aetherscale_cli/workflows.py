@@ -46,8 +46,9 @@ def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, st
     if invocation.space.file:
         from aetherscale_cli import apply
 
-        options = tuple(vm.options for vm in apply.read_file(invocation.space.file, environ))
-        invocation = msgspec.structs.replace(invocation, options=options, own_ids=True)
+        vms = apply.read_file(invocation.space.file, environ)
+        apply.warn_of_no_key(vms)
+        invocation = msgspec.structs.replace(invocation, options=tuple(vm.options for vm in vms), own_ids=True)
     else:
         invocation = inputs.add_inputs(invocation, environ)
     if invocation.space.dry_run:

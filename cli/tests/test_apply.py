@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aetherscale_cli import outlet
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
@@ -23,6 +24,7 @@ vms:
   memory: 1G
   disk: 10G
   labels: {role: web}
+  ssh-keys: []
 - name: web2
   image: debian
   ttl: 2h
@@ -220,6 +222,30 @@ class TestPruning:
         ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web")
         assert (ran.code, session.changes) == (code, changes)
         assert "Delete old, and its disk? [y/N]" in ran.err
+
+    @pytest.mark.parametrize(
+        ("meanwhile", "said"),
+        [
+            ([vm(OLD, name="old", labels={"role": "web"}, created=2)], "VM old was made anew meanwhile: not deleted"),
+            ([], "VM old is gone, or its host is: not deleted"),
+        ],
+    )
+    def test_what_is_another_vm_by_the_time_of_the_yes_is_kept(
+        self, use: Use, cli: Any, file: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Any, said: str
+    ) -> None:
+        session = use(self.cloud())
+
+        def agree(_: str) -> bool:
+            session.hosts["h1"] = [one for one in session.hosts["h1"] if one["vm-id"] != OLD] + meanwhile
+            return True
+
+        monkeypatch.setattr(outlet, "agreed", agree)
+        monkeypatch.setattr(sys, "stdin", keyboard := io.StringIO())
+        monkeypatch.setattr(keyboard, "isatty", lambda: True)
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "-o", "table")
+        assert (ran.code, session.changes) == (1, [])
+        assert f"error: {said}" in ran.err
+        assert rows(ran)[-1] == ["old", "not deleted"]
 
 
 class TestFiles:

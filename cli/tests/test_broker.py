@@ -69,7 +69,7 @@ class TestAnswers:
             return cloud.succeed({**base, **more})
 
         cloud.start("h1", fleet, behave).hold(names.id_of_name("web1"))
-        ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running", "-o", "table")
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "running", "-o", "table")
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.splitlines()[1].split()[:4] == [names.id_of_name("web1"), "web1", "running", "running"]
         assert len(reached) == 3
@@ -131,7 +131,7 @@ class TestAnswers:
         reasons = {"h2": "not enough memory", "h3": "drained\x1b[2J"}
         no = cloud.refuse("no-host", "no host can take this VM", hint="make\x1b[31m room", reasons=reasons)
         cloud.start("h1", ["h1"], lambda _: no)
-        ran = cli("create-vm", "--image", "u", "-o", "table")
+        ran = cli("create-vm", "--image", "u", "--no-ssh-key", "-o", "table")
         assert ran.code == 1
         assert ran.out == ""
         assert ran.err.splitlines() == [
@@ -151,7 +151,7 @@ class TestAnswers:
 
 class TestMissing:
     def test_no_agent_ever(self, cloud: Any, cli: Any) -> None:
-        for argv in (["list-vms"], ["create-vm", "--image", "u"], ["show-vm", VM], ["stop-vm", VM]):
+        for argv in (["list-vms"], ["create-vm", "--image", "u", "--no-ssh-key"], ["show-vm", VM], ["stop-vm", VM]):
             ran = cli(*argv)
             assert (ran.code, ran.out) == (3, "[]\n")
             assert ran.err.startswith("error: no agent is running\nhint: ")

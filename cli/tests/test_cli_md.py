@@ -86,11 +86,13 @@ def test_samples_are_what_is_said(
 
 
 def write_files(folder: Path) -> None:
-    """The sample's file of VMs, and what it names."""
+    """The sample's file of VMs, what it names, and the operator's key."""
     text = DOC.read_text()
     lines = text[text.index("    # vms.yml") : text.index("    $ aetherscale-cli apply")].splitlines()
     (folder / "vms.yml").write_text("".join(f"{line.removeprefix('    ')}\n" for line in lines))
     (folder / "ci.pub").write_text(
         "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA ci\n"
     )
+    (folder / ".ssh").mkdir()
+    (folder / ".ssh" / "id_ed25519.pub").write_bytes((folder / "ci.pub").read_bytes())
     (folder / "ci.cloud").write_text("#cloud-config\n{}\n")

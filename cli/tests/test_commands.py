@@ -56,10 +56,50 @@ class TestWhichVm:
         assert (ran.code, ran.err) == (0, "")
         assert [answer["response"]["status"] for answer in ran.answers] == ["absent", "done", "absent", "absent"]
 
+    @pytest.mark.parametrize("more", [[], ["--wait-for-host", "5s"]])
+    def test_where_absence_is_fine_the_beginning_of_an_id_is_no_vm(self, use: Use, cli: Any, more: list[str]) -> None:
+        session = use(MemorySession({"h1": [vm("ciabcdef"), vm("abcdefgh")]}))
+        ran = cli("delete-vm", "--if-exists", "ci", "abcdefg", *more)
+        assert [answer["response"]["status"] for answer in ran.answers] == ["absent", "absent"]
+        assert {key for key, _, _ in session.asked} == {f"vm.{names.id_of_name(name)}" for name in ("ci", "abcdefg")}
+
+    @pytest.mark.parametrize(
+        "argv",
+        [
+            ["delete-vm", "ci"],
+            ["delete-vm", "cia", "--wait-for-host", "5s"],
+            ["stop-vm", "ci", "--kill"],
+            ["reboot-vm", "ci", "--kill"],
+            ["restore-vm", "ci", "s1"],
+            ["delete-snapshot", "ci", "s1"],
+        ],
+    )
+    def test_what_destroys_takes_no_few_letters_of_an_id(self, use: Use, cli: Any, argv: list[str]) -> None:
+        session = use(MemorySession({"h1": [vm("ciabcdef", name="build7")]}))
+        ran = cli(*argv, "-o", "table")
+        assert (ran.code, ran.out) == (1, "")
+        error, hint = ran.err.splitlines()
+        assert error.startswith(f"error: there is no VM named {argv[1]}, and it is too little of an id")
+        assert "VM ciabcdef (build7) begins so" in error
+        assert "4 letters" in hint
+        assert set(session.commands) == {"show-vm", "list-vms"}
+        assert cli(*argv).answers[0]["execution-info"]["code"] == "bad-request"
+
+    @pytest.mark.parametrize("argv", [["delete-vm", "ciab"], ["stop-vm", "ciab", "--kill"], ["stop-vm", "c"]])
+    def test_a_beginning_that_is_long_enough_is_taken(self, use: Use, cli: Any, argv: list[str]) -> None:
+        session = use(MemorySession({"h1": [vm("ciabcdef")]}))
+        assert cli(*argv).code == 0
+        assert session.asked[-1][:2] == ("vm.ciabcdef", argv[0])
+
+    def test_a_short_name_is_deleted_as_ever(self, use: Use, cli: Any) -> None:
+        session = use(MemorySession({"h1": [vm(names.id_of_name("ci"), name="ci"), vm("ciabcdef")]}))
+        assert cli("delete-vm", "ci").code == 0
+        assert session.asked[-1][:2] == (f"vm.{names.id_of_name('ci')}", "delete-vm")
+
     def test_a_host_that_is_down_is_not_absence(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": []}, down={"h2": [WEB1]}))
         assert cli("delete-vm", "--if-exists", "web1").code == 4
-        assert cli("delete-vm", "--if-exists", "x").code == 4
+        assert cli("delete-vm", "x").code == 4
 
 
 class TestLists:
@@ -93,6 +133,20 @@ class TestLists:
 
     def test_nothing_that_is_like_that_is_said(self, cli: Any) -> None:
         assert cli("list-vms", "-o", "table", "--label", "x").err == "No VM is like that.\n"
+
+    @pytest.mark.parametrize("form", ["table", "json"])
+    def test_a_host_that_there_is_not_is_an_error_that_names_it(self, cli: Any, form: str) -> None:
+        ran = cli("list-vms", "--host", "nosuch", "-o", form)
+        assert ran.code == 1
+        assert ran.err == "error: host nosuch does not exist\nhint: there are h1 and h2\n"
+
+    def test_a_host_that_is_down_is_one(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": []}, down={"h2": []}))
+        ran = cli("list-vms", "--host", "h2")
+        assert ran.code == 4
+        assert ran.err.startswith("error: host h2 is not running\n")
+        assert "does not exist" not in ran.err
+        assert "hint: there are h1 and h2" in cli("list-vms", "--host", "h3").err
 
     def test_wide_shows_labels_and_any_expiry_shows(self, cli: Any) -> None:
         header, first, *_ = cli("list-vms", "-o", "wide").out.splitlines()

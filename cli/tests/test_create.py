@@ -37,6 +37,46 @@ class TestKeys:
         assert cli("create-vm", "--image", "u", "--name", "web1").code == 0
         assert sent(session)["ssh-keys"] == [KEY, OTHER]
 
+    def test_all_of_one_s_own_in_order_and_nothing_else_that_lies_there(
+        self, session: MemorySession, cli: Any, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / ".ssh"
+        folder.mkdir()
+        (folder / "work.pub").write_text(f"{KEY}\n")
+        (folder / "id_ed25519_sk.pub").write_text(f"{OTHER}\n")
+        (folder / "id_ed25519-cert.pub").write_text(f"ssh-ed25519-cert-v01@openssh.com AAAA {KEY}\n")
+        (folder / "pgp.pub").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+        (folder / "odd.pub").write_text(f"{KEY}\x07\n")
+        (folder / "bytes.pub").write_bytes(b"\xff\xfe")
+        (folder / "gone.pub").symlink_to("nowhere")
+        (folder / "folder.pub").mkdir()
+        ran = cli("create-vm", "--image", "u")
+        assert sent(session)["ssh-keys"] == [OTHER, KEY]
+        assert "warning" not in ran.err
+
+    WARNING = "warning: there is no public key in ~/.ssh/*.pub: nobody can log in to the new VM by ssh"
+
+    @pytest.mark.usefixtures("session")
+    def test_that_nobody_can_log_in_is_told_once(self, cli: Any, tmp_path: Path) -> None:
+        warning, hint, *_ = cli("create-vm", "--image", "u").err.splitlines()
+        assert warning == self.WARNING
+        assert hint.startswith("hint: --ssh-key FILE")
+        (tmp_path / "ud").write_text("#cloud-config\n")
+        for more in (["--no-ssh-key"], ["--ssh-key", KEY], ["--user-data", str(tmp_path / "ud")], ["--dry-run"]):
+            assert "warning" not in cli("create-vm", "--image", "u", *more).err
+
+    @pytest.mark.parametrize("command", ["create-vm", "apply"])
+    def test_of_a_file_it_is_told_once_too(self, use: Use, cli: Any, tmp_path: Path, command: str) -> None:
+        path = tmp_path / "vms.yml"
+        path.write_text("vms:\n- {name: a1, image: u}\n- {name: a2, image: u}\n")
+        use(MemorySession({"h1": []}))
+        assert cli(command, "-f", str(path)).err.count(self.WARNING) == 1
+        path.write_text("vms:\n- {name: a1, image: u, ssh-keys: []}\n- {name: a2, image: u, user-data: x}\n")
+        assert "warning" not in cli(command, "-f", str(path)).err
+        path.write_text("vms:\n- {name: a1, image: u}\n")
+        use(MemorySession({"h1": [vm(names.id_of_name("a1"), image="u", created=0)]}))
+        assert ("warning" in cli(command, "-f", str(path)).err) == (command == "create-vm")
+
     def test_none_if_there_are_none_or_none_are_wanted(self, session: MemorySession, cli: Any, tmp_path: Path) -> None:
         cli("create-vm", "--image", "u")
         (tmp_path / ".ssh").mkdir()
@@ -82,7 +122,7 @@ class TestKeys:
 
 
 def test_a_create_by_name_is_told_by_name(session: MemorySession, cli: Any) -> None:
-    ran = cli("create-vm", "--image", "u", "--name", "web1", "-o", "table")
+    ran = cli("create-vm", "--image", "u", "--name", "web1", "--ssh-key", KEY, "-o", "table")
     assert ran.out.splitlines()[1].split() == [WEB1, "web1", "done", "h1"]
     assert ran.err == "hint: see it boot: aetherscale-cli show-vm web1\n"
     assert sent(session)["vm-id"] == WEB1

@@ -125,7 +125,7 @@ class TestWaiting:
     def test_a_create_waits_for_any_agent_and_makes_one_vm(self, agents: Fleet, start: Start, node: Any) -> None:
         for host in NAMES:
             agents.agents[host].stop(SIGKILL)
-        waiting = start("create-vm", "--image", "a", "--wait-for-host", "60s")
+        waiting = start("create-vm", "--image", "a", "--no-ssh-key", "--wait-for-host", "60s")
         with SeedClient(node.address) as client:
             eventually(lambda: waiting.poll() is not None or client.agents_alive() == 0)
             time.sleep(1)  # a few looks at how many agents there are

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,21 +73,39 @@ def test_without_playbooks_it_says_where_to_do_it(disk: Path, tmp_path: Path) ->
         assert "images.yml" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize(("code", "exits"), [(0, 0), (2, None)])
-def test_what_the_playbook_says_counts(
-    disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, exits: int | None
-) -> None:
+@pytest.mark.parametrize("code", [0, 2])
+def test_what_the_playbook_says_counts(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     program = tmp_path / "ansible-playbook"
     program.write_text(f"#!{sys.executable}\nimport sys, os\nprint(os.getcwd(), file=sys.stderr)\nsys.exit({code})\n")
     program.chmod(0o755)
     monkeypatch.setattr(import_image, "find_program", lambda: str(program))
     (tmp_path / "images.yml").write_text("[]")
     deployment = Deployment(str(tmp_path))
-    if exits is None:
+    if code:
         with pytest.raises(CliError, match="did not come to all hosts"):
             import_image.import_image(deployment, "debian", str(disk), None, [])
+        with pytest.raises(CliError, match="debian did not come to h1 and h9: "):
+            import_image.import_image(deployment, "debian", str(disk), None, ["h1", "h9"])
     else:
-        assert import_image.import_image(deployment, "debian", str(disk), None, []) == exits
+        assert import_image.import_image(deployment, "debian", str(disk), None, []) == DIGEST
+
+
+@pytest.mark.parametrize(
+    ("form", "shown"),
+    [
+        ("table", f"IMAGE   SHA256\ndebian  {DIGEST[:12]}\n"),
+        ("wide", f"IMAGE   SHA256\ndebian  {DIGEST}\n"),
+        ("json", f'[{{"image": "debian", "sha256": "{DIGEST}"}}]\n'),
+        ("yaml", f"- image: debian\n  sha256: {DIGEST}\n"),
+        ("name", "debian\n"),
+    ],
+)
+def test_what_came_is_told_in_the_form_that_is_wanted(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, form: str, shown: str
+) -> None:
+    monkeypatch.setattr(import_image, "import_image", lambda *_: DIGEST)
+    ran = cli("import-image", "d.raw", "--name", "debian", "-o", form)
+    assert (ran.code, ran.out, ran.err) == (0, shown, "")
 
 
 def test_the_context_knows_where_the_fleet_was_rolled_out_from(tmp_path: Path) -> None:

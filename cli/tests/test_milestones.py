@@ -175,7 +175,7 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: p
 class TestWholeCommands:
     def test_create_and_wait(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=course({"reached": ["running"], "addresses": ["10.0.0.9"]})))
-        ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running", "-o", "table")
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "running", "-o", "table")
         assert (ran.code, ran.err) == (0, "")
         assert ran.out.splitlines()[1].split() == [WEB1, "web1", "running", "running", "h1", "10.0.0.9"]
         ran = cli("create-vm", "--image", "u", "--name", "web1", "--wait", "running")

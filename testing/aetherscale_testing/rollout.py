@@ -34,10 +34,10 @@ class Rollout:
         """The command line that `cli` runs, for programs that run it themselves."""
         return [str(CLI), *arguments]
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start the CLI with nothing to read, and go on; what it says is not kept."""
+    def start(self, *arguments: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        """Start the CLI with nothing to read, and go on; what it says is not kept, unless `stdout` is a pipe."""
         null = subprocess.DEVNULL
-        return subprocess.Popen(self.argv(*arguments), stdin=subprocess.PIPE, stdout=null, stderr=null)
+        return subprocess.Popen(self.argv(*arguments), stdin=subprocess.PIPE, stdout=stdout, stderr=null)
 
     def ask(self, *arguments: str, check: bool = True) -> list[dict[str, Any]]:
         """What the CLI answers."""

@@ -84,7 +84,8 @@ def test_a_file_of_vms_is_made_so_and_a_second_time_changes_nothing(fleet: Rollo
     fleet.cli("apply", "-f", path)
     before = {name: fleet.show(name, 0)["created"] for name in NAMES[:2]}
     again = fleet.cli("apply", "-f", path, "-o", "table")
-    assert "starting" not in again.stdout
+    assert [line.split()[:2] for line in again.stdout.splitlines()[1:]] == [[name, "unchanged"] for name in NAMES[:2]]
+    assert "Nothing to do: all 2 VMs are as the file says." in again.stderr
     assert {name: fleet.show(name, 0)["created"] for name in NAMES[:2]} == before
     (tmp_path / "vms.yml").write_text("vms:\n" + rows.splitlines(keepends=True)[0])
     fleet.cli("apply", "-f", path, "--prune", "--label", "app=shop", "--yes")
