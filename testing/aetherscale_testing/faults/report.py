@@ -108,7 +108,8 @@ RUN = """
 - **Clocks that are further apart than a deadline**: such a host refuses what it is asked, and says that its clock may
   be off. It does not do things late.
 - **A start, stop or kill that was begun before its deadline** may come to its end after it. A start that was cut off
-  is not begun again after it.
+  is not begun again after it. A create, too, is finished after its deadline if its disk's copy took that long; it is
+  undone if its agent was restarted or frozen meanwhile.
 - **The guest's own data** at a power loss is what the guest had flushed.
 - **Two clients that use one request id for different commands**: ids are random, 128 bits.
 """
