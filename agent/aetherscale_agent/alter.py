@@ -102,7 +102,7 @@ class Alterer:
         if altering.verb == "resize-vm":
             self._check_sizes(vm, altering)
         elif altering.snapshot:
-            await self._check_snapshot(vm.record.vm_id, altering)
+            await self._check_snapshot(vm.record, altering)
 
     def _check_sizes(self, vm: Vm, altering: Altering) -> None:
         old, new = vm.record.spec, resized(vm.record.spec, altering)
@@ -115,21 +115,31 @@ class Alterer:
         if misfit is not None:
             raise misfit
 
-    async def _check_snapshot(self, vm_id: str, altering: Altering) -> None:
-        name, there = altering.snapshot, await self._has_snapshot(vm_id, altering)
-        if altering.verb == "snapshot-vm" and there:
+    async def _check_snapshot(self, record: Record, altering: Altering) -> None:
+        vm_id, name = record.vm_id, altering.snapshot
+        names = await self._snapshot_names(vm_id, altering.verb)
+        if altering.verb != "snapshot-vm":
+            if name not in names:
+                hint = "list-snapshots shows those that it has"
+                raise Refused("snapshot-unknown", f"VM {vm_id} has no snapshot {name}", hint)
+            return
+        if name in names:
             hint = "choose another name, or delete-snapshot"
             raise Refused("snapshot-exists", f"VM {vm_id} has a snapshot {name} already", hint)
-        if altering.verb != "snapshot-vm" and not there:
-            hint = "list-snapshots shows those that it has"
-            raise Refused("snapshot-unknown", f"VM {vm_id} has no snapshot {name}", hint)
+        room = self._host.hypervisor.resources().disk_room
+        misfit = capacity.misfit_snapshot(record.spec, len(names), room)
+        if misfit is not None:
+            raise misfit
 
-    async def _has_snapshot(self, vm_id: str, altering: Altering) -> bool:
+    async def _snapshot_names(self, vm_id: str, verb: str) -> list[str]:
+        return [row.snapshot for row in await self._snapshots(vm_id, verb)]
+
+    async def _snapshots(self, vm_id: str, verb: str) -> list[SnapshotRow]:
         try:
             found = await self._host.hypervisor.list_snapshots(vm_id)
         except HypervisorError as error:
-            raise failed(altering.verb, error) from None
-        return any(snapshot.name == altering.snapshot for snapshot in found)
+            raise failed(verb, error) from None
+        return [SnapshotRow(snapshot=snapshot.name, created=snapshot.created) for snapshot in found]
 
     async def list_snapshots(self, vm_id: str) -> list[SnapshotRow]:
         """The snapshots of a VM, oldest first.
@@ -137,11 +147,7 @@ class Alterer:
         :raise Refused: `vm-unknown`; `failed`, when its disk can't be looked at.
         """
         self._host.get(vm_id)
-        try:
-            found = await self._host.hypervisor.list_snapshots(vm_id)
-        except HypervisorError as error:
-            raise failed("list-snapshots", error) from None
-        return [SnapshotRow(snapshot=snapshot.name, created=snapshot.created) for snapshot in found]
+        return await self._snapshots(vm_id, "list-snapshots")
 
     async def look_whether_paused(self, vm: Vm) -> None:
         """Believe QEMU, not memory: somebody may have paused a VM by hand, or let it go on."""
@@ -361,9 +367,9 @@ class Alterer:
                 case "pause-vm" | "resume-vm":
                     return vm.state == ("paused" if altering.verb == "pause-vm" else "running")
                 case "snapshot-vm":
-                    return await self._has_snapshot(vm_id, altering)
+                    return altering.snapshot in await self._snapshot_names(vm_id, altering.verb)
                 case "delete-snapshot":
-                    return not await self._has_snapshot(vm_id, altering)
+                    return altering.snapshot not in await self._snapshot_names(vm_id, altering.verb)
                 case "resize-vm":
                     grown = altering.disk is not None and altering.disk > vm.record.spec.disk
                     return grown and await hypervisor.disk_size(vm_id) >= (altering.disk or 0)

@@ -36,13 +36,16 @@ class Image:
 class HostResources:
     """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together.
 
-    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself.
+    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself. `disk_taken`: the GiB that the
+    disk of each VM takes up now, its snapshots included, by id. `disk_room`: the GiB that can still be written.
     """
 
     cpus: int
     memory: int
     disk: int
     vm_overhead: int = 0
+    disk_taken: Mapping[str, int] = field(default_factory=dict)
+    disk_room: int = 0
 
 
 class Power(enum.Enum):
@@ -86,7 +89,7 @@ class Nic:
 class Condition:
     """What a host finds when it looks at itself, beside its VMs and images. Sizes in bytes.
 
-    `services`: the units that should be active here, and the ActiveState of each. `disk_used`: by VMs.
+    `services`: the units that should be active here, and the ActiveState of each.
     """
 
     accelerator_chosen: bool = False  #: by the configuration
@@ -97,7 +100,6 @@ class Condition:
     services: Mapping[str, str] = field(default_factory=dict)
     disk_size: int = 0
     disk_free: int = 0
-    disk_used: int = 0
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,8 @@ class FakeHypervisor:
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
+        #: The GiB that VMs' disks take up, by VM id, where it is more than nothing.
+        self.taken: dict[str, int] = {}
         #: Ports on which something else listens on this host.
         self.ports_in_use: set[int] = set()
         #: Ports of the loopback that take the place of guests' ports.
@@ -227,7 +229,8 @@ class FakeHypervisor:
         self._probed = True
 
     def resources(self) -> HostResources:
-        return self.total
+        room = max(0, self.total.disk - sum(self.taken.values()))
+        return replace(self.total, disk_taken=dict(self.taken), disk_room=room)
 
     async def condition(self) -> Condition:
         await self._pass("condition", 0)

@@ -167,6 +167,25 @@ def test_a_wrong_use_is_named_and_changes_nothing(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+@pytest.mark.parametrize("why", ["full", "many"])
+def test_a_snapshot_for_which_there_is_no_room_is_refused(world: World, state: VmState, why: str) -> None:
+    async def scenario() -> None:
+        host, dealings = await in_state(world, state)
+        if why == "full":
+            world.hypervisor.taken[OTHER] = 99
+        for number in range(63 if why == "many" else 0):
+            await world.hypervisor.snapshot(ID, f"s{number}")
+        world.hypervisor.calls.clear()
+        before = promised(host)
+        answer = await ask(dealings, "snapshot-vm")
+        assert (status(answer), promised(host), world.hypervisor.calls) == ("no-capacity", before, [])
+        assert answer.execution_info.hint
+        assert (await ask(dealings, "delete-snapshot", "r8")).ok
+
+    asyncio.run(scenario())
+
+
 def test_a_restored_disk_has_its_old_content_and_the_size_that_was_promised(world: World) -> None:
     async def scenario() -> None:
         _, dealings = await in_state(world, "stopped")
