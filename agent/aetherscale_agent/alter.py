@@ -424,10 +424,6 @@ def clone_misfit(host: "Host", spec: CreateVm) -> Refused | None:
         return Refused("bad-request", f"VM {spec.clone_of} is of image {image}, and its clone must be too")
     if source.state not in OFF:
         return Refused("wrong-state", f"VM {spec.clone_of} is {source.state}; stop it first")
-    base = host.find_image(spec)
-    if base is not None and source.record.image_sha256 not in ("", base.sha256):
-        reason = f"image {spec.image} is another one by now than VM {spec.clone_of} was made on"
-        return Refused("no-capacity", reason, "bring the old one back under its name")
     return None
 
 

@@ -15,7 +15,7 @@ from aetherscale_agent.asked import UNASKED, Asked, ended, ended_alone
 from aetherscale_agent.at_work import time_at_work
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.erase import Eraser
-from aetherscale_agent.images import base_of
+from aetherscale_agent.images import base_of, wanted
 from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
 from aetherscale_agent.records import Records
@@ -101,7 +101,7 @@ class Host:
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
-        return self.images.list().get(spec.image)
+        return wanted(self.images, spec, self.find(spec.clone_of or ""))
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""

@@ -4,7 +4,7 @@ fakes that behave, and both are held to the same contract tests.
 
 import enum
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -125,6 +125,9 @@ class Images(Protocol):
     def list(self) -> Mapping[str, Image]:
         """The images that are here and whole, by name. Cheap: called for every create and every offer."""
 
+    def find(self, sha256: str, name: str) -> Image | None:
+        """The image of this digest, if its file is here: under any name, or under none any more, as `name` then."""
+
     def complaints(self) -> frozenset[str]:
         """What is wrong with images that are named here, and for that are not in the list."""
 
@@ -137,6 +140,15 @@ class Images(Protocol):
         Nothing happens if there is no such image.
 
         :raise HypervisorError: when it can't be removed.
+        """
+
+    def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:
+        """Remove the files that no image is of any more, but for those of the digests that are needed; their names.
+
+        Nothing is removed that was put there within the last `age` seconds, nor anything else if anything was: an
+        import puts a file there before it names it. It does not give way.
+
+        :raise HypervisorError: when it can't be told what images there are, or one can't be removed.
         """
 
 
@@ -240,6 +252,12 @@ class Hypervisor(Protocol):
 
     async def list_remains(self) -> set[str]:
         """The ids of all VMs of which anything is on this host: a disk, a running unit, a run-time file."""
+
+    async def bases(self) -> set[str]:
+        """The digests of the images on which the disks stand that are on this host, whoever knows of them.
+
+        :raise HypervisorError: when one can't be looked at.
+        """
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console, control characters made harmless; empty if there is none."""

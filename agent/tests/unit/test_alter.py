@@ -322,3 +322,32 @@ def test_a_clone_has_its_sources_disk_and_a_source_that_runs_or_is_missing_is_na
         assert host.vms[OTHER].record.spec.disk == 2
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["replaced", "gone"])
+def test_a_clone_stands_on_the_image_of_its_source_whatever_its_name_has_now(world: World, name: str) -> None:
+    async def scenario() -> None:
+        _, dealings = await in_state(world, "stopped")
+        old = world.images.list()["tiny"]
+        if name == "replaced":
+            world.images.add("tiny", content="another")
+        else:
+            world.images.add("tiny", content="another")
+            world.images.remove("tiny")
+        options = {"image": "tiny", "vm_id": OTHER, "memory": 512, "disk": 1, "clone_of": ID}
+        assert (await dealings.ask("create-vm", request_id="r2", deadline=DEADLINE, **options)).ok
+        assert world.hypervisor.image_of(OTHER).sha256 == old.sha256
+        assert (world.on_disk(OTHER) or record()).image_sha256 == old.sha256
+
+    asyncio.run(scenario())
+
+
+def test_a_clone_whose_sources_image_is_gone_is_refused(world: World) -> None:
+    async def scenario() -> None:
+        host, _ = await in_state(world, "stopped")
+        world.images.files.clear()
+        refused = host.misfit(msgspec.structs.replace(record(vm_id=OTHER).spec, clone_of=ID))
+        assert refused is not None
+        assert refused.code == "image-unknown"
+
+    asyncio.run(scenario())
