@@ -16,6 +16,10 @@ class HypervisorError(Exception):
     """A VM could not be built, started or stopped; `str()` is a sentence for the operator."""
 
 
+class OutcomeUnknown(HypervisorError):
+    """It was asked for, and whether it was done was not said: it may be done by now, or still."""
+
+
 class ImageMissing(HypervisorError):
     """The base image is not on this host (any more)."""
 
@@ -224,7 +228,10 @@ class Hypervisor(Protocol):
         """
 
     async def resize_disk(self, vm_id: str, gib: int) -> None:
-        """Make the VM's disk so large, whether or not it runs. Nothing happens if it is; it is never made smaller."""
+        """Make the VM's disk so large, whether or not it runs. Nothing happens if it is; it is never made smaller.
+
+        :raise OutcomeUnknown: when its QEMU does not say in time whether it did. So do all changes of a VM that runs.
+        """
 
     async def snapshot(self, vm_id: str, name: str) -> None:
         """Keep the VM's disk as it is now, whether or not it runs. Nothing happens if there is one of that name."""

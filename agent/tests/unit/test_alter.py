@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from aetherscale_agent import alter
 from aetherscale_agent.alter import AFRESH
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Altering, Done
 from aetherscale_agent.lifecycle import ANY_STATE, TABLE
-from aetherscale_agent.ports import Power
+from aetherscale_agent.ports import HypervisorError, OutcomeUnknown, Power
 from aetherscale_protocol.answers import Answer, VmState
 from aetherscale_testing.dealings import Dealings
 from aetherscale_testing.world import DEADLINE, ID, NOW, OTHER, World, create, quiet, record, until
@@ -182,6 +183,53 @@ def test_a_snapshot_for_which_there_is_no_room_is_refused(world: World, state: V
         assert (status(answer), promised(host), world.hypervisor.calls) == ("no-capacity", before, [])
         assert answer.execution_info.hint
         assert (await ask(dealings, "delete-snapshot", "r8")).ok
+
+    asyncio.run(scenario())
+
+
+LATE = [
+    ("snapshot-vm", "snapshot", {"snapshot": "new"}),
+    ("delete-snapshot", "delete_snapshot", {"snapshot": "old"}),
+    ("resize-vm", "resize_disk", {"disk": 4}),
+    ("pause-vm", "pause", {}),
+]
+
+
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize(("verb", "method", "options"), LATE)
+def test_what_qemu_did_not_say_is_looked_at_and_never_told_as_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: str, method: str, options: dict[str, Any], done: bool
+) -> None:
+    """QEMU ends a snapshot of a slow disk after the agent's patience, and answers nothing until then."""
+    monkeypatch.setattr(alter, "LATE_LOOK_EVERY_S", 0.001)
+    busy = ["it does not answer", "nor now"]
+
+    async def scenario() -> None:
+        host, dealings = await in_state(world, "running")
+        act, look, is_paused = getattr(world.hypervisor, method), world.hypervisor._disk, world.hypervisor.is_paused
+
+        async def silent(*args: Any) -> None:
+            if done:
+                await act(*args)
+            monkeypatch.setattr(world.hypervisor, "_disk", busy_disk)
+            monkeypatch.setattr(world.hypervisor, "is_paused", busy_guest)
+            raise OutcomeUnknown("QEMU did not answer within 30 s")
+
+        def busy_disk(vm_id: str) -> Any:
+            if busy:
+                raise HypervisorError(busy.pop())
+            return look(vm_id)
+
+        async def busy_guest(vm_id: str) -> bool:
+            busy_disk(vm_id)
+            return await is_paused(vm_id)
+
+        monkeypatch.setattr(world.hypervisor, method, silent)
+        answer = await ask(dealings, verb, **options)
+        assert answer.ok == done
+        assert done or (status(answer), bool(answer.execution_info.hint)) == ("outcome-unknown", True)
+        assert host.vms[ID].record.altering is None
+        assert busy == []
 
     asyncio.run(scenario())
 
