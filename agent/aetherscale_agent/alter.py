@@ -16,7 +16,7 @@ from aetherscale_agent import capacity
 from aetherscale_agent.asked import Asked, ended
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Altering, Done, JournalError, Record
-from aetherscale_agent.ports import HypervisorError
+from aetherscale_agent.ports import HypervisorError, OutcomeUnknown
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, failed, ignored
 from aetherscale_agent.steps import step
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 OFF: tuple[VmState, ...] = ("stopped", "failed")
 REBOOT = "reboot-vm"
+LATE_LOOKS, LATE_LOOK_EVERY_S = 8, 3.0
+"""How often, and after how many seconds each, a VM is looked at whose QEMU did not say whether a change was done."""
 AFRESH = "it was paused when its host went down, and was started afresh"
 
 
@@ -102,7 +104,7 @@ class Alterer:
         if altering.verb == "resize-vm":
             self._check_sizes(vm, altering)
         elif altering.snapshot:
-            await self._check_snapshot(vm.record.vm_id, altering)
+            await self._check_snapshot(vm.record, altering)
 
     def _check_sizes(self, vm: Vm, altering: Altering) -> None:
         old, new = vm.record.spec, resized(vm.record.spec, altering)
@@ -115,21 +117,31 @@ class Alterer:
         if misfit is not None:
             raise misfit
 
-    async def _check_snapshot(self, vm_id: str, altering: Altering) -> None:
-        name, there = altering.snapshot, await self._has_snapshot(vm_id, altering)
-        if altering.verb == "snapshot-vm" and there:
+    async def _check_snapshot(self, record: Record, altering: Altering) -> None:
+        vm_id, name = record.vm_id, altering.snapshot
+        names = await self._snapshot_names(vm_id, altering.verb)
+        if altering.verb != "snapshot-vm":
+            if name not in names:
+                hint = "list-snapshots shows those that it has"
+                raise Refused("snapshot-unknown", f"VM {vm_id} has no snapshot {name}", hint)
+            return
+        if name in names:
             hint = "choose another name, or delete-snapshot"
             raise Refused("snapshot-exists", f"VM {vm_id} has a snapshot {name} already", hint)
-        if altering.verb != "snapshot-vm" and not there:
-            hint = "list-snapshots shows those that it has"
-            raise Refused("snapshot-unknown", f"VM {vm_id} has no snapshot {name}", hint)
+        room = self._host.hypervisor.resources().disk_room
+        misfit = capacity.misfit_snapshot(record.spec, len(names), room)
+        if misfit is not None:
+            raise misfit
 
-    async def _has_snapshot(self, vm_id: str, altering: Altering) -> bool:
+    async def _snapshot_names(self, vm_id: str, verb: str) -> list[str]:
+        return [row.snapshot for row in await self._snapshots(vm_id, verb)]
+
+    async def _snapshots(self, vm_id: str, verb: str) -> list[SnapshotRow]:
         try:
             found = await self._host.hypervisor.list_snapshots(vm_id)
         except HypervisorError as error:
-            raise failed(altering.verb, error) from None
-        return any(snapshot.name == altering.snapshot for snapshot in found)
+            raise failed(verb, error) from None
+        return [SnapshotRow(snapshot=snapshot.name, created=snapshot.created) for snapshot in found]
 
     async def list_snapshots(self, vm_id: str) -> list[SnapshotRow]:
         """The snapshots of a VM, oldest first.
@@ -137,11 +149,7 @@ class Alterer:
         :raise Refused: `vm-unknown`; `failed`, when its disk can't be looked at.
         """
         self._host.get(vm_id)
-        try:
-            found = await self._host.hypervisor.list_snapshots(vm_id)
-        except HypervisorError as error:
-            raise failed("list-snapshots", error) from None
-        return [SnapshotRow(snapshot=snapshot.name, created=snapshot.created) for snapshot in found]
+        return await self._snapshots(vm_id, "list-snapshots")
 
     async def look_whether_paused(self, vm: Vm) -> None:
         """Believe QEMU, not memory: somebody may have paused a VM by hand, or let it go on."""
@@ -190,7 +198,7 @@ class Alterer:
         try:
             self._host.check_deadline(altering.deadline or None)
             with step("alter.act", vm_id):
-                await self._act(vm, altering)
+                await self._act_or_look(vm, altering)
         except Exception as error:
             if not isinstance(error, HypervisorError | Refused):
                 log.exception("VM %s: %s failed", vm_id, altering.verb)
@@ -199,6 +207,24 @@ class Alterer:
             raise refusal from None
         with step("alter.settle", vm_id):
             await self._settle(vm, altering)
+
+    async def _act_or_look(self, vm: Vm, altering: Altering) -> None:
+        try:
+            await self._act(vm, altering)
+        except OutcomeUnknown as error:
+            if not await self._was_done_late(vm, altering):
+                hint = "show-vm and list-snapshots show how the VM is; then repeat it, if need be"
+                raise Refused("outcome-unknown", f"{altering.verb}: {error}", hint) from None
+
+    async def _was_done_late(self, vm: Vm, altering: Altering) -> bool:
+        """Whether it can be seen that this was done, as soon as a QEMU that is busy with it can be asked again."""
+        for _ in range(LATE_LOOKS):
+            try:
+                return await self._look(vm, altering)
+            except (HypervisorError, Refused) as error:
+                log.info("VM %s: whether %s was done can't be told yet: %s", vm.record.vm_id, altering.verb, error)
+            await asyncio.sleep(LATE_LOOK_EVERY_S)
+        return False
 
     async def _act(self, vm: Vm, altering: Altering) -> None:
         hypervisor, vm_id = self._host.hypervisor, vm.record.vm_id
@@ -355,20 +381,29 @@ class Alterer:
 
     async def _took_effect(self, vm: Vm, altering: Altering) -> bool:
         """Whether it can be seen that this was done before the agent was cut off."""
-        hypervisor, vm_id = self._host.hypervisor, vm.record.vm_id
         try:
-            match altering.verb:
-                case "pause-vm" | "resume-vm":
-                    return vm.state == ("paused" if altering.verb == "pause-vm" else "running")
-                case "snapshot-vm":
-                    return await self._has_snapshot(vm_id, altering)
-                case "delete-snapshot":
-                    return not await self._has_snapshot(vm_id, altering)
-                case "resize-vm":
-                    grown = altering.disk is not None and altering.disk > vm.record.spec.disk
-                    return grown and await hypervisor.disk_size(vm_id) >= (altering.disk or 0)
+            return await self._look(vm, altering)
         except (HypervisorError, Refused) as error:
-            log.warning("VM %s: whether %s was done can't be told: %s", vm_id, altering.verb, error)
+            log.warning("VM %s: whether %s was done can't be told: %s", vm.record.vm_id, altering.verb, error)
+        return False
+
+    async def _look(self, vm: Vm, altering: Altering) -> bool:
+        """Whether it can be seen that this was done; False also where it leaves no trace.
+
+        :raise HypervisorError: when it can't be told now.
+        """
+        hypervisor, vm_id = self._host.hypervisor, vm.record.vm_id
+        match altering.verb:
+            case "pause-vm" | "resume-vm":
+                is_on = vm.state in ("running", "paused")
+                return is_on and await hypervisor.is_paused(vm_id) == (altering.verb == "pause-vm")
+            case "snapshot-vm":
+                return altering.snapshot in await self._snapshot_names(vm_id, altering.verb)
+            case "delete-snapshot":
+                return altering.snapshot not in await self._snapshot_names(vm_id, altering.verb)
+            case "resize-vm":
+                grown = altering.disk is not None and altering.disk > vm.record.spec.disk
+                return grown and await hypervisor.disk_size(vm_id) >= (altering.disk or 0)
         return False
 
     async def _finish_reboot(self, vm: Vm, altering: Altering, late: bool) -> None:
@@ -418,10 +453,6 @@ def clone_misfit(host: "Host", spec: CreateVm) -> Refused | None:
         return Refused("bad-request", f"VM {spec.clone_of} is of image {image}, and its clone must be too")
     if source.state not in OFF:
         return Refused("wrong-state", f"VM {spec.clone_of} is {source.state}; stop it first")
-    base = host.find_image(spec)
-    if base is not None and source.record.image_sha256 not in ("", base.sha256):
-        reason = f"image {spec.image} is another one by now than VM {spec.clone_of} was made on"
-        return Refused("no-capacity", reason, "bring the old one back under its name")
     return None
 
 

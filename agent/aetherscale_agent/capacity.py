@@ -10,6 +10,8 @@ from aetherscale_protocol.errors import Refused, image_unknown
 from aetherscale_protocol.options import CreateVm, selects
 
 GIB = 1 << 30
+MOST_SNAPSHOTS = 64
+"""How many snapshots a VM may have."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,11 @@ def disk_gib(spec: CreateVm, image: Image | None) -> int:
 
 
 def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
-    """What is left when each of these VMs has got all that it was promised."""
+    """What is left when each of these VMs has got all that it was promised, and what its snapshots take beside it."""
     cpus, memory, disk = total.cpus, total.memory, total.disk
     for spec in promised:
-        cpus, memory, disk = cpus - spec.cpus, memory - spec.memory - total.vm_overhead, disk - spec.disk
+        cpus, memory = cpus - spec.cpus, memory - spec.memory - total.vm_overhead
+        disk -= max(spec.disk, total.disk_taken.get(spec.vm_id or "", 0))
     return Free(cpus, memory, disk)
 
 
@@ -92,6 +95,20 @@ def misfit_growth(old: CreateVm, new: CreateVm, left: Free) -> Refused | None:
         if more > 0 and more > have
     ]
     return Refused("no-capacity", "; ".join(short)) if short else None
+
+
+def misfit_snapshot(spec: CreateVm, count: int, room: int) -> Refused | None:
+    """Why a VM that has so many snapshots can't have one more, or None. `room`: GiB that can still be written.
+
+    All that the guest writes from then on is written anew, up to its whole disk.
+    """
+    if count >= MOST_SNAPSHOTS:
+        reason = f"the VM has {count} snapshots, and can't have more"
+        return Refused("no-capacity", reason, "delete-snapshot those that nobody needs")
+    if spec.disk > room:
+        reason = f"the guest could write its {spec.disk} GiB anew after a snapshot, and {room} GiB are free for VMs"
+        return Refused("no-capacity", reason, "delete snapshots or VMs on this host, or enlarge its disk")
+    return None
 
 
 def score(left: Free) -> int:

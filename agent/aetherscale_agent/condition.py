@@ -1,6 +1,6 @@
 """What a host finds when it looks at itself, for check-host. Changes nothing; judging it is the client's."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from aetherscale_agent.capacity import GIB
 from aetherscale_agent.host import Host
@@ -35,12 +35,17 @@ async def look(host: Host, *, checksums: bool) -> HostCondition:
         services=dict(found.services),
         disk_size=found.disk_size,
         disk_free=found.disk_free,
-        disk_growth=max(0, sum(vm.record.spec.disk for vm in vms) * GIB - found.disk_used),
+        disk_growth=_growth(vms, host.hypervisor.resources().disk_taken),
         troubles=find_troubles(vms),
         manifests=sorted(host.images.complaints()),
         images=sums,
         unread=unread,
     )
+
+
+def _growth(vms: Iterable[Vm], taken: Mapping[str, int]) -> int:
+    """What VMs may still write of their disks, in bytes: what one takes for its snapshots is not another's."""
+    return sum(max(0, vm.record.spec.disk - taken.get(vm.record.vm_id, 0)) for vm in vms) * GIB
 
 
 def find_troubles(vms: Iterable[Vm]) -> list[VmTrouble]:

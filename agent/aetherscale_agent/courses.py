@@ -83,7 +83,7 @@ DUE: frozenset[str] = frozenset(
         "reboot.journal",
     }
 )
-"""What is not begun once the command's deadline has passed."""
+"""What is not begun once the command's deadline has passed; a build has as much longer as it was at work."""
 
 
 def course_of(step: Step) -> Course:

@@ -91,9 +91,14 @@ class CreateFlow:
         facts.misfit = self._host.misfit(self._spec)
         if facts.misfit is None:
             self._host.reserve(self._vm_id, self._spec)
-            if self._spec.spread or self._spec.near:
-                own = d.HostOffer(self._host.name, self._host.score(), alike=self._host.count_alike(self._spec))
-                facts.choice = d.Choice("spread" if self._spec.spread else "near", own)
+        if self._spec.spread or self._spec.near:
+            facts.choice = d.Choice("spread" if self._spec.spread else "near", self._own_offer(facts.misfit))
+
+    def _own_offer(self, misfit: Refused | None) -> d.HostOffer:
+        host = self._host
+        if misfit is not None:
+            return d.HostOffer(host.name, None, misfit.reason)
+        return d.HostOffer(host.name, host.score(), alike=host.count_alike(self._spec))
 
     async def run(self) -> None:
         """Take step after step until the copy is dealt with.

@@ -12,9 +12,10 @@ from weakref import WeakValueDictionary
 from aetherscale_agent import capacity, courses, drain, reports
 from aetherscale_agent.alter import Alterer, clone_misfit, overtaken
 from aetherscale_agent.asked import UNASKED, Asked, ended, ended_alone
+from aetherscale_agent.at_work import time_at_work
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.erase import Eraser
-from aetherscale_agent.images import base_of
+from aetherscale_agent.images import base_of, wanted
 from aetherscale_agent.journal import Done, Ending, Journal, JournalError, Record
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Image, Images, Power, PowerChange
 from aetherscale_agent.records import Records
@@ -100,7 +101,7 @@ class Host:
 
     def find_image(self, spec: CreateVm) -> Image | None:
         """The base image that this VM wants, if it is here."""
-        return self.images.list().get(spec.image)
+        return wanted(self.images, spec, self.find(spec.clone_of or ""))
 
     def misfit(self, spec: CreateVm) -> Refused | None:
         """Why this VM can't be taken now, or None."""
@@ -240,20 +241,20 @@ class Host:
             try:
                 await self._make(vm)
             except (HypervisorError, Refused, JournalError) as error:
-                raise await self._undo(
-                    vm, error if isinstance(error, Refused) else failed("create-vm", error)
-                ) from None
+                refusal = error if isinstance(error, Refused) else failed("create-vm", error)
+                raise await self._undo(vm, refusal) from None
             except Exception:
                 log.exception("VM %s: create failed", record.vm_id)
                 refusal = Refused("failed", f"create-vm failed on host {self.name}; its log says why")
                 raise await self._undo(vm, refusal) from None
 
     async def _make(self, vm: Vm) -> None:
+        spent = 0.0  # begun in time, a copy may take as long as it takes
         for name in courses.BUILD:
             if name in courses.DUE:
-                self.check_deadline(vm.record.deadline)
+                self.check_deadline(vm.record.deadline + spent)
             with step(name, vm.record.vm_id):
-                await self._take_build(name, vm)
+                spent += await time_at_work(self._take_build(name, vm), self.clock)
         log.info("VM %s: created, running", vm.record.vm_id)
 
     async def _take_build(self, name: str, vm: Vm) -> None:
@@ -264,6 +265,7 @@ class Host:
                 if image.sha256 != record.image_sha256:
                     await self._records.write(vm, image_sha256=image.sha256)
                 async with self.alterer.source_of(record.spec):
+                    self.check_deadline(record.deadline)
                     await self.hypervisor.build(record.vm_id, record.spec, image)
             case "build.seed":
                 await self.hypervisor.seed(record.vm_id, record.spec, record.instance)

@@ -29,6 +29,12 @@ def base_of(record: Record, image: Image | None) -> Image:
     return image
 
 
+def wanted(images: Images, spec: CreateVm, source: Vm | None) -> Image | None:
+    """The image that a VM is to stand on, if it is here: the one of its name, or that of the VM it is a clone of."""
+    digest = source.record.image_sha256 if source is not None else ""
+    return images.find(digest, spec.image) if digest else images.list().get(spec.image)
+
+
 def users(image: Image, vms: Mapping[str, Vm], in_hand: Mapping[str, CreateVm]) -> dict[str, str]:
     """The ids of the VMs that need an image's file, and how each is called; those in hand included."""
     needing = {vm_id: vm.record.spec for vm_id, vm in vms.items() if vm.exists and _stands_on(vm.record, image)}

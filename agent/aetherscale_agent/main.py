@@ -29,6 +29,7 @@ from aetherscale_agent.notify import keep_watchdog_fed, notify
 from aetherscale_agent.ports import Hypervisor, HypervisorError, Images
 from aetherscale_agent.reconcile import reconcile
 from aetherscale_agent.streams import Streams
+from aetherscale_agent.sweep import keep_swept
 from aetherscale_agent.ttl import Reaper
 from aetherscale_protocol import __version__
 from aetherscale_protocol.settings import SettingsError
@@ -143,6 +144,7 @@ async def serve_over(
         asyncio.create_task(keep_watchdog_fed()),
         asyncio.create_task(host.watch(changes)),
         asyncio.create_task(Reaper(host, audit).run()),
+        asyncio.create_task(keep_swept(host)),
         asyncio.create_task(answer_forever(answerer, answers)),
     ]
     ended = await _first_end([consuming, *others])

@@ -4,7 +4,7 @@ fakes that behave, and both are held to the same contract tests.
 
 import enum
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -14,6 +14,10 @@ from aetherscale_protocol.options import CreateVm
 
 class HypervisorError(Exception):
     """A VM could not be built, started or stopped; `str()` is a sentence for the operator."""
+
+
+class OutcomeUnknown(HypervisorError):
+    """It was asked for, and whether it was done was not said: it may be done by now, or still."""
 
 
 class ImageMissing(HypervisorError):
@@ -36,13 +40,16 @@ class Image:
 class HostResources:
     """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together.
 
-    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself.
+    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself. `disk_taken`: the GiB that the
+    disk of each VM takes up now, its snapshots included, by id. `disk_room`: the GiB that can still be written.
     """
 
     cpus: int
     memory: int
     disk: int
     vm_overhead: int = 0
+    disk_taken: Mapping[str, int] = field(default_factory=dict)
+    disk_room: int = 0
 
 
 class Power(enum.Enum):
@@ -86,7 +93,7 @@ class Nic:
 class Condition:
     """What a host finds when it looks at itself, beside its VMs and images. Sizes in bytes.
 
-    `services`: the units that should be active here, and the ActiveState of each. `disk_used`: by VMs.
+    `services`: the units that should be active here, and the ActiveState of each.
     """
 
     accelerator_chosen: bool = False  #: by the configuration
@@ -97,7 +104,6 @@ class Condition:
     services: Mapping[str, str] = field(default_factory=dict)
     disk_size: int = 0
     disk_free: int = 0
-    disk_used: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,9 @@ class Images(Protocol):
     def list(self) -> Mapping[str, Image]:
         """The images that are here and whole, by name. Cheap: called for every create and every offer."""
 
+    def find(self, sha256: str, name: str) -> Image | None:
+        """The image of this digest, if its file is here: under any name, or under none any more, as `name` then."""
+
     def complaints(self) -> frozenset[str]:
         """What is wrong with images that are named here, and for that are not in the list."""
 
@@ -135,6 +144,15 @@ class Images(Protocol):
         Nothing happens if there is no such image.
 
         :raise HypervisorError: when it can't be removed.
+        """
+
+    def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:
+        """Remove the files that no image is of any more, but for those of the digests that are needed; their names.
+
+        Nothing is removed that was put there within the last `age` seconds, nor anything else if anything was: an
+        import puts a file there before it names it. It does not give way.
+
+        :raise HypervisorError: when it can't be told what images there are, or one can't be removed.
         """
 
 
@@ -210,7 +228,10 @@ class Hypervisor(Protocol):
         """
 
     async def resize_disk(self, vm_id: str, gib: int) -> None:
-        """Make the VM's disk so large, whether or not it runs. Nothing happens if it is; it is never made smaller."""
+        """Make the VM's disk so large, whether or not it runs. Nothing happens if it is; it is never made smaller.
+
+        :raise OutcomeUnknown: when its QEMU does not say in time whether it did. So do all changes of a VM that runs.
+        """
 
     async def snapshot(self, vm_id: str, name: str) -> None:
         """Keep the VM's disk as it is now, whether or not it runs. Nothing happens if there is one of that name."""
@@ -238,6 +259,12 @@ class Hypervisor(Protocol):
 
     async def list_remains(self) -> set[str]:
         """The ids of all VMs of which anything is on this host: a disk, a running unit, a run-time file."""
+
+    async def bases(self) -> set[str]:
+        """The digests of the images on which the disks stand that are on this host, whoever knows of them.
+
+        :raise HypervisorError: when one can't be looked at.
+        """
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console, control characters made harmless; empty if there is none."""

@@ -14,7 +14,6 @@ from aetherscale_agent.journal import Ending
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_agent.recover import Finding, find
 from aetherscale_agent.steps import step
-from aetherscale_agent.ttl import is_over
 from aetherscale_agent.vm import Vm
 from aetherscale_protocol.errors import Refused
 
@@ -116,8 +115,8 @@ async def _start_again(host: Host, vms: Iterable[Vm]) -> None:
         was_paused = vm.record.paused
         try:
             async with slots:
-                if not vm.exists or is_over(vm.record, host.clock()):
-                    return  # about to be deleted
+                if not vm.exists:
+                    return
                 try:
                     await host.start(vm)
                     if was_paused:

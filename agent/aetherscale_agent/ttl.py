@@ -1,7 +1,12 @@
-"""VMs that live for a while only: their host deletes them when that is over, whether or not the broker is there."""
+"""VMs that live for a while only: their host deletes them when that is over, whether or not the broker is there.
+
+A host may boot with a clock that is years ahead, and would delete all of them at once: so it waits until time was
+enough to set the clock right, and waits again whenever the clock leaps.
+"""
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 
 from aetherscale_agent.audit import Audit, Entry
@@ -17,7 +22,16 @@ LOOK_EVERY_S = 1.0
 """How often the host looks whose time is over, in seconds: no VM outlives its time by more, but for its own work."""
 TRY_AGAIN_S = 60.0
 """After how long a VM that could not be removed is tried again, in seconds."""
+CLOCK_SETTLES_S = 600.0
+"""For how long after the host's boot, or after a leap of its clock, no VM is deleted, in seconds."""
+LEAP_S = 60.0
+"""By how many seconds a clock that is set between two looks, or drifts, does not count as leaping."""
 OVER = "VM was deleted: its time to live was over"
+
+
+def read_uptime() -> float:
+    """Seconds since the host booted, suspended or not; no clock that is set changes them."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def is_over(record: Record, now: float) -> bool:
@@ -28,10 +42,13 @@ def is_over(record: Record, now: float) -> bool:
 class Reaper:
     """Deletes the VMs of a host whose time is over."""
 
-    def __init__(self, host: Host, audit: Audit | None = None) -> None:
+    def __init__(self, host: Host, audit: Audit | None = None, *, uptime: Callable[[], float] = read_uptime) -> None:
         self._host = host
         self._audit = audit or Audit()
         self._not_before: dict[str, float] = {}
+        self._uptime = uptime
+        self._booted = host.clock() - uptime()
+        self._trusts_from = CLOCK_SETTLES_S
 
     async def run(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Look again and again, until cancelled."""
@@ -42,12 +59,23 @@ class Reaper:
     def look(self) -> None:
         """Begin to delete each VM whose time is over, each in its line; nothing waits for that."""
         now = self._host.clock()
+        if not self._trusts(now):
+            return
         over = [vm for vm in self._host.vms.values() if vm.exists and is_over(vm.record, now)]
         self._not_before = {vm.record.vm_id: self._not_before.get(vm.record.vm_id, 0.0) for vm in over}
         for vm in over:
             if self._not_before[vm.record.vm_id] <= now:
                 self._not_before[vm.record.vm_id] = float("inf")  # it is in hand
                 self._host.spawn(self._reap(vm))
+
+    def _trusts(self, now: float) -> bool:
+        """Whether the clock has been going evenly for so long that it may cost VMs."""
+        uptime = self._uptime()
+        leap, self._booted = now - uptime - self._booted, now - uptime
+        if abs(leap) > LEAP_S:
+            log.warning("the clock was set by %+.0f s: no VM's time is over for %.0f s", leap, CLOCK_SETTLES_S)
+            self._trusts_from = uptime + CLOCK_SETTLES_S
+        return uptime >= self._trusts_from
 
     async def _reap(self, vm: Vm) -> None:
         vm_id = vm.record.vm_id

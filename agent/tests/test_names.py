@@ -135,6 +135,18 @@ def test_vms_are_spread_and_kept_near(agents: Fleet, client: SeedClient) -> None
     assert {lone, *near} == {"h3"}
 
 
+@pytest.mark.parametrize(("sought", "host"), [("spread", "h3"), ("near", "h2")])
+def test_a_place_is_sought_by_a_host_that_lacks_the_image_too(
+    agents: Fleet, client: SeedClient, sought: str, host: str
+) -> None:
+    agents.add("h1", "b", memory=32 * 1024)
+    agents.add("h2", "a", memory=8 * 1024 if sought == "near" else 16 * 1024)
+    agents.add("h3", "a", memory=16 * 1024 if sought == "near" else 8 * 1024)
+    agents.wait_ready()
+    assert create(client, f"{sought}-0", labels={"role": "db"}, host="h2")["host"] == "h2"
+    assert create(client, f"{sought}-1", **{sought: "role=db"})["host"] == host
+
+
 def test_an_operator_may_ask_for_offers(agents: Fleet, client: SeedClient) -> None:
     """What `create-vm --dry-run` is made of: it changes nothing."""
     agents.add("h1", "a", memory=4096)

@@ -72,6 +72,9 @@ class Dealings(Session):
         self.is_new = False  #: its fleet is not there yet
         #: Steps on which the connection is lost.
         self.lost: set[str] = set()
+        #: What other hosts say to an offer, and who a create was handed on to.
+        self.offers: list[Answer] = []
+        self.handed_on: list[str] = []
         self.acknowledged = _Acknowledged()
         #: How often each step was come to.
         self.passed: Counter[str] = Counter()
@@ -154,6 +157,13 @@ class Dealings(Session):
 
     async def probe(self, incoming: Incoming) -> bool:  # noqa: ARG002
         return False
+
+    async def ask_all(self, body: bytes) -> tuple[list[Answer], int]:  # noqa: ARG002
+        return self.offers, 0
+
+    async def hand_on(self, host: str, incoming: Incoming) -> bool:  # noqa: ARG002
+        self.handed_on.append(host)
+        return True
 
     async def offer_capacity(self) -> None:
         pass

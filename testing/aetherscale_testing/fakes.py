@@ -20,7 +20,7 @@ import hashlib
 import time
 from asyncio import StreamReader, StreamWriter
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -60,6 +60,8 @@ class FakeImages:
     def __init__(self, *names: str) -> None:
         self._images: dict[str, Image] = {}
         self.files: set[str] = set()  #: digests of the files that are there, named or not
+        self.fresh: set[str] = set()  #: of those, what was put there just now
+        self._known: dict[str, Image] = {}
         #: What is known of images' checksums, by name, where it is anything but right.
         self.known: dict[str, Checksum] = {}
         #: What is wrong with manifests.
@@ -71,17 +73,28 @@ class FakeImages:
         """Put an image of `virtual_size` bytes there, under a name that may have had another one; as an import does."""
         digest = fake_digest(content or name)
         image = Image(name, f"/images/sha256-{digest}.qcow2", "qcow2", virtual_size, digest, size=1 << 20)
-        self._images[name] = image
+        self._images[name] = self._known[digest] = image
         self.files.add(digest)
         return image
 
     def drop(self, name: str) -> None:
         """Take it away, as if someone had deleted its file."""
-        del self._images[name]
+        self.files.discard(self._images.pop(name).sha256)
 
     def list(self) -> Mapping[str, Image]:
         """The images that are here now."""
         return dict(self._images)
+
+    def find(self, sha256: str, name: str) -> Image | None:
+        """The image of this digest, named or not."""
+        return replace(self._known[sha256], name=name) if sha256 in self.files else None
+
+    def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:  # noqa: ARG002
+        """Remove the files that nobody needs, if none is fresh."""
+        idle = self.files - {image.sha256 for image in self._images.values()} - set(needed)
+        swept = set() if self.fresh else idle
+        self.files -= swept
+        return tuple(sorted(swept))
 
     def complaints(self) -> frozenset[str]:
         """What is wrong with images that are not in the list."""
@@ -192,6 +205,8 @@ class FakeHypervisor:
         #: How often each VM was really booted, and really built.
         self.boots: Counter[str] = Counter()
         self.builds: Counter[str] = Counter()
+        #: The GiB that VMs' disks take up, by VM id, where it is more than nothing.
+        self.taken: dict[str, int] = {}
         #: Ports on which something else listens on this host.
         self.ports_in_use: set[int] = set()
         #: Ports of the loopback that take the place of guests' ports.
@@ -227,7 +242,8 @@ class FakeHypervisor:
         self._probed = True
 
     def resources(self) -> HostResources:
-        return self.total
+        room = max(0, self.total.disk - sum(self.taken.values()))
+        return replace(self.total, disk_taken=dict(self.taken), disk_room=room)
 
     async def condition(self) -> Condition:
         await self._pass("condition", 0)
@@ -236,7 +252,7 @@ class FakeHypervisor:
     async def build(self, vm_id: str, spec: CreateVm, image: Image) -> None:
         await self._pass("build", self.delays.build)
         self._check("build", vm_id)
-        if self._images is not None and image.name not in self._images.list():
+        if self._images is not None and image.sha256 not in self._images.files:
             raise ImageMissing(f'the file of image "{image.name}" is gone')
         if vm_id not in self._vms:
             vm = _Vm(max(spec.disk, -(-image.virtual_size // GIB)), image)
@@ -360,6 +376,11 @@ class FakeHypervisor:
 
     async def list_remains(self) -> set[str]:
         return set(self._vms)
+
+    async def bases(self) -> set[str]:
+        for reason in self.broken["disk"].values():
+            raise HypervisorError(reason)
+        return {vm.image.sha256 for vm in self._vms.values()}
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         return self._console(vm_id).lines[-lines:] if vm_id in self._vms and lines > 0 else []

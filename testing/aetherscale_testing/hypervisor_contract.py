@@ -146,6 +146,7 @@ class HypervisorContract:
         await world.hypervisor.build(ONE, SPEC, world.image)
         assert await power(world.hypervisor) is Power.OFF
         assert await world.hypervisor.list_remains() == {ONE}
+        assert await world.hypervisor.bases() == {world.image.sha256}
 
     @in_world
     async def test_building_and_starting_again_completes(self, world: World) -> None:

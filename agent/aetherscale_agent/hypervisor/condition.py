@@ -11,7 +11,6 @@ from pathlib import Path
 from aetherscale_agent.config import NetworkSettings
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.hypervisor.probe import Finding
-from aetherscale_agent.hypervisor.resources import used_by
 from aetherscale_agent.hypervisor.units import Units
 from aetherscale_agent.ports import Condition
 from aetherscale_protocol.answers import BridgeState
@@ -44,7 +43,6 @@ async def look(found: Finding, settings: NetworkSettings, layout: Layout, units:
         services=await units.states_of(services) if services else {},
         disk_size=disk.f_blocks * disk.f_frsize,
         disk_free=disk.f_bavail * disk.f_frsize,
-        disk_used=used_by(layout.homes),
     )
 
 

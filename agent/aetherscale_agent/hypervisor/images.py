@@ -1,10 +1,11 @@
 """The base images of this host: content-addressed files, and a manifest per name that is written last."""
 
+import contextlib
 import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
@@ -78,6 +79,31 @@ class ManifestImages:
         except OSError as error:
             raise HypervisorError(f"image {name}: {error.filename}: {error.strerror}") from None
 
+    def find(self, sha256: str, name: str) -> Image | None:
+        """The image of this digest, if its file is here: under any name, or under none any more, as `name` then."""
+        named = [image for image in self.list().values() if image.sha256 == sha256]
+        return named[0] if named else find_file(self._directory, sha256, name)
+
+    def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:
+        """Remove the files that no manifest names, but for those of the digests that are needed; their names.
+
+        :raise HypervisorError: when a manifest can't be read, or a file not be removed.
+        """
+        placed = time.time() - age
+        try:
+            if not self._directory.is_dir() or self._directory.stat().st_mtime > placed:
+                return ()
+            named = {_read_manifest(path).file for path in _manifests(self._directory)}
+            idle = [
+                path for path in self._directory.iterdir() if path.name not in named and path.lstat().st_ctime < placed
+            ]
+            swept = [path for path in idle if (match := _FILE.fullmatch(path.name)) and match["sha256"] not in needed]
+            for path in swept:
+                path.unlink()
+        except (OSError, ValueError) as error:
+            raise HypervisorError(f"images: {error}") from None
+        return tuple(path.name for path in swept)
+
     def _read(self) -> None:
         images: dict[str, Image] = {}
         complaints = set()
@@ -105,11 +131,26 @@ def _is_named(directory: Path, file: str) -> bool:
     """Whether any manifest names a file; one that can't be read may."""
     for path in _manifests(directory):
         try:
-            if msgspec.json.decode(path.read_bytes(), type=_Manifest).file == file:
+            if _read_manifest(path).file == file:
                 return True
         except (OSError, ValueError):
             return True
     return False
+
+
+def _read_manifest(path: Path) -> _Manifest:
+    return msgspec.json.decode(path.read_bytes(), type=_Manifest)
+
+
+def find_file(directory: Path, sha256: str, name: str) -> Image | None:
+    """The image in a file that no manifest names any more, if there is one of this digest."""
+    for path in (directory / f"sha256-{sha256}.qcow2", directory / f"sha256-{sha256}.raw"):
+        with contextlib.suppress(OSError, disk_images.ImageError), open(path, "rb", opener=_no_links) as file:
+            size = os.fstat(file.fileno()).st_size
+            if path.suffix == ".raw":
+                return Image(name, str(path), "raw", size, sha256, size)
+            return Image(name, str(path), "qcow2", disk_images.read_qcow2(file).virtual_size, sha256, size)
+    return None
 
 
 def read_manifest(path: Path) -> Image:
@@ -119,7 +160,7 @@ def read_manifest(path: Path) -> Image:
         it says and stands on no other file.
     :raise OSError: when it can't be read.
     """
-    manifest = msgspec.json.decode(path.read_bytes(), type=_Manifest)
+    manifest = _read_manifest(path)
     if manifest.name != path.stem or not names.is_image_name(manifest.name):
         raise ValueError(f"it speaks of {manifest.name!r}")
     match = _FILE.fullmatch(manifest.file)
@@ -151,12 +192,34 @@ def vet_overlay(disk: Path, folder: Path) -> None:
     :raise ImageError: when it stands on anything else.
     :raise OSError: when it can't be read.
     """
-    with open(disk, "rb", opener=_no_links) as file:
-        found = disk_images.read_qcow2(file)
+    found = _read_overlay(disk)
     base = Path(found.backing)
     match = _FILE.fullmatch(base.name)
     if base.parent != folder or match is None or match["format"] != found.backing_format:
         raise disk_images.ImageError(f"it stands on {found.backing!r}, which is no image of this host")
+
+
+def find_bases(homes: Path) -> set[str]:
+    """The digests of the images on which the disks in these VMs' homes stand, as they themselves say.
+
+    :raise HypervisorError: when one can't be read.
+    """
+    bases = set()
+    for disk in homes.glob("*/disk.qcow2"):
+        try:
+            match = _FILE.fullmatch(Path(_read_overlay(disk).backing).name)
+        except FileNotFoundError:
+            continue  # removed since
+        except (disk_images.ImageError, OSError) as error:
+            raise HypervisorError(f"the disk of VM {disk.parent.name} can't be looked at: {error}") from None
+        if match is not None:
+            bases.add(match["sha256"])
+    return bases
+
+
+def _read_overlay(disk: Path) -> disk_images.Disk:
+    with open(disk, "rb", opener=_no_links) as file:
+        return disk_images.read_qcow2(file)
 
 
 def _no_links(path: str, flags: int) -> int:

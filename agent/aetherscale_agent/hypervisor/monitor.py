@@ -11,11 +11,11 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecInterruptedError, QMPClient
 from qemu.qmp.error import QMPError
 
 from aetherscale_agent.hypervisor import files
-from aetherscale_agent.ports import HypervisorError
+from aetherscale_agent.ports import HypervisorError, OutcomeUnknown
 
 RETRY = 0.003
 """Seconds between looks for a monitor that is not there yet."""
@@ -29,6 +29,10 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
 
 class MonitorError(HypervisorError):
     """QEMU's monitor is gone, or does not answer, or said no."""
+
+
+class Unanswered(MonitorError, OutcomeUnknown):
+    """QEMU did not say in time what became of a command."""
 
 
 _TROUBLES = (QMPError, EOFError, OSError, ValueError, RecursionError)
@@ -78,13 +82,16 @@ async def _leave(client: QMPClient) -> None:
 async def execute(socket: Path, command: str, timeout: float, arguments: dict[str, object] | None = None) -> object:
     """Execute one QMP command within `timeout` seconds.
 
-    :raise MonitorError: when QEMU is gone, does not answer in time, or refuses.
+    :raise Unanswered: when QEMU does not answer in time, or is gone before it did.
+    :raise MonitorError: when it is not there, or refuses.
     """
     try:
         async with asyncio.timeout(timeout), connected(socket) as client:
             return await client.execute(command, arguments)
     except TimeoutError:
-        raise MonitorError(f"QEMU did not answer {command} within {timeout:g} s") from None
+        raise Unanswered(f"QEMU did not answer {command} within {timeout:g} s") from None
+    except ExecInterruptedError:
+        raise Unanswered(f"QEMU was gone before it answered {command}") from None
     except _TROUBLES as error:
         raise MonitorError(f"QEMU did not take {command}: {error}"[:500]) from None
 

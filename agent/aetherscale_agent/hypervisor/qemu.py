@@ -17,6 +17,7 @@ from aetherscale_agent.hypervisor import (
     disks,
     files,
     guest_agent,
+    images,
     learnt,
     machine,
     monitor,
@@ -265,6 +266,10 @@ class QemuHypervisor:
         states = await self._units.states()
         units = {vm_id for vm_id, state in states.items() if state != "inactive"} | self._units.find_limited()
         return {vm_id for vm_id in units if names.is_vm_id(vm_id)} | files.find_ids(self._layout)
+
+    async def bases(self) -> set[str]:
+        """The digests of the images on which the disks stand that are on this host."""
+        return await asyncio.to_thread(images.find_bases, self._layout.homes)
 
     async def console_tail(self, vm_id: str, lines: int) -> list[str]:
         """The last lines of the VM's console."""

@@ -1,5 +1,6 @@
 """What the host has for VMs, together."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ BLOCK = 512
 MEMORY_RESERVE = 1024
 MEMORY_RESERVE_SHARE = 0.10
 DISK_RESERVE_SHARE = 0.05
+DISK_OVERHEAD = 64 * MIB
+"""Bytes that a VM may have beside its disk: qcow2's own tables, its console, its seed disc."""
 VM_OVERHEAD = 96
 """MiB that a VM's QEMU was seen to take beside its guest's memory: 78 with TCG, and some to spare."""
 
@@ -60,16 +63,24 @@ def disk_for_vms(config: HypervisorConfig, size: int, free: int, used: int) -> i
     return max(0, int(free + used - reserve) // GIB)
 
 
-def used_by(homes: Path) -> int:
-    """Bytes that the files in these VMs' homes take up on disk."""
-    total = 0
-    try:
+def room_for_writing(disk: int, free: int, used: int) -> int:
+    """GiB that VMs which may use `disk` GiB, and use `used` bytes, can still write where `free` bytes are left."""
+    return max(0, min(free, disk * GIB - used) // GIB)
+
+
+def used_by(homes: Path) -> dict[str, int]:
+    """Bytes that the files in each of these VMs' homes take up on disk, by its id."""
+    used: dict[str, int] = {}
+    with contextlib.suppress(FileNotFoundError):
         for home in os.scandir(homes):
-            for file in os.scandir(home):
-                total += file.stat(follow_symlinks=False).st_blocks * BLOCK
-    except (FileNotFoundError, NotADirectoryError):
-        pass  # a VM that is being removed: the next look is right again
-    return total
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # being removed: the next look is right
+                used[home.name] = sum(file.stat(follow_symlinks=False).st_blocks for file in os.scandir(home)) * BLOCK
+    return used
+
+
+def taken_by(used: int) -> int:
+    """GiB that a VM's disk takes up, of these bytes in its home."""
+    return max(0, -(-(used - DISK_OVERHEAD) // GIB))
 
 
 class Resources:
@@ -90,15 +101,14 @@ class Resources:
         return self._found
 
     def _look(self) -> HostResources:
-        disk = os.statvfs(self._config.state_dir)
+        disk, used = os.statvfs(self._config.state_dir), used_by(self._homes)
+        size, free, in_all = disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize, sum(used.values())
+        for_vms = disk_for_vms(self._config, size, free, in_all)
         return HostResources(
             cpus=cpus_for_vms(self._config, os.cpu_count() or 1),
             memory=memory_for_vms(self._config, total_memory(Path("/proc/meminfo").read_text())),
-            disk=disk_for_vms(
-                self._config,
-                size=disk.f_blocks * disk.f_frsize,
-                free=disk.f_bavail * disk.f_frsize,
-                used=used_by(self._homes),
-            ),
+            disk=for_vms,
             vm_overhead=VM_OVERHEAD,
+            disk_taken={vm_id: taken_by(amount) for vm_id, amount in used.items()},
+            disk_room=room_for_writing(for_vms, free, in_all),
         )

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from aetherscale_agent.hypervisor import ManifestImages, overlay
+from aetherscale_agent.hypervisor import images as images_module
 from aetherscale_agent.ports import HypervisorError
 from aetherscale_testing.guests import write_image
 
@@ -132,5 +134,88 @@ def test_a_settled_directory_is_not_read_again(tmp_path: Path, monkeypatch: pyte
     assert set(images.list()) == {"old"}
 
 
+def let_time_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    later = time.time() + 100
+    monkeypatch.setattr(time, "time", lambda: later)
+
+
+@pytest.fixture
+def imported_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of an image whose name has another one by now, some time ago."""
+    old = write_image(tmp_path, "base", b"old")
+    write_image(tmp_path, "base", b"new")
+    let_time_pass(monkeypatch)
+    return old
+
+
+def digest_of(path: Path) -> str:
+    return path.name[7:71]
+
+
+def test_a_file_that_nobody_needs_is_swept(tmp_path: Path, imported_anew: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert ManifestImages(tmp_path).sweep(set(), 60) == (imported_anew.name,)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "notes.txt",
+        "base.json",
+        ManifestImages(tmp_path).list()["base"].path.rpartition("/")[2],
+    }
+
+
+def test_a_file_that_a_vm_needs_is_not_swept_and_is_found(tmp_path: Path, imported_anew: Path) -> None:
+    images = ManifestImages(tmp_path)
+    assert images.sweep({digest_of(imported_anew)}, 60) == ()
+    found = images.find(digest_of(imported_anew), "base")
+    assert found is not None
+    assert (found.name, found.path, found.format, found.virtual_size) == ("base", str(imported_anew), "raw", 3)
+    assert images.find("0" * 64, "base") is None
+    named = images.list()["base"]
+    assert images.find(named.sha256, "any") == named
+
+
+def test_an_old_qcow2_file_is_found_with_the_size_that_its_header_has(tmp_path: Path) -> None:
+    file = write_qcow2(tmp_path)
+    (tmp_path / "evil.json").unlink()
+    found = ManifestImages(tmp_path).find(digest_of(file), "base")
+    assert found is not None
+    assert (found.format, found.virtual_size) == ("qcow2", 1 << 30)
+    file.write_bytes(b"no image")
+    assert ManifestImages(tmp_path).find(digest_of(file), "base") is None
+
+
+def test_nothing_is_swept_while_an_import_may_be_under_way(tmp_path: Path, imported_anew: Path) -> None:
+    assert ManifestImages(tmp_path).sweep(set(), 200) == ()
+    assert imported_anew.exists()
+
+
+def test_nothing_is_swept_while_a_manifest_cannot_be_read(tmp_path: Path, imported_anew: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(HypervisorError):
+        ManifestImages(tmp_path).sweep(set(), 60)
+    assert imported_anew.exists()
+
+
+def test_a_file_whose_manifest_is_not_believed_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_qcow2(tmp_path, **{"virtual-size": 1 << 40})
+    let_time_pass(monkeypatch)
+    assert ManifestImages(tmp_path).list() == {}
+    assert ManifestImages(tmp_path).sweep(set(), 60) == ()
+    assert file.exists()
+
+
+def test_what_disks_stand_on_is_read_from_them(tmp_path: Path) -> None:
+    base = write_qcow2(tmp_path)
+    home = tmp_path / "vms" / "sgeqxcfi"
+    home.mkdir(parents=True)
+    asyncio.run(overlay.make(ManifestImages(tmp_path).list()["evil"], home / "disk.qcow2", 1 << 30, timeout=30))
+    (tmp_path / "vms" / "abcdefgh").mkdir()
+    assert images_module.find_bases(tmp_path / "vms") == {digest_of(base)}
+    (home / "disk.qcow2").write_bytes(b"no disk")
+    with pytest.raises(HypervisorError, match="VM sgeqxcfi"):
+        images_module.find_bases(tmp_path / "vms")
+    assert images_module.find_bases(tmp_path / "nothing") == set()
+
+
 def test_a_directory_that_is_not_there_has_no_images(tmp_path: Path) -> None:
     assert ManifestImages(tmp_path / "nothing").list() == {}
+    assert ManifestImages(tmp_path / "nothing").sweep(set(), 0) == ()

@@ -9,6 +9,7 @@ import pytest
 
 from aetherscale_agent.hypervisor import monitor
 from aetherscale_agent.hypervisor.monitor import MonitorError
+from aetherscale_agent.ports import OutcomeUnknown
 
 GREETING = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}}, "capabilities": []}}\n'
 
@@ -38,6 +39,17 @@ def execute(socket: Path, says: bytes, timeout: float = 5) -> object:
 
 def test_qemus_own_answer(tmp_path: Path) -> None:
     assert execute(tmp_path / "qmp.sock", b'{"return": {"a": 1}, "id": ID}\n') == {"a": 1}
+
+
+def test_a_qemu_that_does_not_answer_in_time_may_have_done_it(tmp_path: Path) -> None:
+    with pytest.raises(OutcomeUnknown, match="did not answer quit within"):
+        execute(tmp_path / "qmp.sock", b"", timeout=0.2)
+
+
+def test_a_qemu_that_says_no_has_not_done_it(tmp_path: Path) -> None:
+    with pytest.raises(MonitorError) as caught:
+        execute(tmp_path / "qmp.sock", b'{"error": {"class": "GenericError", "desc": "no"}, "id": ID}\n')
+    assert not isinstance(caught.value, OutcomeUnknown)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ LEASES = """\
 1700000000 52:54:00:00:00:01 10.1.0.2 other 01:52
 1700000001 52:54:00:12:34:56 10.1.0.3 web1 01:52
 """
+OPERATORS = "web1 is up; aetherscale: cloud-init finished"  # as docs/cli.md says
 OWN, CLOUD_INITS = f"{FINISHED} after 9.1 s", "Cloud-init v. 22.4.2 finished at Tue, 24 Nov 2026 01:00:00 +0000."
 
 
@@ -48,7 +49,7 @@ def test_milestones_come_in_their_order() -> None:
     assert reached.in_order(["ssh", "cloud-init", "running"]) == ["running", "ssh", "cloud-init"]
 
 
-@pytest.mark.parametrize("line", [OWN, CLOUD_INITS])
+@pytest.mark.parametrize("line", [OWN, CLOUD_INITS, OPERATORS])
 def test_cloud_init_is_done_when_the_console_says_so(line: str, paths: VmPaths, leases: Path) -> None:
     reached.set_mark(paths, leases, MAC)
     say(paths, "Cloud-init v. 22.4.2 running 'init-local' at Tue, 24 Nov 2026")

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from aetherscale_agent.hypervisor import HypervisorConfig, resources
 from aetherscale_agent.hypervisor.resources import GIB, Resources
 
@@ -37,8 +39,31 @@ def test_a_disk_with_holes_counts_for_what_it_takes(tmp_path: Path) -> None:
     with (tmp_path / "sgeqxcfi" / "disk.qcow2").open("wb") as disk:
         disk.truncate(10 * GIB)
         disk.write(b"x" * 4096)
-    assert 4096 <= resources.used_by(tmp_path) < 1 << 20
-    assert resources.used_by(tmp_path / "nothing") == 0
+    used = resources.used_by(tmp_path)
+    assert set(used) == {"sgeqxcfi"}
+    assert 4096 <= used["sgeqxcfi"] < 1 << 20
+    assert resources.used_by(tmp_path / "nothing") == {}
+
+
+def test_a_vm_that_is_being_removed_hides_no_other(tmp_path: Path) -> None:
+    (tmp_path / "abcdefgh").mkdir()
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "stray").touch()
+    assert resources.used_by(tmp_path) == {"abcdefgh": 0}
+
+
+@pytest.mark.parametrize(
+    ("used", "taken"),
+    [(0, 0), (10 * GIB, 10), (10 * GIB + 4 * resources.MIB, 10), (11 * GIB, 11), (10 * GIB + 100 * resources.MIB, 11)],
+)
+def test_what_a_vm_takes_is_rounded_up_but_for_its_tables(used: int, taken: int) -> None:
+    assert resources.taken_by(used) == taken
+
+
+def test_room_is_what_is_free_less_the_reserve_and_what_the_configuration_leaves() -> None:
+    assert resources.room_for_writing(disk=65, free=50 * GIB, used=20 * GIB) == 45
+    assert resources.room_for_writing(disk=500, free=50 * GIB, used=20 * GIB) == 50
+    assert resources.room_for_writing(disk=10, free=50 * GIB, used=20 * GIB) == 0
 
 
 def test_the_disks_are_not_looked_at_too_often(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from aetherscale_agent import alter
 from aetherscale_agent.alter import AFRESH
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Altering, Done
 from aetherscale_agent.lifecycle import ANY_STATE, TABLE
-from aetherscale_agent.ports import Power
+from aetherscale_agent.ports import HypervisorError, OutcomeUnknown, Power
 from aetherscale_protocol.answers import Answer, VmState
 from aetherscale_testing.dealings import Dealings
 from aetherscale_testing.world import DEADLINE, ID, NOW, OTHER, World, create, quiet, record, until
@@ -167,6 +168,72 @@ def test_a_wrong_use_is_named_and_changes_nothing(
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("state", ["running", "stopped"])
+@pytest.mark.parametrize("why", ["full", "many"])
+def test_a_snapshot_for_which_there_is_no_room_is_refused(world: World, state: VmState, why: str) -> None:
+    async def scenario() -> None:
+        host, dealings = await in_state(world, state)
+        if why == "full":
+            world.hypervisor.taken[OTHER] = 99
+        for number in range(63 if why == "many" else 0):
+            await world.hypervisor.snapshot(ID, f"s{number}")
+        world.hypervisor.calls.clear()
+        before = promised(host)
+        answer = await ask(dealings, "snapshot-vm")
+        assert (status(answer), promised(host), world.hypervisor.calls) == ("no-capacity", before, [])
+        assert answer.execution_info.hint
+        assert (await ask(dealings, "delete-snapshot", "r8")).ok
+
+    asyncio.run(scenario())
+
+
+LATE = [
+    ("snapshot-vm", "snapshot", {"snapshot": "new"}),
+    ("delete-snapshot", "delete_snapshot", {"snapshot": "old"}),
+    ("resize-vm", "resize_disk", {"disk": 4}),
+    ("pause-vm", "pause", {}),
+]
+
+
+@pytest.mark.parametrize("done", [True, False])
+@pytest.mark.parametrize(("verb", "method", "options"), LATE)
+def test_what_qemu_did_not_say_is_looked_at_and_never_told_as_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: str, method: str, options: dict[str, Any], done: bool
+) -> None:
+    """QEMU ends a snapshot of a slow disk after the agent's patience, and answers nothing until then."""
+    monkeypatch.setattr(alter, "LATE_LOOK_EVERY_S", 0.001)
+    busy = ["it does not answer", "nor now"]
+
+    async def scenario() -> None:
+        host, dealings = await in_state(world, "running")
+        act, look, is_paused = getattr(world.hypervisor, method), world.hypervisor._disk, world.hypervisor.is_paused
+
+        async def silent(*args: Any) -> None:
+            if done:
+                await act(*args)
+            monkeypatch.setattr(world.hypervisor, "_disk", busy_disk)
+            monkeypatch.setattr(world.hypervisor, "is_paused", busy_guest)
+            raise OutcomeUnknown("QEMU did not answer within 30 s")
+
+        def busy_disk(vm_id: str) -> Any:
+            if busy:
+                raise HypervisorError(busy.pop())
+            return look(vm_id)
+
+        async def busy_guest(vm_id: str) -> bool:
+            busy_disk(vm_id)
+            return await is_paused(vm_id)
+
+        monkeypatch.setattr(world.hypervisor, method, silent)
+        answer = await ask(dealings, verb, **options)
+        assert answer.ok == done
+        assert done or (status(answer), bool(answer.execution_info.hint)) == ("outcome-unknown", True)
+        assert host.vms[ID].record.altering is None
+        assert busy == []
+
+    asyncio.run(scenario())
+
+
 def test_a_restored_disk_has_its_old_content_and_the_size_that_was_promised(world: World) -> None:
     async def scenario() -> None:
         _, dealings = await in_state(world, "stopped")
@@ -301,5 +368,34 @@ def test_a_clone_has_its_sources_disk_and_a_source_that_runs_or_is_missing_is_na
         assert answer.ok
         assert (world.hypervisor.content_of(OTHER), world.hypervisor.disk_of(OTHER)) == ("data", 2)
         assert host.vms[OTHER].record.spec.disk == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", ["replaced", "gone"])
+def test_a_clone_stands_on_the_image_of_its_source_whatever_its_name_has_now(world: World, name: str) -> None:
+    async def scenario() -> None:
+        _, dealings = await in_state(world, "stopped")
+        old = world.images.list()["tiny"]
+        if name == "replaced":
+            world.images.add("tiny", content="another")
+        else:
+            world.images.add("tiny", content="another")
+            world.images.remove("tiny")
+        options = {"image": "tiny", "vm_id": OTHER, "memory": 512, "disk": 1, "clone_of": ID}
+        assert (await dealings.ask("create-vm", request_id="r2", deadline=DEADLINE, **options)).ok
+        assert world.hypervisor.image_of(OTHER).sha256 == old.sha256
+        assert (world.on_disk(OTHER) or record()).image_sha256 == old.sha256
+
+    asyncio.run(scenario())
+
+
+def test_a_clone_whose_sources_image_is_gone_is_refused(world: World) -> None:
+    async def scenario() -> None:
+        host, _ = await in_state(world, "stopped")
+        world.images.files.clear()
+        refused = host.misfit(msgspec.structs.replace(record(vm_id=OTHER).spec, clone_of=ID))
+        assert refused is not None
+        assert refused.code == "image-unknown"
 
     asyncio.run(scenario())

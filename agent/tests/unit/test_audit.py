@@ -16,7 +16,7 @@ from aetherscale_agent.access import Access
 from aetherscale_agent.audit import Audit, Entry, encode, open_audit, told_options
 from aetherscale_agent.config import OperatorRights
 from aetherscale_agent.handlers import Handlers
-from aetherscale_agent.ttl import OVER, Reaper
+from aetherscale_agent.ttl import CLOCK_SETTLES_S, OVER, Reaper
 from aetherscale_protocol.commands import COMMANDS
 from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.dealings import Dealings
@@ -194,7 +194,7 @@ def test_what_a_host_does_of_itself_is_the_hosts(tmp_path: Path) -> None:
         host, heard = await World(tmp_path).started(), Heard()
         vm = await create(host)
         vm.record = vm.record.but(expires=1.0)
-        Reaper(host, heard).look()
+        Reaper(host, heard, uptime=lambda: CLOCK_SETTLES_S).look()
         await quiet(host)
         (entry,) = heard.entries
         assert (entry.who, entry.command, entry.vm_id) == ("agent-h1", "delete-vm", ID)

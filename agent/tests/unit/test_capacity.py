@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, score, with_disk
+from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, misfit_snapshot, score, with_disk
 from aetherscale_agent.ports import HostResources, Image
 from aetherscale_protocol.options import CreateVm
 
@@ -18,7 +18,7 @@ specs = st.builds(
 )
 
 
-def spec(**wanted: int) -> CreateVm:
+def spec(**wanted: int | str) -> CreateVm:
     return CreateVm(image="tiny", **wanted)  # type: ignore[arg-type]
 
 
@@ -76,6 +76,28 @@ def test_what_is_free_is_what_was_not_promised(promised: list[CreateVm]) -> None
     assert left.cpus + sum(s.cpus for s in promised) == 16
     assert left.memory + sum(s.memory for s in promised) == 32768
     assert left.disk + sum(s.disk for s in promised) == 500
+
+
+def test_what_snapshots_take_beside_a_disk_is_not_free() -> None:
+    vms = [spec(vm_id="sgeqxcfi", disk=10), spec(vm_id="abcdefgh", disk=10)]
+    total = HostResources(cpus=16, memory=32768, disk=500, disk_taken={"sgeqxcfi": 90, "abcdefgh": 3})
+    assert free(total, vms).disk == 500 - 90 - 10
+
+
+@pytest.mark.parametrize(
+    ("count", "room", "reason"),
+    [
+        (0, 10, None),
+        (63, 500, None),
+        (64, 500, "the VM has 64 snapshots, and can't have more"),
+        (0, 9, "the guest could write its 10 GiB anew after a snapshot, and 9 GiB are free for VMs"),
+    ],
+)
+def test_a_snapshot_needs_room_for_what_the_guest_writes_after_it(count: int, room: int, reason: str | None) -> None:
+    refusal = misfit_snapshot(spec(disk=10), count, room)
+    assert (refusal and refusal.reason) == reason
+    if refusal:
+        assert (refusal.code, bool(refusal.hint)) == ("no-capacity", True)
 
 
 @MANY

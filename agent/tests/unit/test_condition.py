@@ -43,10 +43,11 @@ def test_growth_is_what_was_promised_and_not_taken_yet(run: Any) -> None:
     async def test(world: World) -> None:
         host = await world.started()
         await create(host)
-        world.hypervisor.state = _changed(world, disk_used=GIB)
-        assert (await condition.look(host, checksums=False)).disk_growth == GIB
-        world.hypervisor.state = _changed(world, disk_used=5 * GIB)  # snapshots take more than was promised
-        assert (await condition.look(host, checksums=False)).disk_growth == 0
+        await create(host, OTHER)
+        world.hypervisor.taken = {ID: 1}
+        assert (await condition.look(host, checksums=False)).disk_growth == 3 * GIB
+        world.hypervisor.taken = {ID: 5}  # snapshots take more than was promised, but not of the other's
+        assert (await condition.look(host, checksums=False)).disk_growth == 2 * GIB
 
     run(test)
 

@@ -30,7 +30,6 @@ OFFERS = [
 ]
 
 OVER = Refused("no-host", "no host can take this VM", "list-hosts shows what is free")
-CHOICE = d.Choice("spread", HostOffer(OWN, 9, alike=1))
 
 Path = list[tuple[Facts, d.Step]]
 
@@ -53,14 +52,20 @@ def starts() -> Iterator[Facts]:
             misfit=misfit,
         )
     yield from successors()
-    for sought, hops in product(("spread", "near"), (0, 1)):
-        yield facts(choice=d.Choice(sought, HostOffer(OWN, 9, alike=1)), hops=hops)
+    for sought, hops, misfit in product(("spread", "near"), (0, 1), (None, NO_MEMORY)):
+        yield facts(choice=choice(sought, misfit), hops=hops, misfit=misfit)
+
+
+def choice(sought: d.Sought, misfit: Refused | None = None) -> d.Choice:
+    """As `CreateFlow` makes it."""
+    own = HostOffer(OWN, 9, alike=1) if misfit is None else HostOffer(OWN, None, misfit.reason)
+    return d.Choice(sought, own)
 
 
 def successors() -> Iterator[Facts]:
     """Every create of an id that this host guards against copies of creates that are over."""
-    for grave, late, hops, dead, misfit, choice in product(
-        (False, True), (False, True), (0, 2, d.MAX_HOPS), (False, True), (None, NO_MEMORY), (None, CHOICE)
+    for grave, late, hops, dead, misfit, sought in product(
+        (False, True), (False, True), (0, 2, d.MAX_HOPS), (False, True), (None, NO_MEMORY), ("", "spread")
     ):
         yield facts(
             guards_until=NOW + 30,
@@ -69,7 +74,7 @@ def successors() -> Iterator[Facts]:
             hops=hops,
             dead_lettered=dead,
             misfit=misfit,
-            choice=choice,
+            choice=choice("spread", misfit) if sought else None,
         )
     yield facts(refused_before=OVER)
 
@@ -271,10 +276,20 @@ def test_a_guard_without_room_says_for_how_long() -> None:
     ],
 )
 def test_a_place_that_is_sought_comes_before_room(sought: d.Sought, peer: HostOffer, step: d.Step) -> None:
-    choice = d.Choice(sought, HostOffer(OWN, 9, alike=1))
-    assert next_step(facts(choice=choice)) == d.AskOffers()
-    assert next_step(facts(choice=choice, offers=[peer])) == step
-    assert next_step(facts(choice=choice, offers=[peer], hops=1)) == d.MakeClaim()
+    mine = choice(sought)
+    assert next_step(facts(choice=mine)) == d.AskOffers()
+    assert next_step(facts(choice=mine, offers=[peer])) == step
+    assert next_step(facts(choice=mine, offers=[peer], hops=1)) == d.MakeClaim()
+
+
+@pytest.mark.parametrize(("sought", "host"), [("spread", THIRD), ("near", PEER)])
+def test_a_place_is_sought_too_by_a_host_that_cannot_take_it(sought: d.Sought, host: str) -> None:
+    offers = [HostOffer(PEER, 50, alike=5), HostOffer(THIRD, 90, alike=0)]
+    if sought == "spread":
+        offers = [HostOffer(PEER, 90, alike=5), HostOffer(THIRD, 50, alike=0)]
+    known = facts(choice=choice(sought, NO_MEMORY), misfit=NO_MEMORY)
+    assert next_step(known) == d.AskOffers()
+    assert next_step(replace(known, offers=offers)) == d.HandOn(host)
 
 
 def test_every_error_has_a_code_and_a_hint() -> None:

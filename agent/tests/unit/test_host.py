@@ -4,10 +4,11 @@ import asyncio
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from aetherscale_agent import at_work, records
 from aetherscale_agent import host as host_module
-from aetherscale_agent import records
 from aetherscale_agent.journal import Ending, Phase
 from aetherscale_agent.lifecycle import Act, act_on
 from aetherscale_agent.ports import Power
@@ -17,6 +18,7 @@ from aetherscale_testing.world import (
     DEADLINE,
     ID,
     NOW,
+    OTHER,
     World,
     bind,
     came_to_rest,
@@ -24,6 +26,7 @@ from aetherscale_testing.world import (
     forget_to_sync,
     record,
     refusal,
+    until,
 )
 
 
@@ -143,7 +146,61 @@ def test_a_deadline_that_passed_before_the_build_undoes_it_unbuilt(world: World)
     asyncio.run(scenario())
 
 
-def test_a_deadline_that_passes_while_the_disk_is_made_undoes_it_unstarted(world: World) -> None:
+def test_a_disk_whose_copy_outlasts_the_deadline_is_not_thrown_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(at_work, "LOOK_EVERY_S", 0.001)
+
+    async def scenario() -> None:
+        host = await world.started()
+        await bind(host)
+        with world.hypervisor.holding("build"):
+            building = host.build(host.vms[ID])
+            while world.now < DEADLINE + 100:
+                world.now += 1
+                await asyncio.sleep(0.004)
+        await building
+        assert (world.hypervisor.boots[ID], host.vms[ID].state) == (1, "running")
+
+    asyncio.run(scenario())
+
+
+def test_a_copy_that_outlasted_the_deadline_is_undone_by_the_next_agent(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        await bind(host)
+        with world.hypervisor.holding("seed"):  # the disk is made
+            building = host.build(host.vms[ID])
+            await until(lambda: world.hypervisor.disk_of(ID) is not None)
+            building.cancel()
+            await asyncio.wait({building})
+        world.now = DEADLINE + 1
+        again = await world.started()
+        assert (await refusal(again.build(again.vms[ID]))).code == "deadline-passed"
+        assert (world.hypervisor.boots[ID], world.hypervisor.disk_of(ID)) == (0, None)
+
+    asyncio.run(scenario())
+
+
+def test_a_clone_that_waited_too_long_for_its_source_is_not_begun(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        source = await create(host, OTHER)
+        await host.kill(source)
+        spec = msgspec.structs.replace(record().spec, clone_of=OTHER)
+        await host.admit(record(spec=spec))
+        await host.bound(ID)
+        async with source.line:
+            building = host.build(host.vms[ID])
+            await asyncio.sleep(0.01)
+            world.now = DEADLINE + 1
+        assert (await refusal(building)).code == "deadline-passed"
+        assert world.hypervisor.builds[ID] == 0
+
+    asyncio.run(scenario())
+
+
+def test_an_agent_that_is_frozen_beyond_the_deadline_while_the_disk_is_made_undoes_it(world: World) -> None:
     async def scenario() -> None:
         host = await world.started()
         await bind(host)

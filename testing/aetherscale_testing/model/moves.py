@@ -530,7 +530,8 @@ class Moves:
                 yield f"{what}: too late", self._undone(state, number, line)
             else:
                 yield f"{what}: too late", state.host(number, line=None).tell(request, "not-done")
-            return
+            if not (name.startswith("build.") and line.step):  # which may have been at work until now, and goes on
+                return
         if name in ("build.disk", "build.seed", "build.start") and state.budget.fail:
             less = state._replace(budget=state.budget._replace(fail=state.budget.fail - 1))
             yield f"{what} FAILS", self._undone(less, number, line)
