@@ -207,7 +207,7 @@ def test_what_disks_stand_on_is_read_from_them(tmp_path: Path) -> None:
     base = write_qcow2(tmp_path)
     home = tmp_path / "vms" / "sgeqxcfi"
     home.mkdir(parents=True)
-    asyncio.run(overlay.make(ManifestImages(tmp_path).list()["evil"], home / "disk.qcow2", 1 << 30, timeout=30))
+    asyncio.run(overlay.Overlays(30).make(ManifestImages(tmp_path).list()["evil"], home / "disk.qcow2", 1 << 30))
     (tmp_path / "vms" / "abcdefgh").mkdir()
     assert images_module.find_bases(tmp_path / "vms") == {digest_of(base)}
     (home / "disk.qcow2").write_bytes(b"no disk")
