@@ -5,7 +5,6 @@ under TCG would leave no CPU to measure in.
 """
 
 import time
-from pathlib import Path
 
 from aetherscale_bench.asking import asking_at, vm_of
 from aetherscale_bench.create import HOST, alone
@@ -24,8 +23,7 @@ SPEC = {"image": guests.POLITE, "memory": 32, "disk": 1}
 
 def measure(fleet: Fleet, runs: int) -> Result:
     """MiB (the kernel's smaps_rollup) and percents of one core (its schedstat)."""
-    fleet.lab.run(HOST, ["python3", "-", "/var/lib/aetherscale/images"], stdin=Path(guests.__file__).read_text())
-    fleet.run(HOST, "systemctl", "restart", UNIT)
+    fleet.give_sectors(HOST)
     samples = watch(fleet, 0, runs)
     with alone(fleet), asking_at(fleet.target()) as client:
         made = [vm_of(answer) for answer in client.ask_each("create-vm", [SPEC] * VMS, AT_ONCE)]

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from aetherscale_bench.timing import run
 from aetherscale_cli.contexts import ContextStore, Target
 from aetherscale_lab import guest, model, roots
 from aetherscale_lab.lab import Lab
+from aetherscale_testing import guests
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -100,6 +102,18 @@ class Fleet:
         answers: list[dict[str, Any]] = json.loads(self.cli(*arguments))
         return answers
 
+    def wait_connected(self) -> None:
+        """Wait until every agent takes commands.
+
+        :raise RuntimeError: when one does not within a minute.
+        """
+        for _ in range(60):
+            answers = json.loads(self.cli("list-hosts", codes=(0, 4)))
+            if {answer["host"] for answer in answers if "response" in answer} == set(self.computes):
+                return
+            time.sleep(1)
+        raise RuntimeError("not every agent is connected")
+
     def create(self, *more: str) -> str:
         """A new small VM's id."""
         (answer,) = self.ask("create-vm", "--image", IMAGE, "--memory", "128M", "--disk", "1G", *more)
@@ -108,6 +122,12 @@ class Fleet:
     def target(self) -> Target:
         """The broker, as the operator's context has it."""
         return ContextStore(str(self.folder / "config" / "aetherscale")).load("bench")
+
+    def give_sectors(self, host: str) -> None:
+        """Give a host the images of `guests`: guests that do nothing, where kernels that boot would leave no CPU."""
+        program = Path(guests.__file__).read_text()
+        self.lab.run(host, ["python3", "-", "/var/lib/aetherscale/images"], stdin=program)
+        self.run(host, "systemctl", "restart", "aetherscale-agent.service")
 
     def run(self, host: str, *argv: str) -> str:
         """What a command on a host prints."""
