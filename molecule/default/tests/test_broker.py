@@ -23,7 +23,16 @@ def test_only_our_users_are_there_and_none_administers(rabbitmqctl) -> None:
 
 
 def test_guest_is_refused(host) -> None:
-    assert host.run("rabbitmqctl --quiet authenticate_user guest guest").rc != 0
+    """Beside a user who is planted: with the same password he is let in, and once he is gone he is told the same."""
+    ask = "rabbitmqctl --quiet authenticate_user {0} {0}"
+    host.check_output("rabbitmqctl --quiet add_user planted planted")
+    let_in = host.run(ask.format("planted"))
+    host.check_output("rabbitmqctl --quiet delete_user planted")
+    assert let_in.rc == 0, let_in.stderr
+    guest, gone = host.run(ask.format("guest")), host.run(ask.format("planted"))
+    assert guest.rc == gone.rc != 0
+    assert guest.stderr == gone.stderr.replace("planted", "guest")
+    assert "guest" in guest.stderr
 
 
 def test_rights_are_the_protocols_and_no_more(rabbitmqctl) -> None:

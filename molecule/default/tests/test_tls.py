@@ -86,13 +86,32 @@ def test_nobody_else_reads_a_key(fleet: dict[str, Host]) -> None:
         assert machine.run(READABLE_KEYS).stdout == "", name
 
 
+def test_a_key_that_others_read_would_be_found(fleet: dict[str, Host]) -> None:
+    """The control of the test above, on each machine: what finds nothing there can find something."""
+    for name, machine in fleet.items():
+        machine.check_output("install -m 644 /dev/null /var/lib/planted.pem; echo 'PRIVATE KEY-' >/var/lib/planted.pem")
+        found = machine.run(READABLE_KEYS).stdout
+        machine.check_output("rm /var/lib/planted.pem")
+        assert found == "/var/lib/planted.pem\n", name
+
+
 def test_the_cas_key_stays_on_the_controller(fleet: dict[str, Host]) -> None:
     secret = (TLS / "authority.pem").read_text().split("PRIVATE KEY-----\n")[1].splitlines()[1]
+    public = (TLS / "ca.pem").read_text().splitlines()[1]
     for name, machine in fleet.items():
-        found = machine.run(
-            f"grep --recursive --files-with-matches --fixed-strings -e '{secret}' /etc /opt /var/lib /root"
-        )
-        assert found.stdout == "", name
+        assert files_with(machine, secret) == set(), name
+        planted = {f"/var/lib/planted-{name}"}
+        machine.check_output(f"echo a-planted-word >/var/lib/planted-{name}")
+        assert files_with(machine, "a-planted-word") == planted, "the control"
+        machine.check_output(f"rm /var/lib/planted-{name}")
+        assert ("/etc/aetherscale/ca.pem" in files_with(machine, public)) == (name in HOSTS), "another: the public part"
+
+
+def files_with(machine: Host, word: str) -> set[str]:
+    """The files of a machine that have this word."""
+    places = "/etc /opt /var/lib /root"
+    found = machine.run(f"grep --recursive --files-with-matches --fixed-strings -e '{word}' {places}")
+    return set(found.stdout.splitlines())
 
 
 @contextmanager
