@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from testinfra.host import Host
 
-from aetherscale_testing.certificates import handshake
+from aetherscale_testing.certificates import handshake, shown_to
 from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.rollout import Rollout
 
@@ -41,11 +41,8 @@ def address(rollout: Rollout) -> str:
 
 def served(rollout: Rollout, name: str) -> bytes:
     """The certificate that the broker shows to somebody who knows the fleet's CA, and wants this name."""
-    context = ssl.create_default_context(cafile=rollout.broker()["ca_file"])
-    port = urlsplit(rollout.broker()["url"]).port
-    host = str(urlsplit(rollout.broker()["url"]).hostname)
-    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
-        return tls.getpeercert(binary_form=True) or b""
+    url = urlsplit(rollout.broker()["url"])
+    return shown_to(rollout.broker()["ca_file"], str(url.hostname), url.port or 5671, name)
 
 
 def test_plain_amqp_is_closed(host: Host, address: str) -> None:
