@@ -35,7 +35,7 @@ def drift(broker, held, wanted):
 
 
 def test_nothing_differs(broker, held, wanted):
-    assert drift(broker, held, wanted) == {"import": {}, "commands": [], "says": [], "conflicts": []}
+    assert drift(broker, held, wanted) == {"import": {}, "commands": [], "put_out": [], "says": [], "conflicts": []}
 
 
 def test_an_empty_broker_gets_everything(broker, wanted):
@@ -79,6 +79,7 @@ def test_another_password_is_seen_and_repaired(broker, held, wanted):
     held["users"][0]["password_hash"] = broker.hash_password("another")
     found = drift(broker, held, wanted)
     assert found["says"] == ["user operator: password is another"]
+    assert found["put_out"] == ["operator"]
     (user,) = found["import"]["users"]
     assert broker.matches("o-secret", user["password_hash"])
     assert "password" not in user

@@ -39,6 +39,8 @@ TOPOLOGY = ("exchanges", "queues", "bindings")
 TAG = "aetherscale"
 """What our users bear, so that who left the list is told from an administrator's user. It gives no rights."""
 
+OTHER_PASSWORD = "password is another"
+
 ALGORITHM = "rabbit_password_hashing_sha256"
 
 
@@ -84,16 +86,18 @@ def broker_drift(held: Definitions | None, wanted: Mapping[str, Any]) -> dict[st
     - `import`: definitions that repair it, with hashes in place of passwords;
     - `commands`: what to tell rabbitmqctl afterwards, because importing does not;
     - `says`: the same for people, a sentence each, without secrets;
+    - `put_out`: users whose password was another: what they opened with it must be closed;
     - `conflicts`: what neither can repair, and what to do about it.
 
     `held` is None when the broker can't be asked (`--check` before it is installed, or while it is down).
     """
     if held is None:
         says = ["the broker does not answer, so that what it holds can't be compared"]
-        return {"import": {}, "commands": [], "says": says, "conflicts": []}
+        return {"import": {}, "commands": [], "put_out": [], "says": says, "conflicts": []}
     repairs: dict[str, list[dict[str, Any]]] = {}
     says: list[str] = []
     conflicts: list[str] = []
+    put_out: list[str] = []
     for kind, identity in IDENTITY.items():
         have = {_key(item, identity): item for item in held.get(kind, [])}
         for item in wanted.get(kind, []):
@@ -104,8 +108,9 @@ def broker_drift(held: Definitions | None, wanted: Mapping[str, Any]) -> dict[st
             elif got is None or wrong:
                 repairs.setdefault(kind, []).append(_importable(item, got))
                 says.append(_sentence(kind, item, wrong))
+                put_out += [item["name"]] if OTHER_PASSWORD in wrong else []
     commands = _commands(held, wanted, repairs, says)
-    return {"import": repairs, "commands": commands, "says": says, "conflicts": conflicts}
+    return {"import": repairs, "commands": commands, "put_out": put_out, "says": says, "conflicts": conflicts}
 
 
 def _key(item: Item, identity: Sequence[str]) -> tuple[str, ...]:
@@ -120,7 +125,7 @@ def _differences(got: Item | None, wanted: Item) -> list[str]:
     for name, value in wanted.items():
         if name == "password":
             if value is not None and not matches(value, str(got.get("password_hash", ""))):
-                wrong.append("password is another")
+                wrong.append(OTHER_PASSWORD)
         elif got.get(name) != value:
             wrong.append(f"{name} is {got.get(name)!r} instead of {value!r}")
     return wrong
