@@ -118,8 +118,7 @@ class Session:
         await self._outbox.consume(ReplyTo, self._on_reply)
         with step("connect.declare"):
             await self._declare_shared()
-        queue = topology.host_queue(self.host.name)
-        has_queue = await self._is_there(queue)
+        has_queue = await self._has_own_queue()
         if not has_queue:
             self.host.note_new_broker()
         await self._bury(has_queue=has_queue)
@@ -184,6 +183,25 @@ class Session:
             if not await self._is_there(queue):
                 await self._commands.declare_queue(queue)
                 await self._commands.bind_all([b for b in topology.SHARED_BINDINGS if b.queue == queue.name])
+
+    async def _has_own_queue(self) -> bool:
+        """Whether the host's queue is there as this host makes it; another one in its place is deleted.
+
+        Any agent can put one there (docs/decisions/004-forget-host.md), and this host could not declare its own any
+        more. It holds the host's name here, so nobody who may have this queue works with it.
+        """
+        queue = topology.host_queue(self.host.name)
+        if not await self._is_there(queue):
+            return False
+        try:
+            await self._spare.declare_queue(queue)
+        except Declined as error:
+            if error.code != PRECONDITION_FAILED:
+                raise
+            log.error("%s is not as this host had made it, and is made anew: %s", queue.name, error)
+            await self._commands.delete_queue(queue.name)
+            return False
+        return True
 
     async def _declare_own_queue(self) -> None:
         await self._commands.declare_queue(topology.host_queue(self.host.name))

@@ -11,11 +11,12 @@ from signal import SIGKILL
 
 import pika
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from aetherscale_protocol import topology
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
-from aetherscale_testing.fleet import Fleet
+from aetherscale_testing.fleet import AgentProcess, Fleet
 from aetherscale_testing.rights import PASSWORD, locked_down_vhost, log_in
 
 pytestmark = pytest.mark.broker
@@ -26,6 +27,7 @@ EVERYBODY: dict[str, dict[str, object]] = {
     "reader": {"readonly": True},
     "carol": {"labels": {"team": "a"}},
 }
+CLAIM_OF_H2 = topology.claim("abcdefgh", "h2").arguments
 
 
 @pytest.fixture
@@ -87,26 +89,51 @@ def test_a_console_with_least_rights(locked_down: Fleet, broker: TestBroker, tmp
 
 
 @pytest.fixture
-def as_h1(locked_down: Fleet, broker: TestBroker) -> Iterator[pika.BlockingConnection]:  # noqa: ARG001
-    with log_in(broker, "agent-h1", VHOST) as connection:
+def as_h2(locked_down: Fleet, broker: TestBroker) -> Iterator[pika.BlockingConnection]:  # noqa: ARG001
+    with log_in(broker, "agent-h2", VHOST) as connection:
         yield connection
 
 
+def wait_for(agent: AgentProcess, words: str, count: int = 1) -> None:
+    """Wait until an agent has said this so many times."""
+    limit = time.monotonic() + 15
+    while agent.log.count(words) < count:
+        assert time.monotonic() < limit, agent.log[-3000:]
+        time.sleep(0.02)
+
+
 def test_a_queue_that_another_agent_deletes_is_made_again_with_all_that_it_held(
-    locked_down: Fleet, as_h1: pika.BlockingConnection, broker: TestBroker
+    locked_down: Fleet, as_h2: pika.BlockingConnection, broker: TestBroker
 ) -> None:
     """What a rogue agent gains by what it takes to forget a host: its victim connects once more."""
     with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
-        victim = client.ask("create-vm", 1, image="a")[0]["host"]
-        (vm,) = next(a for a in client.ask("list-vms", 2) if a["host"] == victim)["response"]
-        as_h1.channel().queue_delete(f"computing-host.{victim}")
-        agent = locked_down.agents[victim]
-        limit = time.monotonic() + 15
-        while agent.log.count(f"connected as {victim}") < 2:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
-        (answer,) = client.send(f"vm.{vm.removeprefix('vm-')}", "show-vm", vm_id=vm.removeprefix("vm-"))
-        assert answer["host"] == victim
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+        as_h2.channel().queue_delete("computing-host.h1")
+        wait_for(locked_down.agents["h1"], "connected as h1", 2)
+        (answer,) = client.send(f"vm.{vm_id}", "show-vm", vm_id=vm_id)
+        assert answer["host"] == "h1"
+
+
+@pytest.mark.parametrize("arguments", [{"x-max-length": 1}, {"x-queue-type": "quorum"}])
+def test_a_queue_that_another_agent_made_otherwise_is_deleted_and_counts_as_missing(
+    locked_down: Fleet, as_h2: pika.BlockingConnection, broker: TestBroker, arguments: dict[str, object]
+) -> None:
+    """Else its host would be declined for good; and who can replace it can have taken its VMs out of the directory."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+        victim = locked_down.agents["h1"]
+        victim.stop(SIGKILL)
+        rogue = as_h2.channel()
+        rogue.queue_delete(f"claim.{vm_id}")
+        rogue.queue_delete("computing-host.h1")
+        rogue.queue_declare("computing-host.h1", durable=True, arguments=arguments)
+        victim.start()
+        wait_for(victim, "connected as h1", 2)
+        assert "computing-host.h1 is not as this host had made it" in victim.log
+        (answer,) = client.send(f"vm.{vm_id}", "show-vm", vm_id=vm_id)
+        assert answer["host"] == "h1"
+        with pytest.raises(ChannelClosedByBroker, match="current is"):  # its claim: it was not bound unasked
+            as_h2.channel().queue_declare(f"claim.{vm_id}", durable=True, arguments=CLAIM_OF_H2)
 
 
 def test_a_host_that_is_gone_is_forgotten_with_least_rights(locked_down: Fleet, broker: TestBroker) -> None:
@@ -114,10 +141,7 @@ def test_a_host_that_is_gone_is_forgotten_with_least_rights(locked_down: Fleet, 
         made = client.ask("create-vm", 1, image="a")[0]
         vm_id = made["response"]["vm-id"]
         assert made["host"] == "h1"
-        limit = time.monotonic() + 10
-        while "this host has 1 VMs" not in locked_down.agents["h1"].log:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        wait_for(locked_down.agents["h1"], "this host has 1 VMs")
         locked_down.agents["h1"].stop(SIGKILL)
         (forgotten,) = client.ask("forget-host", 1, host="h1")
         assert forgotten["host"] == "h2"

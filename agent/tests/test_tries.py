@@ -19,8 +19,6 @@ from aetherscale_testing.rights import add_user, locked_down_vhost, log_in
 pytestmark = pytest.mark.broker
 
 VHOST = "tries"
-FORBIDDEN = 403
-
 Attempt = Callable[[Any, str], object]
 
 
@@ -44,6 +42,7 @@ EXCHANGE_ATTEMPTS: dict[str, Attempt] = {
     "declare": lambda c, name: c.exchange_declare(name, "direct", durable=True),
     "delete": lambda c, name: c.exchange_delete(name),
     "bind to": lambda c, name: c.exchange_bind(name, topology.UNDELIVERABLE),
+    "bind to commands": lambda c, name: c.exchange_bind(name, topology.EXCHANGE, "create-vm"),
     "publish to": publish,
 }
 
@@ -65,7 +64,7 @@ EXCHANGE_TRIES = [("publish to", DEFAULT), *((what, name) for name in EXCHANGES 
 
 AGENT_MAY = {
     "computing-competing": {"get", "consume", "purge"},
-    "computing-hosts": {"get", "consume", "purge", "bind", "unbind"},
+    "computing-hosts": {"get", "consume", "purge"},
     "computing-undeliverable": {"get", "consume", "purge", "bind", "unbind"},
     "computing-host.h1": set(QUEUE_ATTEMPTS),
     "computing-host.h2": {"declare", "delete"},
@@ -88,7 +87,7 @@ def refusal(connection: pika.BlockingConnection, attempt: Attempt, name: str) ->
     try:
         attempt(connection.channel(), name)
     except ChannelClosedByBroker as error:
-        return str(error.reply_text) if error.reply_code == FORBIDDEN else ""
+        return str(error.reply_text)
     return ""
 
 
@@ -147,19 +146,26 @@ def test_an_agent_publishes_where_agents_do_and_not_where_operators_do(
     told = refusal(agent, EXCHANGE_ATTEMPTS[what], name)
     if what == "publish to" and name in AGENT_MAY_PUBLISH:
         assert told == ""
-    elif what == "bind to" and name in AGENT_MAY_PUBLISH:
-        assert told == "", "binding needs no more than what it has: to write there, and to read the dead letters"
+    elif what in ("bind to", "bind to commands") and name in AGENT_MAY_PUBLISH:
+        assert told == "", "binding needs no more than what it has: to write there, and to read at the other end"
     else:
         assert named_in(told, name, what)
 
 
-SOURCES = {"bind": topology.EXCHANGE, "unbind": topology.EXCHANGE, "bind to": topology.UNDELIVERABLE}
+SOURCES = {
+    "bind": topology.EXCHANGE,
+    "unbind": topology.EXCHANGE,
+    "bind to": topology.UNDELIVERABLE,
+    "bind to commands": topology.EXCHANGE,
+}
 """A binding needs two rights: who may write to its end is refused to read from its beginning."""
 
 
 def named_in(told: str, name: str, what: str) -> bool:
     """Whether a refusal names the resource; the default exchange has no name of its own."""
     named = {name or "amq.default", SOURCES.get(what)}
+    if not told.startswith("ACCESS_REFUSED"):
+        return False
     return any(f"'{one}' in vhost '{VHOST}'" in told for one in named) or (not name and "default exchange" in told)
 
 
@@ -186,6 +192,12 @@ def test_nobody_signs_as_somebody_else(without_agents: TestBroker, user: str, cl
         with pytest.raises(ChannelClosedByBroker, match=f"user_id property set to '{claimed}'"):
             sign(claimed)(connection.channel(), "host.h1")
         sign(user)(connection.channel(), "host.h1")  # the control
+
+
+def test_what_is_not_there_counts_as_no_success(agent: pika.BlockingConnection) -> None:
+    told = refusal(agent, lambda c, name: c.queue_declare(name, passive=True), "missing")
+    assert told.startswith("NOT_FOUND")
+    assert not named_in(told, "missing", "declare")
 
 
 def test_an_operator_who_leaves_is_put_out_and_not_let_in_again(without_agents: TestBroker) -> None:

@@ -35,7 +35,7 @@ def drift(broker, held, wanted):
 
 
 def test_nothing_differs(broker, held, wanted):
-    assert drift(broker, held, wanted) == {"import": {}, "commands": [], "says": [], "conflicts": []}
+    assert drift(broker, held, wanted) == {"import": {}, "commands": [], "put_out": [], "says": [], "conflicts": []}
 
 
 def test_an_empty_broker_gets_everything(broker, wanted):
@@ -79,6 +79,7 @@ def test_another_password_is_seen_and_repaired(broker, held, wanted):
     held["users"][0]["password_hash"] = broker.hash_password("another")
     found = drift(broker, held, wanted)
     assert found["says"] == ["user operator: password is another"]
+    assert found["put_out"] == ["operator"]
     (user,) = found["import"]["users"]
     assert broker.matches("o-secret", user["password_hash"])
     assert "password" not in user
@@ -183,3 +184,47 @@ def test_play_mode_keeps_guest_and_touches_nobody_else(broker, held):
     assert [user["name"] for user in found["import"]["users"]] == ["guest"]
     assert broker.matches("guest", found["import"]["users"][0]["password_hash"])
     assert found["commands"] == []
+
+
+def test_what_leads_to_our_pieces_and_should_not_is_taken_away(broker, held, wanted):
+    """What an agent's rights let it bind, which outlives its user."""
+
+    def bind(source, kind, destination, key, **arguments):
+        return {"vhost": VHOST, "source": source, "destination_type": kind, "destination": destination,
+                "routing_key": key, "arguments": arguments}  # fmt: skip
+
+    held["bindings"] += [
+        bind("computing", "exchange", "computing-undeliverable", "create-vm"),
+        bind("computing", "exchange", "computing-undeliverable", 'vm.abcdefgh">>'),
+        bind("computing-undeliverable", "exchange", "computing-undeliverable", ""),  # a queue of this name is bound so
+        bind("computing", "queue", "computing-undeliverable", "create-vm"),
+        bind("computing-agents", "exchange", "computing", "", x=1),
+    ]
+    found = drift(broker, held, wanted)
+    assert found["says"] == [
+        "exchange computing-undeliverable should not be bound to computing with key 'create-vm', "
+        "computing with key 'vm.abcdefgh\">>', computing-undeliverable with key ''",
+        "queue computing-undeliverable should not be bound to computing with key 'create-vm'",
+        "exchange computing should not be bound to computing-agents with key ''",
+    ]
+    assert not found["import"]
+    assert [command[0] for command in found["commands"]] == ["eval"] * 3
+    assert not [command for command in found["commands"] if "abcdefgh" in command[1]]
+    assert '[{<<"computing-undeliverable">>, <<"">>, []}]' in found["commands"][1][1]
+
+
+def test_who_binds_much_fills_no_screen(broker, held, wanted):
+    surplus = {"vhost": VHOST, "source": "computing", "destination_type": "exchange", "arguments": {}}
+    held["bindings"] += [{**surplus, "destination": "computing-agents", "routing_key": str(n)} for n in range(1000)]
+    (said,) = drift(broker, held, wanted)["says"]
+    assert said.endswith(" and 995 more")
+
+
+def test_what_agents_and_administrators_bind_is_left_alone(broker, held, wanted):
+    mine = {"vhost": VHOST, "source": "computing", "routing_key": "vm.abcdefgh", "arguments": {}}
+    held["bindings"] += [
+        {**mine, "destination_type": "queue", "destination": "computing-host.h1"},
+        {**mine, "destination_type": "exchange", "destination": "an-administrators"},
+        {**mine, "vhost": "/", "destination_type": "exchange", "destination": "computing"},
+    ]
+    assert drift(broker, held, wanted)["says"] == []

@@ -240,3 +240,26 @@ class TestOwnCertificate:
 
     def test_a_relative_path(self, folder, own):
         self.refused(folder, "tls/x.pem: write the whole path", **own | {"key_file": "tls/x.pem"})
+
+
+def test_what_is_made_anew_although_it_is_good(folder):
+    said(make(folder, clients=["alice", "bob"]))
+    before = files(folder)
+    told = said(make(folder, clients=["alice", "bob"], anew=["broker.pem", "clients/bob.pem"]))
+    assert told.count("(a new one was asked for)") == 2
+    after = files(folder)
+    assert {name for name in after if after[name] != before[name]} == {"broker.pem", "clients/bob.pem"}
+    assert said(make(folder, clients=["alice", "bob"])) == ""
+
+
+def test_a_leavers_certificate_goes(folder):
+    said(make(folder, clients=["alice", "dave"]))
+    before = files(folder)
+    gone = f"removed {folder / 'clients/dave.pem'}\n"
+    assert said(make(folder, "--check", clients=["alice"])) == gone
+    assert files(folder) == before
+    assert said(make(folder, clients=["alice"])) == gone
+    said(make(folder, clients=["alice", "dave"]))
+    assert files(folder)["clients/dave.pem"] != before["clients/dave.pem"]
+    said(make(folder))
+    assert not [name for name in files(folder) if name.startswith("clients/")]

@@ -1,14 +1,8 @@
-"""The checks of the inventory, and the passwords."""
-
-import stat
-import subprocess
-import sys
+"""The checks of the inventory."""
 
 import pytest
 
 from aetherscale_agent.config import OperatorRights, load_config
-
-from .conftest import ANSIBLE
 
 GOOD = {"broker": ["b"], "compute": ["h1", "h2"]}
 
@@ -62,55 +56,3 @@ def test_agents_read_the_operators_that_they_are_told(fleet, tmp_path):
         "c": OperatorRights(labels={"team": "a", "x.y/z": ""}),
         "z.y": OperatorRights(),
     }
-
-
-def test_rotation_makes_new_passwords_for_those_alone(tmp_path):
-    folder = tmp_path / "secrets"
-    make("--make", folder, "a,b")
-    before = {file.name: file.read_text() for file in folder.iterdir()}
-    assert make("--rotate", folder, "a").stdout == f"made {folder}/a\n"
-    assert (folder / "a").read_text() != before["a"]
-    assert (folder / "b").read_text() == before["b"]
-    assert modes(folder) == {"secrets": 0o700, "a": 0o600, "b": 0o600}
-
-
-def make(what, folder, users):
-    script = ANSIBLE / "roles/aetherscale/files/make_secrets.py"
-    return subprocess.run([sys.executable, script, what, folder, users], capture_output=True, text=True)
-
-
-def modes(folder):
-    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()]}
-
-
-def test_passwords_are_made_once_and_closed(tmp_path):
-    folder = tmp_path / "secrets"
-    assert make("--make", folder, "a,b").stdout.count("made /") == 3
-    assert modes(folder) == {"secrets": 0o700, "a": 0o600, "b": 0o600}
-    before = {file.name: file.read_text() for file in folder.iterdir()}
-    assert len(set(before.values())) == 2
-    assert make("--make", folder, "a,b,c").stdout == f"made {folder}/c\n"
-    assert {name: (folder / name).read_text() for name in before} == before
-    assert make("--make", folder, "a,b,c").stdout == ""
-
-
-def test_a_check_makes_nothing_and_tells_the_same(tmp_path):
-    folder = tmp_path / "secrets"
-    told = make("--check", folder, "a,b").stdout
-    assert not folder.exists()
-    assert make("--make", folder, "a,b").stdout == told
-
-
-def test_what_stands_open_is_closed(tmp_path):
-    folder = tmp_path / "secrets"
-    make("--make", folder, "a")
-    (folder / "a").chmod(0o644)
-    folder.chmod(0o755)
-    assert make("--make", folder, "a").stdout.count("closed /") == 2
-    assert modes(folder) == {"secrets": 0o700, "a": 0o600}
-
-
-def test_no_password_is_printed(tmp_path):
-    folder = tmp_path / "secrets"
-    done = make("--make", folder, "a")
-    assert (folder / "a").read_text().strip() not in done.stdout + done.stderr

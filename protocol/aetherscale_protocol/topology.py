@@ -144,6 +144,10 @@ def agent_permissions(host: str) -> Permissions:
 
     And what it takes to forget a host that is gone (docs/decisions/004-forget-host.md): to delete any host's
     queues, and to read any host's last word about its VMs.
+
+    Two rights allow more than they are for. Who declares a queue with a dead-letter exchange must be able to write to
+    that, and who binds a queue to read the exchange: together they bind the one exchange to the other. The roll-out
+    looks for such bindings.
     """
     claims = rf"claim\.{names.VM_ID_PATTERN}"
     own = rf"computing-host\.{re.escape(host)}|agent\.{re.escape(host)}|{claims}"
@@ -152,7 +156,7 @@ def agent_permissions(host: str) -> Permissions:
     hosts = rf"computing-host\.{names.HOST_PATTERN}"
     return Permissions(
         configure=rf"^({hosts}|{known}|agent\.{re.escape(host)}|{claims})$",
-        write=rf"^({AGENTS}|{HOSTS}|{UNDELIVERABLE}|amq\.default|{own})$",
+        write=rf"^({AGENTS}|{UNDELIVERABLE}|amq\.default|{own})$",
         read=f"^({shared}|{own}|{known})$",
     )
 

@@ -11,7 +11,7 @@ from aetherscale_protocol.topology import Permissions
 # Who may touch what. RabbitMQ matches a name with `re:run`, i.e. anywhere in it unless anchored.
 
 SHARED = ["computing", "computing-competing", "computing-hosts", "computing-undeliverable"]
-SHARED_TO_WRITE = ["computing-agents", "computing-hosts", "computing-undeliverable", "amq.default"]
+SHARED_TO_WRITE = ["computing-agents", "computing-undeliverable", "amq.default"]
 OTHERS = [
     "",
     "amq.default",

@@ -49,6 +49,17 @@ class Authority:
         return pem
 
 
+def shown_to(ca_file: str, host: str, port: int, name: str = "") -> bytes:
+    """The certificate that is shown to somebody who knows this CA, and wants this name (default: the host's).
+
+    :raise ssl.SSLCertVerificationError: when he would not accept it.
+    """
+    context = ssl.create_default_context(cafile=ca_file)
+    name = name or host
+    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
+        return tls.getpeercert(binary_form=True) or b""
+
+
 def handshake(host: str, port: int, version: ssl.TLSVersion) -> str | None:
     """Shake hands with this version of TLS alone, whatever the certificate; which one it became.
 

@@ -54,6 +54,11 @@ def take_tap(name: str) -> None:
         fcntl.ioctl(device, TUNSETIFF, request)
 
 
+def open_socket(family: str) -> None:
+    """Open a socket of this family, as `AF_INET`."""
+    socket.socket(getattr(socket, family), socket.SOCK_DGRAM).close()
+
+
 def start_unit(unit: str) -> None:
     """Ask systemd, over the system bus, to start a unit."""
     done = subprocess.run(
@@ -63,7 +68,7 @@ def start_unit(unit: str) -> None:
         raise PermissionError(errno.EACCES, done.stderr.strip())
 
 
-TRIES = {f.__name__: f for f in (read, write, connect, send_signal, take_tap, start_unit)}
+TRIES = {f.__name__: f for f in (read, write, connect, send_signal, take_tap, open_socket, start_unit)}
 
 
 def attempt(what: str, where: str) -> str:

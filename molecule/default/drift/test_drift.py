@@ -36,6 +36,7 @@ SAID = (
     "user dave should not be there",
     "queue computing-hosts is missing",
     "exchange computing is missing",
+    "exchange computing-agents should not be bound to computing-undeliverable with key 'planted'",
     "unit is inactive",
     "unit is disabled",
     "/etc/aetherscale/agent.toml",
@@ -112,6 +113,13 @@ def test_who_has_left_the_operators_has_no_user(history, fleet: dict[str, Host])
     asked = "rabbitmqctl --quiet authenticate_user dave an-operator-who-left"
     assert fleet["broker1"].run(asked).rc != 0
     assert fleet["broker1"].run("rabbitmqctl --quiet list_users").stdout.startswith("user")
+
+
+def test_what_a_host_had_bound_is_gone(history, rabbitmqctl) -> None:
+    assert history["repair"].code == 0
+    bound = rabbitmqctl("list_bindings --vhost aetherscale destination_name routing_key")
+    assert bound
+    assert "planted" not in {binding["routing_key"] for binding in bound}
 
 
 def test_the_next_run_changes_nothing(history) -> None:

@@ -101,6 +101,23 @@ def test_each_has_a_certificate_that_nobody_else_reads(fleet: dict[str, Host], r
     assert "our own certificate: " in rollout.cli("doctor").stdout
 
 
+def test_a_rotation_makes_the_certificates_of_clients_anew(
+    rollout: Rollout, fleet: dict[str, Host], kept: Vm, site: Callable[..., Any]
+) -> None:
+    def certificates() -> list[str]:
+        hosts = [fleet[name].check_output("sha256sum /etc/aetherscale/client.pem") for name in HOSTS]
+        return [*hosts, Path(rollout.broker()["cert_file"]).read_text()]
+
+    before = certificates()
+    run = site(*WITH_CLIENTS, playbook="rotate.yml")
+    assert run.code == 0, run.said
+    works(rollout, kept)
+    assert not set(before) & set(certificates())
+    assert pika.BlockingConnection(parameters_of(rollout.broker())).is_open
+    again = site(*WITH_CLIENTS)
+    assert (again.code, again.changed) == (0, set()), again.said
+
+
 def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, older: Path, site: Callable[..., Any]) -> None:
     cas = []
     for step in ("prepare", "switch", "finish"):

@@ -1,16 +1,26 @@
 """What the journal of a host tells of each command, and what it never tells."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from aetherscale_agent.audit import MESSAGE_ID
+from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
 CANARY = "canary-7e1f-of-user-data"
+BURST = 500
+LIMIT = """
+mkdir -p /run/systemd/journald.conf.d
+printf '[Journal]\\nRateLimitIntervalSec=30s\\nRateLimitBurst=10\\n' >/run/systemd/journald.conf.d/limit.conf
+systemctl restart systemd-journald.service
+"""
+NO_LIMIT = "rm /run/systemd/journald.conf.d/limit.conf; systemctl restart systemd-journald.service"
+"""What others may tell the journal of h1; it multiplies the burst by up to six where the disk has room."""
 ME = "operator"
 
 
@@ -64,3 +74,25 @@ def test_no_journal_has_user_data(fleet: Rollout, vm_id: str) -> None:
         everything = fleet.run(host, "journalctl", "--no-pager", "-o", "json", "--all")
         assert len(everything) > 10_000
         assert CANARY not in everything
+
+
+@pytest.fixture
+def impatient_journal(fleet: Rollout) -> Iterator[None]:
+    """h1's journal takes little from anybody whose unit does not say otherwise."""
+    fleet.run("h1", "sh", "-c", LIMIT)
+    yield
+    fleet.run("h1", "sh", "-c", NO_LIMIT)
+
+
+@pytest.mark.usefixtures("impatient_journal")
+def test_a_flood_takes_no_entry_with_it(fleet: Rollout) -> None:
+    with SeedClient(parameters=parameters_of(fleet.broker())) as client:
+        body = json.dumps({"command": "stop-vm", "options": {"vm-id": "zzzflood"}}).encode()
+        asked = [client.publish("stop-vm", body) for _ in range(BURST)]
+        for one in asked:
+            assert len(client.collect(one, 2)) == 2
+    fleet.run("h1", "sh", "-c", f"yes planted-in-a-flood | head -n {BURST} | systemd-cat -t planted")
+    fleet.run("h1", "journalctl", "--sync")
+    assert len(entries(fleet, "AETHERSCALE_VM=zzzflood")) == BURST
+    planted = fleet.run("h1", "journalctl", "--no-pager", "-o", "cat", "-t", "planted").count("planted-in-a-flood")
+    assert planted < BURST, "the control: others are limited"

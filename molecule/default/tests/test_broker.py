@@ -1,6 +1,7 @@
 """The broker itself, asked by its own tool: who may do what, and what is declared."""
 
 import json
+import re
 
 from aetherscale_protocol import names, topology
 
@@ -22,7 +23,16 @@ def test_only_our_users_are_there_and_none_administers(rabbitmqctl) -> None:
 
 
 def test_guest_is_refused(host) -> None:
-    assert host.run("rabbitmqctl --quiet authenticate_user guest guest").rc != 0
+    """Beside a user who is planted: with the same password he is let in, and once he is gone he is told the same."""
+    ask = "rabbitmqctl --quiet authenticate_user {0} {0}"
+    host.check_output("rabbitmqctl --quiet add_user planted planted")
+    let_in = host.run(ask.format("planted"))
+    host.check_output("rabbitmqctl --quiet delete_user planted")
+    assert let_in.rc == 0, let_in.stderr
+    guest, gone = host.run(ask.format("guest")), host.run(ask.format("planted"))
+    assert guest.rc == gone.rc != 0
+    assert guest.stderr == gone.stderr.replace("planted", "guest")
+    assert "guest" in guest.stderr
 
 
 def test_rights_are_the_protocols_and_no_more(rabbitmqctl) -> None:
@@ -56,6 +66,17 @@ def test_bindings(rabbitmqctl) -> None:
     wanted = (*topology.SHARED_BINDINGS, *topology.host_bindings("h1"), *topology.host_bindings("h2"))
     assert {(b.exchange, b.queue, b.key) for b in wanted} <= have
     assert {(b.source, b.destination, "") for b in topology.EXCHANGE_BINDINGS} <= have
+
+
+def test_nothing_is_open_to_others_but_ssh_and_amqps(host) -> None:
+    """Seen from inside the broker, while rabbitmqctl is connected: it is a node of Erlang's as well."""
+    told = host.check_output("rabbitmqctl --quiet eval 'os:cmd(\"ss --no-header --listening --numeric --tcp --udp\").'")
+    open_to = dict.fromkeys(re.findall(r"(?:tcp|udp)\s+\w+\s+\d+\s+\d+\s+(\S+):(\d+)\s", told))
+    assert ("127.0.0.1", "25672") in open_to, "the control: Erlang's own listeners are seen"
+    assert ("127.0.0.1", "4369") in open_to
+    assert len([port for _, port in open_to if 35672 <= int(port) <= 35682]) == 1, "rabbitmqctl's own"
+    others = {port for address, port in open_to if not address.startswith(("127.", "[::1]"))}
+    assert others == {"22", "5671"}
 
 
 def test_the_management_plugin_is_off_and_its_port_is_closed(host) -> None:

@@ -6,7 +6,7 @@ The tries are made without the unit's filter of system calls, so it is the other
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,15 @@ NOT_THE_AGENTS = (
 REFUSALS = ("ccess denied", "authentication required", "has a fragment file")
 UNFILTERED = "unfilter"
 """A VM's id, whose unit runs a QEMU without a sandbox of its own."""
+INSIDE = """
+[Service]
+Type=oneshot
+ExecStart=
+ExecStart=/usr/bin/python3 -I - '{}'
+StandardInput=file:/root/intruder.py
+StandardOutput=file:/root/said
+"""
+"""The intruder in place of that QEMU: all of the unit's walls hold for it, the filter of system calls among them."""
 
 
 class Host:
@@ -176,6 +185,36 @@ def test_the_agent_starts_and_stops_vms_and_qemu_filters_its_own_system_calls(ho
     assert argv[argv.index("-sandbox") + 1] == (
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
     )
+
+
+@pytest.fixture
+def instead(host: Host, unfiltered: str) -> Iterator[Callable[[list[tuple[str, str]]], list[str]]]:
+    """What the intruder says when it is run by a VM's unit in place of QEMU."""
+    folder = f"/run/systemd/system/{unfiltered}.d"
+
+    def intrude(tries: list[tuple[str, str]]) -> list[str]:
+        files = {
+            "/root/intruder.py": Path(intruder.__file__).read_text(),
+            f"{folder}/x.conf": INSIDE.format(json.dumps(tries)),
+        }
+        host.run("mkdir", "-p", folder)
+        for path, text in files.items():
+            host.fleet.lab.run(host.name, ["sh", "-c", f"cat >{path}"], stdin=text)
+        host.run("systemctl", "daemon-reload")
+        host.run("systemctl", "start", unfiltered)
+        said: list[str] = json.loads(host.run("cat", "/root/said"))
+        return said
+
+    yield intrude
+    host.run("rm", "-rf", folder, "/root/intruder.py", "/root/said")
+    host.run("systemctl", "daemon-reload")
+
+
+def test_a_vm_speaks_on_no_network_but_by_its_tap(host: Host, instead: Callable[..., list[str]]) -> None:
+    families = ("AF_UNIX", "AF_INET", "AF_INET6", "AF_NETLINK", "AF_PACKET", "AF_VSOCK")
+    assert instead([("open_socket", family) for family in families]) == ["done"] + ["EAFNOSUPPORT"] * 5
+    unconfined = host.intrude_as([], json.dumps([("open_socket", "AF_INET"), ("open_socket", "AF_INET6")]))
+    assert unconfined == ["done", "done"]  # the control
 
 
 def test_the_agent_manages_nothing_but_its_vms(host: Host) -> None:

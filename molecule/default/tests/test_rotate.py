@@ -1,34 +1,83 @@
-"""New passwords for everybody by one command: the old ones are refused, and neither agents nor VMs are lost."""
+"""New passwords and certificates for everybody by one command: who has the old ones is out, and nobody else notices."""
 
+import contextlib
 import os
+import ssl
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pika
 import pytest
 from pika.exceptions import AMQPError, ProbableAuthenticationError
 
+from aetherscale_testing.certificates import shown_to
 from aetherscale_testing.client import parameters_of
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
+REPOSITORY = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 SECRETS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets")
 USERS = ("operator", "agent-h1", "agent-h2")
+PUT_OUT = "log in anew"
 
 
 def log_in(fleet: Rollout, user: str, password: str) -> pika.BlockingConnection:
-    """A connection of this user's.
+    """A connection of this user's, which does not end by itself.
 
     :raise AMQPError: when the broker refuses the login.
     """
-    return pika.BlockingConnection(parameters_of(fleet.broker(), user, password))
+    return pika.BlockingConnection(parameters_of(fleet.broker(), user, password, heartbeat=0))
+
+
+class Thief:
+    """Somebody with a stolen password who connects again all the time, and stays with the last that he got."""
+
+    def __init__(self, fleet: Rollout, user: str, password: str) -> None:
+        self._log_in = lambda: log_in(fleet, user, password)
+        self.connection = self._log_in()
+        self.came = self.refused = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._come_again)
+        self._thread.start()
+
+    def _come_again(self) -> None:
+        while not self._over.wait(0.1):
+            try:
+                another = self._log_in()
+            except ProbableAuthenticationError:
+                self.refused += 1
+                continue
+            with contextlib.suppress(AMQPError):
+                self.connection.close()
+            self.connection = another
+            self.came += 1
+
+    def give_up(self) -> None:
+        """Come no more; the last connection is kept."""
+        self._over.set()
+        self._thread.join()
 
 
 def passwords() -> dict[str, str]:
     return {user: (SECRETS / user).read_text().strip() for user in USERS}
+
+
+def keys() -> dict[str, str]:
+    """A line of each private key, by file."""
+    files = [file for file in (SECRETS / "tls").rglob("*.pem") if "PRIVATE KEY" in file.read_text()]
+    return {file.name: file.read_text().partition("PRIVATE KEY-----\n")[2].splitlines()[0] for file in files}
+
+
+def shown(fleet: Rollout) -> bytes:
+    """The broker's certificate, as the CLI is shown it, and accepts it."""
+    url = urlsplit(fleet.broker()["url"])
+    return shown_to(fleet.broker()["ca_file"], str(url.hostname), url.port or 5671)
 
 
 @pytest.fixture(scope="module")
@@ -39,45 +88,80 @@ def fleet() -> Iterator[Rollout]:
 
 
 @pytest.fixture(scope="module")
-def rotated(fleet: Rollout) -> dict[str, str]:
-    """The old passwords; a VM has run since before, and a thief has a connection of the operator's."""
+def rotated(fleet: Rollout, site: Callable[..., Any]) -> Iterator[dict[str, Any]]:
+    """What was before: a VM's process, passwords, the broker's certificate; and two thieves, who are still there."""
     fleet.create("--name", "rotated", "--host", "h1")
     pid = fleet.unit(fleet.show("rotated", 0)["vm-id"], "MainPID")
-    before = passwords()
-    thief = log_in(fleet, "operator", before["operator"])
-    playbook = Path(sys.executable).with_name("ansible-playbook")
-    repository = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-    done = subprocess.run(
-        [playbook, "-i", os.environ["MOLECULE_INVENTORY_FILE"], "rotate.yml"],
-        cwd=repository / "ansible",
-        env={**os.environ, "ANSIBLE_CONFIG": str(repository / "ansible/ansible.cfg"), "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    for password in (*before.values(), *passwords().values()):
-        assert password not in done.stdout + done.stderr
-    with pytest.raises(AMQPError):
-        thief.process_data_events(5)
-    return {**before, "pid": pid}
+    before, secrets, certificate = passwords(), [*passwords().values(), *keys().values()], shown(fleet)
+    thieves = [Thief(fleet, user, before[user]) for user in ("operator", "agent-h1")]
+    try:
+        done = site("-vvv", playbook="rotate.yml")
+    finally:
+        for thief in thieves:
+            thief.give_up()
+    assert done.code == 0, done.said
+    assert " EXEC " in done.said  # as talkative as -vvv
+    secrets += [*passwords().values(), *keys().values()]
+    assert not [number for number, secret in enumerate(secrets) if secret in done.said]
+    yield {**before, "pid": pid, "thieves": thieves, "certificate": certificate}
+    for thief in thieves:
+        with contextlib.suppress(AMQPError):
+            thief.connection.close()
+
+
+def test_a_thief_who_comes_again_and_again_is_out(rotated: dict[str, Any]) -> None:
+    for thief in rotated["thieves"]:
+        assert thief.came, "the control: he came again"
+        assert thief.refused, "… until the password was another"
+        with pytest.raises(AMQPError, match=PUT_OUT):
+            thief.connection.process_data_events(5)
+    assert not list((SECRETS / ".rotated").iterdir())
 
 
 @pytest.mark.parametrize("user", USERS)
-def test_the_old_password_is_refused_and_the_new_one_is_not(fleet: Rollout, rotated: dict[str, str], user: str) -> None:
+def test_the_old_password_is_refused_and_the_new_one_is_not(fleet: Rollout, rotated: dict[str, Any], user: str) -> None:
     assert passwords()[user] != rotated[user]
     with pytest.raises(ProbableAuthenticationError):
         log_in(fleet, user, rotated[user])
     log_in(fleet, user, passwords()[user]).close()
 
 
-def test_agents_and_cli_go_on_and_no_vm_notices(fleet: Rollout, rotated: dict[str, str]) -> None:
+def test_the_broker_shows_a_new_certificate_of_the_same_ca(fleet: Rollout, rotated: dict[str, Any]) -> None:
+    assert shown(fleet) != rotated["certificate"]
+    assert ssl.DER_cert_to_PEM_cert(shown(fleet)) in (SECRETS / "tls" / "broker.pem").read_text()
+
+
+def test_agents_and_cli_go_on_and_no_vm_notices(fleet: Rollout, rotated: dict[str, Any]) -> None:
     assert {answer["host"] for answer in fleet.ask("list-vms")} == {"h1", "h2"}
     assert fleet.unit(fleet.show("rotated", 0)["vm-id"], "MainPID") == rotated["pid"]
 
 
-def test_a_roll_out_afterwards_finds_nothing_to_do_at_the_broker(rotated: dict[str, str], site) -> None:
+def test_a_roll_out_afterwards_finds_nothing_to_do_at_the_broker(rotated: dict[str, Any], site) -> None:
     assert rotated
     done = site("--limit", "broker1")
     assert done.code == 0, done.said
     assert not done.changed, done.said
+
+
+@pytest.mark.parametrize("broker_knows", [False, True])
+def test_site_yml_ends_a_rotation_that_was_interrupted(
+    fleet: Rollout, rotated: dict[str, Any], site: Callable[..., Any], broker_knows: bool
+) -> None:
+    assert rotated
+    old = passwords()["operator"]
+    thief = log_in(fleet, "operator", old)
+    script = REPOSITORY / "ansible/roles/aetherscale/files/make_secrets.py"
+    subprocess.run([sys.executable, script, "--rotate", SECRETS, "operator"], check=True, stdout=subprocess.DEVNULL)
+    new = passwords()["operator"]
+    if broker_knows:
+        fleet.lab.run("broker1", ["rabbitmqctl", "--quiet", "change_password", "operator"], stdin=f"{new}\n")
+    thief.process_data_events(0)  # the control: a changed password ends nothing
+    done = site("--limit", "broker1")
+    assert done.code == 0, done.said
+    with pytest.raises(AMQPError, match=PUT_OUT):
+        thief.process_data_events(5)
+    with pytest.raises(ProbableAuthenticationError):
+        log_in(fleet, "operator", old)
+    log_in(fleet, "operator", new).close()
+    assert {answer["host"] for answer in fleet.ask("list-vms")} == {"h1", "h2"}
+    assert not site("--limit", "broker1").changed

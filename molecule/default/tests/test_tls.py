@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from testinfra.host import Host
 
-from aetherscale_testing.certificates import handshake
+from aetherscale_testing.certificates import handshake, shown_to
 from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.rollout import Rollout
 
@@ -41,11 +41,8 @@ def address(rollout: Rollout) -> str:
 
 def served(rollout: Rollout, name: str) -> bytes:
     """The certificate that the broker shows to somebody who knows the fleet's CA, and wants this name."""
-    context = ssl.create_default_context(cafile=rollout.broker()["ca_file"])
-    port = urlsplit(rollout.broker()["url"]).port
-    host = str(urlsplit(rollout.broker()["url"]).hostname)
-    with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
-        return tls.getpeercert(binary_form=True) or b""
+    url = urlsplit(rollout.broker()["url"])
+    return shown_to(rollout.broker()["ca_file"], str(url.hostname), url.port or 5671, name)
 
 
 def test_plain_amqp_is_closed(host: Host, address: str) -> None:
@@ -86,13 +83,32 @@ def test_nobody_else_reads_a_key(fleet: dict[str, Host]) -> None:
         assert machine.run(READABLE_KEYS).stdout == "", name
 
 
+def test_a_key_that_others_read_would_be_found(fleet: dict[str, Host]) -> None:
+    """The control of the test above, on each machine: what finds nothing there can find something."""
+    for name, machine in fleet.items():
+        machine.check_output("install -m 644 /dev/null /var/lib/planted.pem; echo 'PRIVATE KEY-' >/var/lib/planted.pem")
+        found = machine.run(READABLE_KEYS).stdout
+        machine.check_output("rm /var/lib/planted.pem")
+        assert found == "/var/lib/planted.pem\n", name
+
+
 def test_the_cas_key_stays_on_the_controller(fleet: dict[str, Host]) -> None:
     secret = (TLS / "authority.pem").read_text().split("PRIVATE KEY-----\n")[1].splitlines()[1]
+    public = (TLS / "ca.pem").read_text().splitlines()[1]
     for name, machine in fleet.items():
-        found = machine.run(
-            f"grep --recursive --files-with-matches --fixed-strings -e '{secret}' /etc /opt /var/lib /root"
-        )
-        assert found.stdout == "", name
+        assert files_with(machine, secret) == set(), name
+        planted = {f"/var/lib/planted-{name}"}
+        machine.check_output(f"echo a-planted-word >/var/lib/planted-{name}")
+        assert files_with(machine, "a-planted-word") == planted, "the control"
+        machine.check_output(f"rm /var/lib/planted-{name}")
+        assert ("/etc/aetherscale/ca.pem" in files_with(machine, public)) == (name in HOSTS), "another: the public part"
+
+
+def files_with(machine: Host, word: str) -> set[str]:
+    """The files of a machine that have this word."""
+    places = "/etc /opt /var/lib /root"
+    found = machine.run(f"grep --recursive --files-with-matches --fixed-strings -e '{word}' {places}")
+    return set(found.stdout.splitlines())
 
 
 @contextmanager

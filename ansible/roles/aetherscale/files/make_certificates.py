@@ -51,6 +51,7 @@ class Wanted:
     days: int  #: how long a certificate is good
     renew_days: int  #: it is made anew when fewer days are left
     clients: list[str] = field(default_factory=list)  #: broker users who need a certificate
+    anew: list[str] = field(default_factory=list)  #: files that are made anew although they are good
     ca_change: str = "none"  #: none, prepare, switch, finish
     cert_file: str = ""  #: the operator's own certificate of the broker; empty: made here
     key_file: str = ""
@@ -100,11 +101,12 @@ def ensure(folder: Path, wanted: Wanted, *, check: bool) -> Iterator[str]:
             f"aetherscale_tls_renew_days is {wanted.renew_days}, "
             f"and must be less than aetherscale_tls_days, {wanted.days}"
         )
+    store = Store(folder, check)
+    yield from remove_clients(store, folder / "clients", wanted.clients)
     if wanted.cert_file or wanted.key_file or wanted.ca_file:
         check_own(wanted)
         if not wanted.clients:
             return
-    store = Store(folder, check)
     yield from store.ensure_folder(folder)
     authority = yield from ensure_authority(store, wanted)
     yield from store.ensure_public("ca.pem", trusted(store, authority))
@@ -116,6 +118,13 @@ def ensure(folder: Path, wanted: Wanted, *, check: bool) -> Iterator[str]:
         yield from ensure_signed(
             store, f"clients/{user}.pem", authority, wanted, [user], ExtendedKeyUsageOID.CLIENT_AUTH
         )
+
+
+def remove_clients(store: "Store", folder: Path, users: Sequence[str]) -> Iterator[str]:
+    """Remove the certificates of everybody else: who comes back gets another one."""
+    for file in sorted(folder.glob("*.pem")):
+        if file.stem not in users:
+            yield store.remove(f"{folder.name}/{file.name}")
 
 
 class Store:
@@ -247,6 +256,7 @@ def ensure_signed(
 ) -> Iterator[str]:
     """See that a certificate is there and good for these names, and for long enough."""
     why = find_fault(store.pair(name), authority, names, wanted.renew_days)
+    why = why or ("a new one was asked for" if name in wanted.anew else "")
     if why:
         yield f"{store.write(name, make_signed(authority, names, wanted.days, usage).pem)} ({why})"
     yield from store.ensure_closed(name)

@@ -1,18 +1,25 @@
 #!/usr/bin/env python3
-"""make_secrets.py --make|--check|--rotate DIR USER,USER…: see that DIR holds a password for each broker user.
+"""make_secrets.py --make|--check|--rotate|--done DIR USER,USER…: see that DIR holds a password for each broker user.
 
-A password that is there is never touched, only its mode is put right; `--rotate` makes each anew. Prints what it did,
-or (`--check`) would do, a line each: file names, never what is in them.
+A password that is there is never touched, only its mode is put right; `--rotate` makes each anew. Those of users who
+are not listed are removed, or who comes back would get one that others may know by now. Prints what it did, or
+(`--check`) would do, a line each: file names, never what is in them.
+
+Whoever has a new password has an empty file in DIR/.rotated, until `--done` says that what was opened with the old one
+is closed.
 """
 
 import os
+import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 BYTES = 24  # 32 characters of a URL's alphabet
+OURS = re.compile(rb"[A-Za-z0-9_-]{32}\n")
+ROTATED = ".rotated"
 
 
 def mode_of(path: Path) -> int | None:
@@ -51,6 +58,7 @@ def ensure_secret(file: Path, check: bool, anew: bool) -> Iterator[str]:
     if mode is None or anew:
         yield f"made {file}"
         if not check:
+            mark_rotated(file)
             make_secret(file)
     elif mode != 0o600:
         yield f"closed {file} to others (it had mode {mode:04o})"
@@ -58,16 +66,43 @@ def ensure_secret(file: Path, check: bool, anew: bool) -> Iterator[str]:
             file.chmod(0o600)
 
 
+def mark_rotated(file: Path) -> None:
+    """Remember that an old password is to be put out; before there is a new one, so that nothing is forgotten."""
+    marks = file.parent / ROTATED
+    marks.mkdir(mode=0o700, exist_ok=True)
+    (marks / file.name).touch(mode=0o600)
+
+
+def remove_others(folder: Path, users: Collection[str], check: bool) -> Iterator[str]:
+    """Remove the passwords of everybody else; a file that was not made here is left alone."""
+    for file in sorted(folder.iterdir()) if folder.exists() else ():
+        if file.name not in users and file.is_file() and OURS.fullmatch(file.read_bytes()):
+            yield f"removed {file}"
+            if not check:
+                (folder / ROTATED / file.name).unlink(missing_ok=True)
+                file.unlink()
+
+
+def ensure(what: str, folder: Path, users: list[str]) -> Iterator[str]:
+    """Do what the command line asks for; what is done, a line each."""
+    check = what == "--check"
+    if what == "--done":
+        for user in users:
+            (folder / ROTATED / user).unlink(missing_ok=True)
+        return
+    yield from ensure_folder(folder, check)
+    for user in users:
+        yield from ensure_secret(folder / user, check, anew=what == "--rotate")
+    if what != "--rotate":  # which is told some of the users only
+        yield from remove_others(folder, users, check)
+
+
 def main() -> int:
     """Exit status 0, or 1 when DIR can't be written."""
     what, directory, users = sys.argv[1:]
-    folder, check = Path(directory), what == "--check"
     try:
-        for line in ensure_folder(folder, check):
+        for line in ensure(what, Path(directory), users.split(",")):
             print(line)
-        for user in users.split(","):
-            for line in ensure_secret(folder / user, check, anew=what == "--rotate"):
-                print(line)
     except OSError as error:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1

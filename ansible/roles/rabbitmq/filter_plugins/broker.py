@@ -27,7 +27,7 @@ IDENTITY = {
     "permissions": ("vhost", "user"),
     "exchanges": ("vhost", "name"),
     "queues": ("vhost", "name"),
-    "bindings": ("vhost", "source", "destination", "routing_key"),
+    "bindings": ("vhost", "source", "destination_type", "destination", "routing_key", "arguments"),
 }
 """What makes two entries of a definitions file speak of the same thing; also the order in which they are told."""
 
@@ -38,6 +38,8 @@ TOPOLOGY = ("exchanges", "queues", "bindings")
 
 TAG = "aetherscale"
 """What our users bear, so that who left the list is told from an administrator's user. It gives no rights."""
+
+OTHER_PASSWORD = "password is another"
 
 ALGORITHM = "rabbit_password_hashing_sha256"
 
@@ -84,16 +86,18 @@ def broker_drift(held: Definitions | None, wanted: Mapping[str, Any]) -> dict[st
     - `import`: definitions that repair it, with hashes in place of passwords;
     - `commands`: what to tell rabbitmqctl afterwards, because importing does not;
     - `says`: the same for people, a sentence each, without secrets;
+    - `put_out`: users whose password was another: what they opened with it must be closed;
     - `conflicts`: what neither can repair, and what to do about it.
 
     `held` is None when the broker can't be asked (`--check` before it is installed, or while it is down).
     """
     if held is None:
         says = ["the broker does not answer, so that what it holds can't be compared"]
-        return {"import": {}, "commands": [], "says": says, "conflicts": []}
+        return {"import": {}, "commands": [], "put_out": [], "says": says, "conflicts": []}
     repairs: dict[str, list[dict[str, Any]]] = {}
     says: list[str] = []
     conflicts: list[str] = []
+    put_out: list[str] = []
     for kind, identity in IDENTITY.items():
         have = {_key(item, identity): item for item in held.get(kind, [])}
         for item in wanted.get(kind, []):
@@ -104,12 +108,13 @@ def broker_drift(held: Definitions | None, wanted: Mapping[str, Any]) -> dict[st
             elif got is None or wrong:
                 repairs.setdefault(kind, []).append(_importable(item, got))
                 says.append(_sentence(kind, item, wrong))
+                put_out += [item["name"]] if OTHER_PASSWORD in wrong else []
     commands = _commands(held, wanted, repairs, says)
-    return {"import": repairs, "commands": commands, "says": says, "conflicts": conflicts}
+    return {"import": repairs, "commands": commands, "put_out": put_out, "says": says, "conflicts": conflicts}
 
 
-def _key(item: Item, identity: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(item[part] for part in identity)
+def _key(item: Item, identity: Sequence[str]) -> tuple[str, ...]:
+    return tuple(repr(item[part]) for part in identity)
 
 
 def _differences(got: Item | None, wanted: Item) -> list[str]:
@@ -120,7 +125,7 @@ def _differences(got: Item | None, wanted: Item) -> list[str]:
     for name, value in wanted.items():
         if name == "password":
             if value is not None and not matches(value, str(got.get("password_hash", ""))):
-                wrong.append("password is another")
+                wrong.append(OTHER_PASSWORD)
         elif got.get(name) != value:
             wrong.append(f"{name} is {got.get(name)!r} instead of {value!r}")
     return wrong
@@ -195,6 +200,9 @@ def _commands(
     for vhost, user in _surplus_rights(held, wanted, gone):
         commands.append(["clear_permissions", "--vhost", vhost, user])
         says.append(f"user {user} should have no rights in vhost {vhost}")
+    for (vhost, kind, name), surplus in _surplus_bindings(held, wanted).items():
+        commands.append(["eval", _unbind(vhost, kind, name, wanted["bindings"])])
+        says.append(f"{kind} {name} should not be bound to {surplus}")
     for vhost in sorted(_mended_vhosts(held, repairs)):
         reason = "exchanges or queues were restored: connect again, and bind to them"
         commands.append(["close_all_connections", "--vhost", vhost, reason])
@@ -226,6 +234,44 @@ def _surplus_rights(held: Definitions, wanted: Mapping[str, Any], gone: Collecti
         for vhost, user in rights
         if (vhost, user) not in allowed and user not in {*gone, *absent["keep"]} and (user in ours or vhost in vhosts)
     ]
+
+
+def _surplus_bindings(held: Definitions, wanted: Mapping[str, Any]) -> dict[tuple[str, str, str], str]:
+    """What leads to our exchanges and shared queues, and should not: by vhost, type and name, for people.
+
+    An agent may bind two of them (topology.agent_permissions), and no binding goes with the user who made it. Agents'
+    own queues are left alone: what they are bound to is the directory. So is whatever else an administrator made.
+    """
+    wanted_bindings = wanted.get("bindings", [])
+    ours = {(item["vhost"], kind[:-1], item["name"]) for kind in IMMUTABLE for item in wanted.get(kind, [])}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for item in held.get("bindings", []):
+        target = (item["vhost"], item["destination_type"], item["destination"])
+        if target in ours and not any(_differences(item, one) == [] for one in wanted_bindings):
+            found.setdefault(target, []).append(f"{item['source']} with key {item['routing_key']!r}")
+    return {target: _some(bindings) for target, bindings in found.items()}
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _unbind(vhost: str, kind: str, name: str, keep: Sequence[Item]) -> str:
+    """The Erlang that takes away all that leads to an exchange or queue but `keep`; rabbitmqctl has no word for it.
+
+    Nothing of what is taken away stands in it: whoever bound it chose the words.
+    """
+    kept = ", ".join(
+        f'{{<<"{item["source"]}">>, <<"{item["routing_key"]}">>, []}}'
+        for item in keep
+        if (item["vhost"], item["destination_type"], item["destination"]) == (vhost, kind, name)
+    )
+    return (
+        f'[rabbit_binding:remove(B, <<"{TAG}">>) || {{binding, {{resource, _, exchange, S}}, K, _, A}} = B <- '
+        f'rabbit_binding:list_for_destination({{resource, <<"{vhost}">>, {kind}, <<"{name}">>}}), '
+        f"S =/= <<>>, not lists:member({{S, K, A}}, [{kept}])], ok."
+    )
 
 
 def _mended_vhosts(held: Definitions, repairs: Mapping[str, Any]) -> set[str]:
