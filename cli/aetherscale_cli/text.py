@@ -84,21 +84,26 @@ _OLDEST_S = 100 * 366 * 86_400
 
 def age(since: float, now: float) -> str:
     """How long ago `since` was, in its largest unit: `3m`. Both in seconds since the epoch."""
-    seconds = now - since
-    if not seconds < _OLDEST_S:
-        return "-"
-    whole = max(0, int(seconds))
-    for size, unit in _AGES:
-        if whole >= size:
-            return f"{whole // size}{unit}"
-    return "0s"
+    return _span(now - since, 1)
 
 
 def left(until: float, now: float) -> str:
-    """How long it is until `until`, in its largest unit; `now` when it is past, '' for 0 (never)."""
+    """How long it is until `until`, in its two largest units: `1h59m`; `now` when it is past, '' for 0 (never)."""
     if not until:
         return ""
-    return "now" if until <= now else age(now, until)
+    return "now" if until <= now else _span(until - now, 2)
+
+
+def _span(seconds: float, units: int) -> str:
+    if not seconds < _OLDEST_S:
+        return "-"
+    rest = max(0, int(seconds))
+    shown: list[str] = []
+    for size, unit in _AGES:
+        count, rest = divmod(rest, size)
+        if count or shown:
+            shown.append(f"{count}{unit}" if count else "")
+    return "".join(shown[:units]) or "0s"
 
 
 def size(amount: int) -> str:

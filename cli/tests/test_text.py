@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aetherscale_cli.text import age, block, listed, mebibytes, safe, safe_json, table
+from aetherscale_cli.text import age, block, left, listed, mebibytes, safe, safe_json, table
 
 DANGEROUS = "\x00\x07\x08\x1b\n\r\x7f\x85\x9b\u061c\u200b\u200e\u2028\u202e\u2066\ufeff\ud800\U000e0041"
 
@@ -57,6 +57,23 @@ def test_a_block_leaves_out_what_is_not_known() -> None:
 )
 def test_ages(seconds: float, shown: str) -> None:
     assert age(1_000_000 - seconds, 1_000_000) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.5, "0s"),
+        (59.9, "59s"),
+        (7199, "1h59m"),
+        (7200, "2h"),
+        (90, "1m30s"),
+        (86_405, "1d"),
+        (-1, "now"),
+        (1e300, "-"),
+    ],
+)
+def test_the_time_left_is_not_rounded_to_half_of_it(seconds: float, shown: str) -> None:
+    assert left(1_000_000 + seconds, 1_000_000) == shown
 
 
 def test_memory_is_shown_as_it_would_be_typed() -> None:
