@@ -92,7 +92,7 @@ chaos: $(VENV)/dev wheelhouse ## clients and random faults on a lab: make chaos 
 fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; finds are left in .cache/fuzz
 	@$(BIN)/pip install -q --disable-pip-version-check -e '.[fuzz]'
 	@mkdir -p .cache/fuzz
-	@for target in decoder envelope reply_to image manifest answer console; do echo "== $$target"; \
+	@for target in decoder envelope reply_to image manifest answer console arguments seed_disc; do echo "== $$target"; \
 		(cd .cache/fuzz && PYTHONPATH=$(CURDIR)/testing nice $(CURDIR)/$(BIN)/python -m aetherscale_testing.fuzz $$target \
 		-max_total_time=$$(($(MINUTES) * 60)) -print_final_stats=1) || exit 1; done
 

@@ -1,12 +1,14 @@
-"""From play mode back to TLS in one run, with client certificates; then a new CA in its three steps, unnoticed.
+"""Back from play mode, all is locked; who has left is out; then a new CA in its three steps, unnoticed.
 
 The last step but destroy. Hosts come here in play mode, with whatever VMs ran there.
 """
 
+import json
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,28 +26,6 @@ testinfra_hosts = ["broker1"]  # once, not per host
 HOSTS = ["h1", "h2"]
 WITH_CLIENTS = ("-e", "aetherscale_tls_client_certificates=true")
 Vm = tuple[str, str, str]
-
-
-@pytest.fixture(scope="module")
-def rollout() -> Rollout:
-    return Rollout()
-
-
-@pytest.fixture(scope="module")
-def kept(rollout: Rollout) -> Iterator[Vm]:
-    """A VM from before: its id, its host, and QEMU's process there."""
-    vm_id = rollout.create()
-    yield vm_id, rollout.show(vm_id, 0)["host"], rollout.unit(vm_id, "MainPID")
-    rollout.cli("delete-vm", vm_id)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def back(site: Callable[..., Any], kept: Vm) -> Any:
-    """No longer in play mode: site.yml without the variable."""
-    assert kept
-    run = site(*WITH_CLIENTS)
-    assert run.code == 0, run.said
-    return run
 
 
 @pytest.fixture
@@ -102,25 +82,61 @@ def test_each_has_a_certificate_that_nobody_else_reads(fleet: dict[str, Host], r
 
 
 def test_a_rotation_makes_the_certificates_of_clients_anew(
-    rollout: Rollout, fleet: dict[str, Host], kept: Vm, site: Callable[..., Any]
+    rollout: Rollout, fleet: dict[str, Host], kept: Vm, site: Callable[..., Any], everybody: tuple[str, ...]
 ) -> None:
     def certificates() -> list[str]:
         hosts = [fleet[name].check_output("sha256sum /etc/aetherscale/client.pem") for name in HOSTS]
         return [*hosts, Path(rollout.broker()["cert_file"]).read_text()]
 
     before = certificates()
-    run = site(*WITH_CLIENTS, playbook="rotate.yml")
+    run = site(*everybody, playbook="rotate.yml")
     assert run.code == 0, run.said
     works(rollout, kept)
     assert not set(before) & set(certificates())
     assert pika.BlockingConnection(parameters_of(rollout.broker())).is_open
-    again = site(*WITH_CLIENTS)
+    again = site(*everybody)
     assert (again.code, again.changed) == (0, set()), again.said
 
 
-def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, older: Path, site: Callable[..., Any]) -> None:
-    cas = []
-    for step in ("prepare", "switch", "finish"):
+@dataclass
+class Before:
+    """From before an operator left, and before the first step to a new CA: one run of site.yml did both."""
+
+    older: Path  #: somebody's laptop: XDG_CONFIG_HOME
+    mallory: Any  #: a connection of who has left
+    laptop: dict[str, str]  #: and where his CLI finds his context
+
+
+@pytest.fixture(scope="module")
+def before(
+    rollout: Rollout,
+    site: Callable[..., Any],
+    broker_of: Callable[[str], dict[str, Any]],
+    laptop_of: Callable[[str], dict[str, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Before:
+    older = tmp_path_factory.mktemp("older")
+    shutil.copytree(context_file(rollout).parents[1], older / "aetherscale")
+    mallory = pika.BlockingConnection(parameters_of(broker_of("mallory"), heartbeat=0))
+    laptop = laptop_of("mallory")
+    assert len(json.loads(rollout.cli("list-vms", environ=laptop).stdout)) == len(HOSTS)
+    run = site(*WITH_CLIENTS, "-e", "aetherscale_tls_ca_change=prepare")  # and nobody but `operator` is named
+    assert run.code == 0, run.said
+    return Before(older, mallory, laptop)
+
+
+def test_an_operator_who_has_left_is_cut_off_and_refused(rollout: Rollout, before: Before) -> None:
+    with pytest.raises(AMQPError):
+        before.mallory.process_data_events(5)
+    done = rollout.cli("list-vms", "-o", "table", check=False, environ=before.laptop)
+    assert done.returncode == 3, done
+    assert "refused the login of user 'mallory'" in done.stderr
+
+
+def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, before: Before, site: Callable[..., Any]) -> None:
+    works(rollout, kept)
+    cas, older = [Path(rollout.broker()["ca_file"]).read_text()], before.older
+    for step in ("switch", "finish"):
         run = site(*WITH_CLIENTS, "-e", f"aetherscale_tls_ca_change={step}")
         assert run.code == 0, run.said
         works(rollout, kept)

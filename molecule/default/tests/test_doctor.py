@@ -5,18 +5,24 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from aetherscale_testing.certificates import maker
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
 IMAGES, HOMES = "/var/lib/aetherscale/images", "/var/lib/aetherscale/vms"
 AGENT = "aetherscale-agent"
+CERTIFICATE = "/etc/rabbitmq/aetherscale.pem"
+READ_AGAIN = ("rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache().")
 Finding = dict[str, Any]
 
 
@@ -40,9 +46,9 @@ def well(fleet: Rollout) -> Iterator[None]:
     fleet.eventually(lambda: fleet.cli("doctor", check=False).returncode == 0, 30)
 
 
-def examine(fleet: Rollout, code: int, **environ: str) -> tuple[list[Finding], str]:
+def examine(fleet: Rollout, code: int, *options: str, **environ: str) -> tuple[list[Finding], str]:
     """What the doctor found, and what it said; its exit code is this."""
-    done = fleet.cli("doctor", check=False, environ=environ)
+    done = fleet.cli("doctor", *options, check=False, environ=environ)
     assert done.returncode == code, done.stdout + done.stderr
     return json.loads(done.stdout), done.stderr
 
@@ -187,6 +193,66 @@ def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
     assert found["result"] == "warning"
     assert found["clock-ahead-s"] < -100
     assert "hint: on h1: timedatectl shows whether a time service runs" in said
+
+
+@contextmanager
+def shown(fleet: Rollout, name: str, days: float) -> Iterator[None]:
+    """The broker shows a certificate of the fleet's CA for this name, and so many days. Who is connected stays so."""
+    pem = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets/tls/authority.pem").read_bytes()
+    authority = maker.Pair(x509.load_pem_x509_certificate(pem), load_pem_private_key(pem, None))
+    other = maker.make_signed(authority, [name], days, maker.ExtendedKeyUsageOID.SERVER_AUTH).pem.decode()
+    fleet.run("broker1", "cp", "-p", CERTIFICATE, f"{CERTIFICATE}.kept")
+    try:
+        fleet.lab.run("broker1", ["tee", CERTIFICATE], stdin=other)
+        fleet.run("broker1", *READ_AGAIN)
+        yield
+    finally:
+        fleet.run("broker1", "mv", f"{CERTIFICATE}.kept", CERTIFICATE)
+        fleet.run("broker1", *READ_AGAIN)
+
+
+@pytest.mark.usefixtures("well")
+@pytest.mark.parametrize(
+    ("name", "days", "said", "hint"),
+    [
+        ("other.lan", 90, "that is not made for {host}; it is made for other.lan, and ", "aetherscale_tls_names"),
+        (None, -1 / 48, "that has expired; it ended ", "running site.yml again makes a new one"),
+    ],
+    ids=["of another name", "expired"],
+)
+def test_a_certificate_that_no_client_takes(
+    fleet: Rollout, name: str | None, days: float, said: str, hint: str
+) -> None:
+    address = urlsplit(fleet.broker()["url"])
+    host = str(address.hostname)
+    with shown(fleet, name or host, days):
+        findings, told = examine(fleet, 3)
+    assert errors(findings) == [("tls", f"{host}:{address.port}")]
+    assert f"the broker at {host}:{address.port} shows a certificate {said.format(host=host)}" in told
+    assert hint in the(findings, "tls", f"{host}:{address.port}")["hint"]
+    assert the(findings, "login")["result"] == "skipped"
+
+
+@pytest.mark.usefixtures("well")
+def test_a_certificate_with_few_days_left(fleet: Rollout) -> None:
+    address = urlsplit(fleet.broker()["url"])
+    with shown(fleet, str(address.hostname), 3.5):
+        findings, said = examine(fleet, 0)
+    found = the(findings, "tls", f"{address.hostname}:{address.port}")
+    assert (found["result"], found["days-left"]) == ("warning", 3)
+    assert re.search(r"warning: .* 3 days left\nhint: run site.yml again", said)
+
+
+@pytest.mark.usefixtures("well")
+def test_an_agent_that_is_frozen_and_the_remedy(fleet: Rollout) -> None:
+    fleet.run("h2", "systemctl", "kill", "-s", "STOP", AGENT)
+    try:
+        findings, said = examine(fleet, 4, "--timeout", "2")
+    finally:
+        fleet.run("h2", "systemctl", "kill", "-s", "CONT", AGENT)
+    assert errors(findings) == [("host", "h2")]
+    assert "error: host h2 is silent: its agent is connected, but did not answer within 2 s" in said
+    assert f"hint: on h2: systemctl restart {AGENT} (its VMs run on)" in said
 
 
 def test_a_context_that_others_can_read_and_a_wrong_password(fleet: Rollout, contexts: Path) -> None:

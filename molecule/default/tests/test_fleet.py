@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ testinfra_hosts = ["broker1"]  # once, not per host
 SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
 Site = Callable[..., Any]
 NAMES = ("fleet1", "fleet2", "fleet3", "fleet4")
+NEAR = ("near1", "near2", "near3")
+"""Names of their own: a host keeps one for a while after its VM is gone, and another can't have it."""
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def fleet() -> Iterator[Rollout]:
     rollout = Rollout()
     yield rollout
     rollout.cli("undrain-host", "h1", "h2", check=False)
-    rollout.cli("delete-vm", "--if-exists", *NAMES, check=False)
+    rollout.cli("delete-vm", "--if-exists", *NAMES, *NEAR, "rival", check=False)
 
 
 def refused(fleet: Rollout, *arguments: str) -> str:
@@ -60,6 +63,34 @@ def test_vms_are_spread(fleet: Rollout) -> None:
     listed = fleet.cli("list-vms", "--label", "role=web", "-o", "name").stdout.split()
     assert sorted(listed) == sorted(NAMES)
     fleet.cli("delete-vm", *NAMES)
+
+
+def test_a_vm_goes_near_others_and_to_a_host_with_a_label(fleet: Rollout) -> None:
+    """Where it would not go by itself: to the host that has less left."""
+    near = ("--label", "role=db", "--near", "role=db")
+    fleet.cli("create-vm", "--name", NEAR[0], "--host", "h1", *SMALL, "--label", "role=db")
+    for name in NEAR[1:]:
+        fleet.cli("create-vm", "--name", name, *SMALL, *near)
+    assert [fleet.show(name, 0)["host"] for name in NEAR] == ["h1"] * 3
+    would = fleet.cli("create-vm", "--dry-run", "-o", "table", *SMALL).stdout
+    assert re.search(r"h2 +yes, gets it", would), would
+    fleet.cli("delete-vm", *NEAR)
+    made = [fleet.create("--host", "h2"), fleet.create("--host-label", "disk=ssd")]
+    assert [fleet.show(vm_id, 0)["host"] for vm_id in made] == ["h2"] * 2
+    said = refused(fleet, "create-vm", "--host-label", "disk=tape", *SMALL, "-o", "table")
+    assert {line.split(":")[0].strip() for line in said.splitlines() if "disk=tape" in line} >= {"h1", "h2"}
+    fleet.cli("delete-vm", *made)
+
+
+def test_of_several_who_take_one_name_at_once_one_has_it(fleet: Rollout) -> None:
+    argv = fleet.argv("create-vm", "--name", "rival", *SMALL)
+    rivals = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    said = [one.communicate(timeout=60)[1] for one in rivals]
+    assert sorted(one.returncode for one in rivals) == [0, 1, 1, 1], said
+    assert sum("the name rival is taken" in words for words in said) == 3, said
+    rows = [row for answer in fleet.ask("list-vms") for row in answer["details"] if row.get("name") == "rival"]
+    assert [row["state"] for row in rows] == ["running"]
+    fleet.cli("delete-vm", "rival")
 
 
 def test_a_vm_expires_on_its_host_alone(fleet: Rollout) -> None:

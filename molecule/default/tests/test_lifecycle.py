@@ -65,8 +65,11 @@ def test_a_disk_is_kept_grown_and_taken_back(fleet: Rollout, vm_id: str) -> None
     before = fleet.show(vm_id, 0)["disk"]
     assert told(fleet, "snapshot-vm", vm_id, "clean") == "created"
     assert told(fleet, "snapshot-vm", vm_id, "clean") == "snapshot-exists"
+    (listed,) = fleet.ask("list-snapshots", vm_id)
+    assert [row["snapshot"] for row in listed["response"]] == ["clean"]
     assert told(fleet, "resize-vm", vm_id, "--disk", str(before + 1)) == "resized"
     assert told(fleet, "resize-vm", vm_id, "--cpus", "2") == "wrong-state"
+    assert told(fleet, "resize-vm", vm_id, "--disk", str(before)) == "bad-request"
     assert disk(fleet, vm_id)["virtual-size"] == (before + 1) << 30
     assert told(fleet, "stop-vm", "--kill", vm_id) == "stopped"
     assert told(fleet, "restore-vm", vm_id, "clean") == "restored"
@@ -76,4 +79,6 @@ def test_a_disk_is_kept_grown_and_taken_back(fleet: Rollout, vm_id: str) -> None
     assert told(fleet, "start-vm", vm_id) == "starting"
     assert told(fleet, "delete-snapshot", vm_id, "clean") == "deleted"
     assert "snapshots" not in disk(fleet, vm_id)
+    (listed,) = fleet.ask("list-snapshots", vm_id)
+    assert listed["response"] == []
     assert fleet.show(vm_id, 0)["cpus"] == 2

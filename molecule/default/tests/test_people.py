@@ -1,9 +1,14 @@
 """VMs as people use them: the README's "Your first VM", by ssh and scp through nothing but the broker."""
 
 import hashlib
+import json
 import os
+import pty
 import re
+import select
 import subprocess
+import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +31,7 @@ PORT = 9999
 def fleet() -> Iterator[Rollout]:
     rollout = Rollout()
     yield rollout
-    for name in ("web1", "web2"):
+    for name in ("web1", "web2", "copy"):
         rollout.cli("delete-vm", "--if-exists", name, check=False)
 
 
@@ -65,6 +70,96 @@ def test_the_list_knows_its_name_and_its_address(fleet: Rollout, web1: str, key:
 
 def test_cloud_init_is_waited_for(fleet: Rollout, web1: str) -> None:
     assert fleet.cli("wait-vm", web1, "--for", "cloud-init", "--timeout", "60s").returncode == 0
+
+
+class Typist:
+    """A terminal with a program at it, and what that has shown."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self._keys, self._terminal = pty.openpty()
+        self.usual = termios.tcgetattr(self._terminal)
+        self.program = subprocess.Popen(
+            argv, stdin=self._terminal, stdout=self._terminal, stderr=self._terminal, start_new_session=True
+        )
+        self._seen = b""
+
+    def __enter__(self) -> "Typist":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.program.kill()
+        self.program.wait()
+        os.close(self._keys)
+        os.close(self._terminal)
+
+    def types(self, keys: bytes) -> None:
+        self._seen = b""
+        os.write(self._keys, keys)
+
+    def sees(self, text: bytes, seconds: float = 20) -> None:
+        """Wait until this is on the screen, since something was typed."""
+        limit = time.monotonic() + seconds
+        while text not in self._seen:
+            left = limit - time.monotonic()
+            assert left > 0, f"{text!r} is not in {self._seen!r}"
+            if select.select([self._keys], [], [], left)[0]:
+                self._seen += os.read(self._keys, 4096)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether the terminal is as it was before."""
+        return bool(termios.tcgetattr(self._terminal) == self.usual)
+
+
+def test_a_console_is_typed_at_and_left(fleet: Rollout, web1: str) -> None:
+    with Typist(fleet.argv("console-vm", web1)) as at:
+        at.sees(b"login:")
+        assert not at.is_usual
+        for keys, shown in (
+            (b"\r", b"web1 login:"),
+            (b"root\r", b"root\r\n"),  # its echo
+            (b"", b"Password:"),
+            (b"aetherscale\r", b"# "),
+            (b"echo $((6 * 7))-it-was\r", b"42-it-was"),
+            (b"exit\r", b"login:"),
+        ):
+            if keys:
+                at.types(keys)
+            at.sees(shown)
+        at.types(b"\x1d")
+        assert at.program.wait(10) == 0
+        assert at.is_usual
+
+
+def test_a_log_that_is_followed_shows_what_comes(fleet: Rollout, web1: str, key: Path) -> None:
+    following = subprocess.Popen(fleet.argv("logs-vm", "-f", "-n", "1", web1), stdout=subprocess.PIPE)
+    with following:
+        try:
+            assert following.stdout is not None
+            following.stdout.readline()  # from here on it follows
+            ssh(fleet, key, web1, "echo it-is-new > /dev/ttyS0")
+            readable = select.select([following.stdout], [], [], 20)[0]
+            assert readable, "nothing came within 20 s"
+            assert b"it-is-new" in os.read(following.stdout.fileno(), 4096)
+            assert following.poll() is None
+        finally:
+            following.kill()
+
+
+def test_ansible_goes_through_the_broker(fleet: Rollout, web1: str, key: Path, tmp_path: Path) -> None:
+    proxy = " ".join(fleet.argv("tunnel-vm", "%h", "%p"))
+    options = f"-o ProxyCommand='{proxy}' -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    row = {"ansible_user": "root", "ansible_ssh_private_key_file": str(key), "ansible_ssh_common_args": options}
+    (tmp_path / "ansible.cfg").touch()  # none of this machine's
+    (tmp_path / "hosts.json").write_text(json.dumps({"all": {"hosts": {web1: row}}}))
+    ansible = Path(sys.executable).with_name("ansible")
+    done = subprocess.run(
+        [ansible, "-i", tmp_path / "hosts.json", "all", "-m", "raw", "-a", "hostname; cat /proc/uptime"],
+        env={**os.environ, "ANSIBLE_CONFIG": str(tmp_path / "ansible.cfg")},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[:2] == ["web1 | CHANGED | rc=0 >>", "web1"]
 
 
 def test_a_wait_that_takes_too_long_fails_and_the_vm_does_not(fleet: Rollout) -> None:
@@ -133,6 +228,19 @@ def read_skipped(viewer: subprocess.Popen[bytes]) -> int:
             return int(told[1])
         time.sleep(0.1)
     return 0
+
+
+def test_a_clone_has_its_sources_data_and_a_name_of_its_own(fleet: Rollout, web1: str, key: Path) -> None:
+    """Boots are counted on a disk: the clone's goes on from where its source's was."""
+    ssh(fleet, key, web1, "echo of-web1 > /data/word; sync")
+    assert "stop it first" in fleet.cli("clone-vm", web1, "--name", "too-early", check=False).stdout
+    fleet.cli("stop-vm", web1)
+    fleet.cli("clone-vm", web1, "--name", "copy", "--ssh-key", f"{key}.pub", "--wait", "ssh", "--timeout", "2m")
+    assert ssh(fleet, key, "copy", "hostname; cat /data/word").splitlines() == ["copy", "of-web1"]
+    source, clone = fleet.show(web1, 0), fleet.show("copy")
+    assert clone["vm-id"] != source["vm-id"]
+    assert "GUEST: boot 2 of this disk" in clone["console"]
+    fleet.cli("delete-vm", "copy")
 
 
 def memory(fleet: Rollout, host: str, unit: str) -> float:

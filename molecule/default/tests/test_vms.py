@@ -1,5 +1,6 @@
 """VMs on real hosts, commanded by the operator's CLI: they boot, obey, and outlive agents, brokers and hosts."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,11 +9,14 @@ import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
+from aetherscale_agent.audit import MESSAGE_ID
 from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.memory import read_rollup
 from aetherscale_testing.rollout import Rollout
 
 HOSTS = ("h1", "h2")
+TTL_S = 15
+"""Seconds: for longer than a broker takes to stop."""
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +167,12 @@ def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: R
     stopped = fleet.create()
     host = fleet.show(stopped, 0)["host"]
     fleet.cli("stop-vm", "--kill", stopped)
-    running = pair[host]
+    running, expiring = pair[host], fleet.create("--host", host, "--ttl", "1h")
     boots = fleet.console(running).count("GUEST: ready")
+    fleet.cli("extend-vm", expiring, "--ttl", f"{TTL_S}s")
     fleet.run("broker1", "systemctl", "stop", "rabbitmq-server.service")
     try:
+        off_at = time.time()
         fleet.lab.reboot(host)
         fleet.eventually(
             lambda: (
@@ -176,13 +182,22 @@ def test_after_a_hosts_reboot_what_ran_runs_again_even_without_a_broker(fleet: R
         )
         off = fleet.run(host, "systemctl", "is-active", f"aetherscale-vm@{stopped}.service", check=False)
         assert off == "inactive"
+        fleet.eventually(lambda: reaped_at(fleet, host, expiring) > off_at, TTL_S + 20)
     finally:
         fleet.run("broker1", "systemctl", "start", "rabbitmq-server.service")
     wait_up(fleet)
     fleet.eventually(lambda: fleet.console(running).count("GUEST: ready") > boots, 60)
     assert "GUEST: clean shutdown" in fleet.console(running)
     assert fleet.show(stopped, 0)["state"] == "stopped"
+    assert fleet.cli("show-vm", expiring, check=False).returncode == 1
     fleet.cli("delete-vm", stopped)
+
+
+def reaped_at(fleet: Rollout, host: str, vm_id: str) -> float:
+    """When a host deleted a VM whose time was over, by its audit, in seconds since the epoch; 0 if it has not."""
+    matches = (f"MESSAGE_ID={MESSAGE_ID}", f"AETHERSCALE_OPERATOR=agent-{host}", f"AETHERSCALE_VM={vm_id}")
+    told = fleet.run(host, "journalctl", "--no-pager", "-o", "json", *matches).splitlines()
+    return max((int(json.loads(line)["__REALTIME_TIMESTAMP"]) / 1e6 for line in told), default=0.0)
 
 
 @pytest.fixture
