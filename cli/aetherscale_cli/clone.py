@@ -19,10 +19,12 @@ _LOOK_S = 5.0
 def finalize_clone(session: Session, invocation: Invocation) -> CreateVm:
     """The create that makes the clone; keys and user data are not in it.
 
-    :raise CliError: when the source is not known, or can't be asked for; nothing was changed.
+    :raise CliError: when the source is not known, is not off, or can't be asked for; nothing was changed.
     """
     space = invocation.space
     source = _show(session, space.source)
+    if source.state not in ("stopped", "failed"):  # a refused create would keep the clone's name for a while
+        raise CliError(f"VM {space.source} is {source.state}: only one that is off can be cloned", "stop-vm it first")
     try:
         return CreateVm(
             image=source.image,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from aetherscale_cli import text
 from aetherscale_cli.arguments import PROGRAM
-from aetherscale_cli.doctor_facts import Examination, Finding, HostFacts
+from aetherscale_cli.doctor_facts import Examination, Finding, HostFacts, Result
 from aetherscale_cli.errors import Exit
 from aetherscale_protocol.answers import HostCondition, ImageSum
 
@@ -142,19 +142,22 @@ def check_told(found: Examination) -> Iterator[Finding]:
 def check_accelerators(name: str, host: HostCondition) -> Iterator[Finding]:
     """Do VMs run on the CPU itself?"""
     said, hint = host.accelerator, ""
-    if host.accelerator != "kvm":
-        slow = "VMs are much slower than under KVM"
-        if host.accelerator_chosen:
-            said += ", as its configuration says"
-        elif not host.virtualization:
-            said += f": its CPU offers no virtualization; {slow}"
-        else:
-            said += f": KVM does not work ({host.accelerator_reason or 'its agent noted no reason'}); {slow}"
-            hint = (
-                f"on {name}: is virtualization on in the firmware, and kvm_intel or kvm_amd loaded? Then "
-                "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
-            )
-    yield Finding(check="accelerator", subject=name, result="warning" if hint else "ok", text=said, hint=hint)
+    result: Result = "ok"
+    look = f"on {name}: is virtualization on in the firmware, and kvm_intel or kvm_amd loaded?"
+    why = host.accelerator_reason or "its agent noted no reason"
+    slow = "VMs are much slower than under KVM"
+    if host.accelerator == "kvm" and host.accelerator_chosen and host.accelerator_reason:
+        said += f", as its configuration says, and it does not work ({why}): no VM starts there"
+        result, hint = "error", f"{look} Else agent_accelerator=auto for {name} in the inventory, and site.yml"
+    elif host.accelerator != "kvm" and host.accelerator_chosen:
+        said += ", as its configuration says"
+    elif host.accelerator != "kvm" and not host.virtualization:
+        said += f": its CPU offers no virtualization; {slow}"
+    elif host.accelerator != "kvm":
+        said += f": KVM does not work ({why}); {slow}"
+        again = "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
+        result, hint = "warning", f"{look} Then {again}"
+    yield Finding(check="accelerator", subject=name, result=result, text=said, hint=hint)
 
 
 def check_network(name: str, host: HostCondition) -> Iterator[Finding]:

@@ -209,6 +209,13 @@ class TestClones:
         assert f"VM {source} does not exist" in ran.err
         assert "create-vm" not in session.commands
 
+    def test_a_source_that_runs_is_told_before_the_clones_name_is_taken(self, use: Use, cli: Any) -> None:
+        session = use(MemorySession({"h1": [vm(WEB1, name="web1", state="running")]}))
+        ran = cli("clone-vm", "web1", "--name", "web2")
+        assert ran.code == 1
+        assert "VM web1 is running: only one that is off can be cloned" in ran.err
+        assert "create-vm" not in session.commands
+
     def test_a_source_whose_host_is_down(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": []}, down={"h2": [WEB1]}))
         assert cli("clone-vm", "web1").code == 4

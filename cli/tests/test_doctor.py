@@ -302,12 +302,18 @@ TCG = {"accelerator": "tcg", "accelerator_reason": "QEMU ended with exit status 
         ({**TCG, "accelerator_reason": ""}, "warning", "its agent noted no reason"),
         ({**TCG, "virtualization": False}, "ok", "tcg: its CPU offers no virtualization"),
         ({**TCG, "accelerator_chosen": True}, "ok", "tcg, as its configuration says"),
+        ({"accelerator": "kvm", "accelerator_chosen": True}, "ok", "kvm"),
+        (
+            {**TCG, "accelerator": "kvm", "accelerator_chosen": True},
+            "error",
+            "kvm, as its configuration says, and it does not work (QEMU ended with exit status 1): no VM starts there",
+        ),
     ],
 )
 def test_accelerators(changes: dict[str, Any], result: str, said: str) -> None:
     finding = the(found(hosts={"h1": host(**changes)}, fleet={"h1"}), "accelerator")
     assert (finding.result, said in finding.text) == (result, True)
-    assert ("kvm_intel" in finding.hint) == (result == "warning")
+    assert ("kvm_intel" in finding.hint) == (result != "ok")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ async def find_accelerator(units: Units, layout: Layout) -> Finding:
         _log.info("KVM works here")
     else:
         found = Finding(key, "tcg", _reason(end))
-        _log.info("KVM does not work here: %s; VMs run under TCG", found.reason)
+        _log.info("KVM does not work here: %s", found.reason)
     files.write_whole(layout.accelerator, msgspec.json.encode(found))
     return found
 

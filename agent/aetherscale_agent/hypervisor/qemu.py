@@ -95,11 +95,16 @@ class QemuHypervisor:
         return self._found.accelerator
 
     async def probe(self) -> None:
-        """Find out whether KVM works here, or believe the configuration."""
-        if self._config.accelerator == "auto":
-            self._found = await probe.find_accelerator(self._units, self._layout)
-        else:
-            self._found = probe.Finding("", self._config.accelerator)
+        """Find out whether KVM works here. The configuration has its way, and is told where that is in vain."""
+        chosen = self._config.accelerator
+        if chosen == "tcg":
+            self._found = probe.Finding("", chosen)
+            return
+        self._found = await probe.find_accelerator(self._units, self._layout)
+        if chosen == "kvm":
+            self._found = probe.Finding("", chosen, self._found.reason)
+            if self._found.reason:
+                _log.error("KVM, which the configuration wants, does not work here: no VM will start")
 
     def resources(self) -> HostResources:
         """What the host has in all."""

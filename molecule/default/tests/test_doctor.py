@@ -178,6 +178,22 @@ def test_an_agent_of_another_version(fleet: Rollout) -> None:
 
 
 @pytest.mark.usefixtures("well")
+def test_kvm_that_is_wanted_and_does_not_work(fleet: Rollout) -> None:
+    config = "/etc/aetherscale/agent.toml"
+    fleet.run("h1", "sed", "-i.kept", 's/^accelerator = .*/accelerator = "kvm"/', config)
+    restart_agent(fleet, "h1")
+    try:
+        findings, said = examine(fleet, 1)
+    finally:
+        fleet.run("h1", "cp", "--preserve=mode,ownership", f"{config}.kept", config)
+        fleet.run("h1", "rm", f"{config}.kept")
+        restart_agent(fleet, "h1")
+    assert errors(findings) == [("accelerator", "h1")]
+    assert "error: h1: kvm, as its configuration says, and it does not work (" in said
+    assert "Else agent_accelerator=auto for h1 in the inventory, and site.yml" in said
+
+
+@pytest.mark.usefixtures("well")
 def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
     """Hosts of the lab share the machine's clock: the agent alone is made to believe in another."""
     lines = "import time; time.time = lambda real=time.time: real() - 120"

@@ -233,7 +233,8 @@ def read_skipped(viewer: subprocess.Popen[bytes]) -> int:
 def test_a_clone_has_its_sources_data_and_a_name_of_its_own(fleet: Rollout, web1: str, key: Path) -> None:
     """Boots are counted on a disk: the clone's goes on from where its source's was."""
     ssh(fleet, key, web1, "echo of-web1 > /data/word; sync")
-    assert "stop it first" in fleet.cli("clone-vm", web1, "--name", "too-early", check=False).stdout
+    refused = fleet.cli("clone-vm", web1, "--name", "too-early", check=False)
+    assert (refused.returncode, "only one that is off can be cloned" in refused.stderr) == (1, True)
     fleet.cli("stop-vm", web1)
     fleet.cli("clone-vm", web1, "--name", "copy", "--ssh-key", f"{key}.pub", "--wait", "ssh", "--timeout", "2m")
     assert ssh(fleet, key, "copy", "hostname; cat /data/word").splitlines() == ["copy", "of-web1"]
