@@ -16,7 +16,7 @@ from aetherscale_agent import capacity
 from aetherscale_agent.asked import Asked, ended
 from aetherscale_agent.decide import too_late
 from aetherscale_agent.journal import Altering, Done, JournalError, Record
-from aetherscale_agent.ports import HypervisorError, OutcomeUnknown
+from aetherscale_agent.ports import HypervisorError, OutcomeUnknown, Power
 from aetherscale_agent.records import Records
 from aetherscale_agent.refusals import ending_of, failed, ignored
 from aetherscale_agent.steps import step
@@ -128,8 +128,8 @@ class Alterer:
         if name in names:
             hint = "choose another name, or delete-snapshot"
             raise Refused("snapshot-exists", f"VM {vm_id} has a snapshot {name} already", hint)
-        room = self._host.hypervisor.resources().disk_room
-        misfit = capacity.misfit_snapshot(record.spec, len(names), room)
+        total = self._host.hypervisor.resources()
+        misfit = capacity.misfit_snapshot(record.spec, len(names), total, self._host.promised())
         if misfit is not None:
             raise misfit
 
@@ -395,7 +395,7 @@ class Alterer:
         hypervisor, vm_id = self._host.hypervisor, vm.record.vm_id
         match altering.verb:
             case "pause-vm" | "resume-vm":
-                is_on = vm.state in ("running", "paused")
+                is_on = (await hypervisor.power([vm_id]))[vm_id] is Power.ON
                 return is_on and await hypervisor.is_paused(vm_id) == (altering.verb == "pause-vm")
             case "snapshot-vm":
                 return altering.snapshot in await self._snapshot_names(vm_id, altering.verb)

@@ -34,7 +34,7 @@ def free(total: HostResources, promised: Iterable[CreateVm]) -> Free:
     cpus, memory, disk = total.cpus, total.memory, total.disk
     for spec in promised:
         cpus, memory = cpus - spec.cpus, memory - spec.memory - total.vm_overhead
-        disk -= max(spec.disk, total.disk_taken.get(spec.vm_id or "", 0))
+        disk -= max(spec.disk, -(-total.disk_taken.get(spec.vm_id or "", 0) // GIB))
     return Free(cpus, memory, disk)
 
 
@@ -97,11 +97,18 @@ def misfit_growth(old: CreateVm, new: CreateVm, left: Free) -> Refused | None:
     return Refused("no-capacity", "; ".join(short)) if short else None
 
 
-def misfit_snapshot(spec: CreateVm, count: int, room: int) -> Refused | None:
-    """Why a VM that has so many snapshots can't have one more, or None. `room`: GiB that can still be written.
+def unwritten(spec: CreateVm, total: HostResources) -> int:
+    """The bytes that a VM may still write, of what it was promised."""
+    return max(0, spec.disk * GIB - total.disk_taken.get(spec.vm_id or "", 0))
 
-    All that the guest writes from then on is written anew, up to its whole disk.
+
+def misfit_snapshot(spec: CreateVm, count: int, total: HostResources, promised: Iterable[CreateVm]) -> Refused | None:
+    """Why a VM that has so many snapshots can't have one more, or None. `promised`: the VMs that are here.
+
+    All that the guest writes from then on is written anew, up to its whole disk, beside what others may still write.
     """
+    others = sum(unwritten(other, total) for other in promised if other.vm_id != spec.vm_id)
+    room = max(0, total.disk_room - others) // GIB
     if count >= MOST_SNAPSHOTS:
         reason = f"the VM has {count} snapshots, and can't have more"
         return Refused("no-capacity", reason, "delete-snapshot those that nobody needs")

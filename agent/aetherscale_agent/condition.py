@@ -1,8 +1,8 @@
 """What a host finds when it looks at itself, for check-host. Changes nothing; judging it is the client's."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from aetherscale_agent.capacity import GIB
+from aetherscale_agent import capacity
 from aetherscale_agent.host import Host
 from aetherscale_agent.ports import HypervisorError, Images
 from aetherscale_agent.refusals import failed
@@ -35,17 +35,12 @@ async def look(host: Host, *, checksums: bool) -> HostCondition:
         services=dict(found.services),
         disk_size=found.disk_size,
         disk_free=found.disk_free,
-        disk_growth=_growth(vms, host.hypervisor.resources().disk_taken),
+        disk_growth=sum(capacity.unwritten(vm.record.spec, host.hypervisor.resources()) for vm in vms),
         troubles=find_troubles(vms),
         manifests=sorted(host.images.complaints()),
         images=sums,
         unread=unread,
     )
-
-
-def _growth(vms: Iterable[Vm], taken: Mapping[str, int]) -> int:
-    """What VMs may still write of their disks, in bytes: what one takes for its snapshots is not another's."""
-    return sum(max(0, vm.record.spec.disk - taken.get(vm.record.vm_id, 0)) for vm in vms) * GIB
 
 
 def find_troubles(vms: Iterable[Vm]) -> list[VmTrouble]:

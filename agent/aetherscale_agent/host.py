@@ -93,9 +93,9 @@ class Host:
 
     def free(self) -> capacity.Free:
         """What is left for new VMs; what creates in hand have reserved is counted."""
-        return capacity.free(self.hypervisor.resources(), self._promised())
+        return capacity.free(self.hypervisor.resources(), self.promised())
 
-    def _promised(self) -> list[CreateVm]:
+    def promised(self) -> list[CreateVm]:
         """The VMs that are here, and those in hand."""
         return [*(vm.promised or vm.record.spec for vm in self.vms.values() if vm.exists), *self.reserved.values()]
 
@@ -109,7 +109,7 @@ class Host:
         return (
             drain.misfit(self.journal, self.name)
             or capacity.misplaced(spec, self.name, self.labels)
-            or capacity.port_taken(spec, self._promised(), self.hypervisor.port_conflict(spec))
+            or capacity.port_taken(spec, self.promised(), self.hypervisor.port_conflict(spec))
             or clone_misfit(self, spec)
             or capacity.misfit(spec, self.find_image(spec), self.free(), overhead)
         )
@@ -120,7 +120,7 @@ class Host:
 
     def count_alike(self, spec: CreateVm) -> int:
         """How many VMs there are here, those in hand included, that a create wants to be away from, or near."""
-        return capacity.count_alike(spec, self._promised())
+        return capacity.count_alike(spec, self.promised())
 
     def reserve(self, vm_id: str, spec: CreateVm) -> None:
         """Hold capacity for a create in hand."""

@@ -40,8 +40,8 @@ class Image:
 class HostResources:
     """What this host has in all: cores, MiB of memory and GiB of disk that VMs may use together.
 
-    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself. `disk_taken`: the GiB that the
-    disk of each VM takes up now, its snapshots included, by id. `disk_room`: the GiB that can still be written.
+    `vm_overhead`: the MiB that each VM takes beside its guest's memory, for QEMU itself. `disk_taken`: the bytes that
+    the disk of each VM takes up now, its snapshots included, by id. `disk_room`: the bytes that can still be written.
     """
 
     cpus: int

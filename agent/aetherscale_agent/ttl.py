@@ -22,7 +22,7 @@ LOOK_EVERY_S = 1.0
 """How often the host looks whose time is over, in seconds: no VM outlives its time by more, but for its own work."""
 TRY_AGAIN_S = 60.0
 """After how long a VM that could not be removed is tried again, in seconds."""
-CLOCK_SETTLES_S = 600.0
+CLOCK_SETTLES_S = 120.0
 """For how long after the host's boot, or after a leap of its clock, no VM is deleted, in seconds."""
 LEAP_S = 60.0
 """By how many seconds a clock that is set between two looks, or drifts, does not count as leaping."""

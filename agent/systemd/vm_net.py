@@ -17,7 +17,7 @@ import pwd
 import sys
 import time
 
-CONFIG = "/etc/aetherscale/network.conf"
+CONFIG = "/etc/aetherscale/network"
 WANTED = "/var/lib/aetherscale/vms"
 LIMITS = "/run/systemd/system.control"
 """Where systemd keeps the limits that the agent set of a VM: they live until it is off, and no longer."""
@@ -35,6 +35,7 @@ PROBE = "kvm-probe"
 """The QEMU by which the agent finds out whether KVM works: it has no network."""
 
 LONGEST = 65_536
+MOST_GONE = 200
 LETTERS, DIGITS = "abcdefghijklmnopqrstuvwxyz", "0123456789"
 
 GUESTS = """\
@@ -117,18 +118,17 @@ table inet aetherscale {{
 
 def main() -> int:
     """Exit status 0; else 1, with the reason on stderr."""
-    os.umask(0o022)  # a VM's unit has none, and what is written here is believed later
     command, vm_id = (*sys.argv[1:], "", "")[:2]
     try:
         if command in ("up", "down") and not consists(vm_id, LETTERS, 8) and vm_id != PROBE:
             raise ValueError(f"{vm_id!r} is no VM")
-        if command == "up" and not os.path.exists(f"{WANTED}/{vm_id}/network.conf"):
+        if command == "up" and not find(f"{WANTED}/{vm_id}/network"):
             return 0  # it has QEMU's own network, or none
         if command == "down":
             lift_limits(vm_id)
-            if vm_id == PROBE or not os.path.exists(CONFIG):
+            if vm_id == PROBE or not find(CONFIG):
                 return 0
-        return work(command, vm_id, parse(read(CONFIG)))
+        return work(command, vm_id, load(CONFIG))
     except (OSError, ValueError) as error:
         print(f"vm-net: {error}", file=sys.stderr)
         return 1
@@ -158,7 +158,7 @@ def fingerprint() -> str:
     """What the network is made of: another one when any of it was changed."""
     import hashlib
 
-    return hashlib.sha256("".join(map(read, (__file__, CONFIG, DNSMASQ, *UNITS))).encode()).hexdigest()
+    return hashlib.sha256("".join(map(read, (__file__, find(CONFIG), DNSMASQ, *UNITS))).encode()).hexdigest()
 
 
 # Programs and files
@@ -209,9 +209,37 @@ def remove(path: str) -> None:
 # What a VM wants
 
 
+def find(path: str) -> str:
+    """The newer of `path`.conf and `path`.json, which agents and roll-outs wrote once; '' if there is neither."""
+    there = [one for one in (f"{path}.conf", f"{path}.json") if os.path.lexists(one)]
+    return max(there, key=lambda one: os.lstat(one).st_mtime, default="")
+
+
+def load(path: str) -> dict[str, str]:
+    """What is written in such a file."""
+    found = find(path)
+    return parse_old(read(found)) if found.endswith(".json") else parse(read(found))
+
+
 def parse(text: str) -> dict[str, str]:
     """Lines of a word, and what belongs to it."""
     return {key: value for key, _, value in (line.partition(" ") for line in text.splitlines())}
+
+
+def parse_old(text: str) -> dict[str, str]:
+    """The same, written as JSON.
+
+    :raise ValueError: when it is none, or something else.
+    """
+    import json
+
+    table = json.loads(text)
+    if not isinstance(table, dict) or not isinstance(table.get("published", []), list):
+        raise ValueError("what is wanted is no object")
+    pairs = [pair for pair in table.pop("published", []) if isinstance(pair, list)]
+    table["published"] = " ".join(":".join(map(str, pair)) for pair in pairs)
+    words = {True: "yes", False: "no"}
+    return {key: words[value] if isinstance(value, bool) else str(value) for key, value in table.items()}
 
 
 def check(wanted: dict[str, str], config: dict[str, str]) -> dict[str, str]:
@@ -274,8 +302,8 @@ def port_pairs(vm: dict[str, str]) -> list[list[str]]:
 
 def others(vm_id: str) -> dict[str, dict[str, str]]:
     """The other VMs that are up."""
-    found = os.listdir(f"{STATE}/vms")
-    return {other: parse(read(f"{STATE}/vms/{other}")) for other in found if other != vm_id}
+    found = {name.partition(".")[0] for name in os.listdir(f"{STATE}/vms")}
+    return {other: load(f"{STATE}/vms/{other}") for other in found if other != vm_id}
 
 
 def refuse_clashes(vm_id: str, vm: dict[str, str]) -> None:
@@ -323,9 +351,9 @@ def set_up(config: dict[str, str]) -> None:
 
 def bring_up(vm_id: str, config: dict[str, str]) -> None:
     """Make a VM's tap and its rules; a tap that is left of the run before is made anew."""
-    vm = check(parse(read(f"{WANTED}/{vm_id}/network.conf")), config)
+    vm = check(load(f"{WANTED}/{vm_id}/network"), config)
     refuse_clashes(vm_id, vm)
-    write(f"{STATE}/vms/{vm_id}", "".join(f"{key} {value}\n" for key, value in vm.items()))
+    write(f"{STATE}/vms/{vm_id}.conf", "".join(f"{key} {value}\n" for key, value in vm.items()))
     tap = f"vm-{vm_id}"
     remove_tap(tap)
     user = find_uid(f"aetherscale-vm-{vm_id}")
@@ -347,7 +375,8 @@ def find_uid(user: str) -> int:
 
 def take_down(vm_id: str, config: dict[str, str]) -> None:
     """Remove all that `bring_up` made; nothing happens if there is nothing."""
-    remove(f"{STATE}/vms/{vm_id}")
+    for kind in ("conf", "json"):
+        remove(f"{STATE}/vms/{vm_id}.{kind}")
     remove_tap(f"vm-{vm_id}")
     apply_rules(config)
     forget(vm_id)
@@ -356,10 +385,12 @@ def take_down(vm_id: str, config: dict[str, str]) -> None:
 def lift_limits(vm_id: str) -> None:
     """Remove the limits that the agent set: systemd keeps them until the next boot."""
     folder = f"{LIMITS}/aetherscale-vm@{vm_id}.service.d"
-    if os.path.isdir(folder):
-        for name in os.listdir(folder):
+    try:
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
             os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
+    except OSError:  # the agent sets some in this very moment, or there are none
+        return
 
 
 def reserve(vm_id: str, line: str) -> None:
@@ -367,21 +398,28 @@ def reserve(vm_id: str, line: str) -> None:
 
     So what has gone is told when another VM wants any of it, and no end of a VM waits for that.
     """
-    wanted = line.strip().split(",")
-    gone = read(f"{STATE}/gone") if os.path.exists(f"{STATE}/gone") else ""
+    wanted = set(line.strip().split(","))
+    gone = read_gone()
     write(f"{STATE}/reservations/{vm_id}", line)
-    if any(set(wanted) & set(one.split(",")) and one != line.strip() for one in gone.splitlines()):
+    if len(gone) >= MOST_GONE or any(wanted & set(one.split(",")) and one != line.strip() for one in gone):
+        try:
+            run("systemctl", "kill", "--signal=HUP", "aetherscale-dhcp.service")
+        except ValueError as error:
+            print(f"vm-net: {error}", file=sys.stderr)  # it does not run, and will hear of all when it does
         remove(f"{STATE}/gone")
-        run("systemctl", "kill", "--signal=HUP", "aetherscale-dhcp.service")
 
 
 def forget(vm_id: str) -> None:
     """Remove a VM's reservation, and note what dnsmasq has not heard of."""
     path = f"{STATE}/reservations/{vm_id}"
     if os.path.exists(path):
-        with open(f"{STATE}/gone", "a") as gone:
-            gone.write(read(path))
+        write(f"{STATE}/gone", "".join(f"{line}\n" for line in {*read_gone(), read(path).strip()}))
         os.unlink(path)
+
+
+def read_gone() -> list[str]:
+    """The reservations of which dnsmasq has not heard that they have gone."""
+    return read(f"{STATE}/gone").splitlines() if os.path.exists(f"{STATE}/gone") else []
 
 
 def remove_tap(tap: str) -> None:

@@ -146,16 +146,16 @@ def check_accelerators(name: str, host: HostCondition) -> Iterator[Finding]:
     look = f"on {name}: is virtualization on in the firmware, and kvm_intel or kvm_amd loaded?"
     why = host.accelerator_reason or "its agent noted no reason"
     slow = "VMs are much slower than under KVM"
+    again = "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
     if host.accelerator == "kvm" and host.accelerator_chosen and host.accelerator_reason:
         said += f", as its configuration says, and it does not work ({why}): no VM starts there"
-        result, hint = "error", f"{look} Else agent_accelerator=auto for {name} in the inventory, and site.yml"
+        result, hint = "error", f"{look} Then {again}. Else agent_accelerator=auto for {name} in the inventory"
     elif host.accelerator != "kvm" and host.accelerator_chosen:
         said += ", as its configuration says"
     elif host.accelerator != "kvm" and not host.virtualization:
         said += f": its CPU offers no virtualization; {slow}"
     elif host.accelerator != "kvm":
         said += f": KVM does not work ({why}); {slow}"
-        again = "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
         result, hint = "warning", f"{look} Then {again}"
     yield Finding(check="accelerator", subject=name, result=result, text=said, hint=hint)
 

@@ -9,7 +9,7 @@ import msgspec
 from aetherscale_cli import outlet
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit
-from aetherscale_protocol.options import LONGEST_KEY, LONGEST_TEXT, CreateVm
+from aetherscale_protocol.options import LONGEST_KEY, LONGEST_TEXT, MOST_KEYS, CreateVm
 
 _KEY_TYPES = ("ssh-", "ecdsa-", "sk-ssh-", "sk-ecdsa-")
 _LONGEST_FILE = 4 * max(LONGEST_KEY, LONGEST_TEXT)
@@ -57,7 +57,12 @@ def find_keys(
         return ()
     if given:
         return tuple(dict.fromkeys(key for one in given for key in _keys_of(one, folder)))
-    return tuple(dict.fromkeys(_find_own_keys(Path(environ.get("HOME", "~")).expanduser() / ".ssh")))
+    own = tuple(dict.fromkeys(_find_own_keys(Path(environ.get("HOME", "~")).expanduser() / ".ssh")))
+    if len(own) > MOST_KEYS:
+        outlet.say(
+            [f"warning: of the {len(own)} keys in ~/.ssh/*.pub a VM can have {MOST_KEYS}: the first by file name"]
+        )
+    return own[:MOST_KEYS]
 
 
 def _find_own_keys(folder: Path) -> Iterator[str]:

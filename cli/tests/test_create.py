@@ -8,7 +8,7 @@ import pytest
 from aetherscale_cli.dry_run import Bid, choose
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import Offer
-from aetherscale_protocol.options import CreateVm
+from aetherscale_protocol.options import MOST_KEYS, CreateVm
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
 WEB1 = names.id_of_name("web1")
@@ -53,6 +53,16 @@ class TestKeys:
         ran = cli("create-vm", "--image", "u")
         assert sent(session)["ssh-keys"] == [OTHER, KEY]
         assert "warning" not in ran.err
+
+    def test_more_of_them_than_a_vm_can_have_are_no_reason_to_make_none(
+        self, session: MemorySession, cli: Any, tmp_path: Path
+    ) -> None:
+        (tmp_path / ".ssh").mkdir()
+        for number in range(MOST_KEYS + 1):
+            (tmp_path / f".ssh/{number:03}.pub").write_text(f"ssh-ed25519 AAAA{number:04} me@laptop\n")
+        ran = cli("create-vm", "--image", "u")
+        assert len(sent(session)["ssh-keys"]) == MOST_KEYS
+        assert f"warning: of the {MOST_KEYS + 1} keys in ~/.ssh/*.pub a VM can have {MOST_KEYS}" in ran.err
 
     WARNING = "warning: there is no public key in ~/.ssh/*.pub: nobody can log in to the new VM by ssh"
 

@@ -242,8 +242,9 @@ class FakeHypervisor:
         self._probed = True
 
     def resources(self) -> HostResources:
-        room = max(0, self.total.disk - sum(self.taken.values()))
-        return replace(self.total, disk_taken=dict(self.taken), disk_room=room)
+        taken = {vm_id: gib << 30 for vm_id, gib in self.taken.items()}
+        room = max(0, (self.total.disk << 30) - sum(taken.values()))
+        return replace(self.total, disk_taken=taken, disk_room=room)
 
     async def condition(self) -> Condition:
         await self._pass("condition", 0)

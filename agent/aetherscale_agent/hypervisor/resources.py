@@ -64,8 +64,8 @@ def disk_for_vms(config: HypervisorConfig, size: int, free: int, used: int) -> i
 
 
 def room_for_writing(disk: int, free: int, used: int) -> int:
-    """GiB that VMs which may use `disk` GiB, and use `used` bytes, can still write where `free` bytes are left."""
-    return max(0, min(free, disk * GIB - used) // GIB)
+    """Bytes that VMs which may use `disk` GiB, and use `used` bytes, can still write where `free` bytes are left."""
+    return max(0, min(free, disk * GIB - used))
 
 
 def used_by(homes: Path) -> dict[str, int]:
@@ -79,8 +79,8 @@ def used_by(homes: Path) -> dict[str, int]:
 
 
 def taken_by(used: int) -> int:
-    """GiB that a VM's disk takes up, of these bytes in its home."""
-    return max(0, -(-(used - DISK_OVERHEAD) // GIB))
+    """Bytes that a VM's disk takes up, of these in its home."""
+    return max(0, used - DISK_OVERHEAD)
 
 
 class Resources:

@@ -1,6 +1,10 @@
 """Addresses of VMs, what `vm-net` is told of them, and what it believes of that."""
 
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -178,7 +182,7 @@ WISH = {"mac": MAC, "address": "10.126.1.2", "name": "web1", "published": "8080:
 
 def bring(vm_net: Any, vm_id: str, wish: dict[str, str], config: dict[str, str] = OWN) -> None:
     lines = "".join(f"{key} {value}\n" for key, value in vm_net.check(wish, config).items())
-    Path(vm_net.STATE, "vms", vm_id).write_text(lines)
+    Path(vm_net.STATE, "vms", f"{vm_id}.conf").write_text(lines)
 
 
 def test_what_the_agent_tells_is_what_vm_net_reads(vm_net: Any, network: Network) -> None:
@@ -268,6 +272,50 @@ def test_a_vm_that_was_started_on_another_bridge_costs_no_other_its_rules(vm_net
     assert "published { 8080 : 10.126.1.2 . 80 }" in vm_net.finalize_elements(OWN)
 
 
+OLD = json.dumps({**WISH, "published": [[8080, 80], [8443, 443]]})
+
+
+def test_what_agents_and_roll_outs_of_before_wrote_is_read_and_goes(
+    vm_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """VMs are up while a host is brought up to date, and start until its agent has had its turn."""
+    vm_net.__dict__.update(WANTED=str(tmp_path / "homes"), CONFIG=str(tmp_path / "network"))
+    (tmp_path / "network.json").write_text('{"bridge": "aetherscale0", "own": true, "network": "10.126.0.0/22"}')
+    assert vm_net.load(vm_net.CONFIG) == {**OWN, "published": ""}
+    (tmp_path / "homes" / VM).mkdir(parents=True)
+    (tmp_path / "homes" / VM / "network.json").write_text(OLD)
+    assert vm_net.check(vm_net.load(f"{vm_net.WANTED}/{VM}/network"), OWN) == WISH
+    (tmp_path / "vms" / f"{OTHER}.json").write_text(OLD)
+    assert vm_net.others(VM) == {OTHER: WISH}
+    assert f'macs {{ "vm-{OTHER}" . {MAC} }}' in vm_net.finalize_elements(OWN)
+    monkeypatch.setattr(vm_net, "run", lambda *_command, **_stdin: "")
+    vm_net.take_down(OTHER, OWN)
+    assert vm_net.others(VM) == {}
+    with pytest.raises(ValueError, match="no object"):
+        vm_net.parse_old("[1]")
+
+
+def test_the_newer_of_two_wishes_counts(vm_net: Any, tmp_path: Path) -> None:
+    """An agent that was brought up to date, and went back to what it was."""
+    for number, (kind, text) in enumerate((("conf", "name new"), ("json", '{"name": "old"}'), ("conf", "name new"))):
+        path = tmp_path / f"network.{kind}"
+        path.write_text(text)
+        os.utime(path, (number, number))
+        assert vm_net.load(str(tmp_path / "network"))["name"] == ("old" if kind == "json" else "new")
+
+
+def test_what_python_compiles_for_root_nobody_else_can_write(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "systemd"
+    shutil.copy(folder / "vm_net.py", tmp_path)
+    script = tmp_path / "vm-net"
+    script.write_text((folder / "vm-net").read_text().replace("/usr/lib/aetherscale", str(tmp_path)))
+    command = ["/bin/sh", "-c", 'umask 0 && exec python3 -I -S "$1" down kvm-probe', "sh", str(script)]
+    subprocess.run(command, check=True)
+    written = [path for path in tmp_path.rglob("*") if "__pycache__" in str(path)]
+    assert len(written) == 2
+    assert [path for path in written if path.stat().st_mode & 0o022] == []
+
+
 def test_a_link_in_the_place_of_a_wish_is_not_followed(vm_net: Any, tmp_path: Path) -> None:
     (tmp_path / "wish").symlink_to("/etc/passwd")
     with pytest.raises(OSError):
@@ -288,6 +336,24 @@ def test_dnsmasq_hears_of_what_has_gone_when_another_wants_any_of_it(
     assert told == [("systemctl", "kill", "--signal=HUP", "aetherscale-dhcp.service")]
     vm_net.reserve(VM, f"{MAC},10.126.1.9,web1\n")  # heard of already
     assert len(told) == 1
+    for number in range(vm_net.MOST_GONE):
+        vm_net.reserve(OTHER, f"52:54:00:01:01:{number:02x},10.126.2.{number},vm{number}\n")
+        vm_net.forget(OTHER)
+    assert len(told) == 1
+    vm_net.reserve("bbbbbbbb", "52:54:00:0b:0b:0b,10.126.3.1,web4\n")  # so many are told in any case
+    assert len(told) == 2
+    assert vm_net.read_gone() == []
+
+
+def test_a_dhcp_server_that_does_not_run_costs_no_vm_its_start(vm_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_command: str) -> str:
+        raise ValueError("systemctl failed: not loaded")
+
+    monkeypatch.setattr(vm_net, "run", refuse)
+    vm_net.reserve(VM, f"{MAC},10.126.1.2,web1\n")
+    vm_net.forget(VM)
+    vm_net.reserve(OTHER, f"{MAC},10.126.1.3,web2\n")
+    assert vm_net.read_gone() == []
 
 
 def test_limits_are_lifted_and_no_other_file_is_touched(vm_net: Any, tmp_path: Path) -> None:

@@ -54,15 +54,15 @@ def test_a_vm_that_is_being_removed_hides_no_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("used", "taken"),
-    [(0, 0), (10 * GIB, 10), (10 * GIB + 4 * resources.MIB, 10), (11 * GIB, 11), (10 * GIB + 100 * resources.MIB, 11)],
+    [(0, 0), (4 * resources.MIB, 0), (64 * resources.MIB, 0), (10 * GIB, 10 * GIB - 64 * resources.MIB)],
 )
-def test_what_a_vm_takes_is_rounded_up_but_for_its_tables(used: int, taken: int) -> None:
+def test_what_a_vm_takes_is_what_its_files_take_but_for_its_tables(used: int, taken: int) -> None:
     assert resources.taken_by(used) == taken
 
 
 def test_room_is_what_is_free_less_the_reserve_and_what_the_configuration_leaves() -> None:
-    assert resources.room_for_writing(disk=65, free=50 * GIB, used=20 * GIB) == 45
-    assert resources.room_for_writing(disk=500, free=50 * GIB, used=20 * GIB) == 50
+    assert resources.room_for_writing(disk=65, free=50 * GIB, used=20 * GIB) == 45 * GIB
+    assert resources.room_for_writing(disk=500, free=50 * GIB, used=20 * GIB) == 50 * GIB
     assert resources.room_for_writing(disk=10, free=50 * GIB, used=20 * GIB) == 0
 
 

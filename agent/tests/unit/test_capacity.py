@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, misfit_snapshot, score, with_disk
+from aetherscale_agent.capacity import GIB, Free, disk_gib, free, misfit, misfit_snapshot, score, unwritten, with_disk
 from aetherscale_agent.ports import HostResources, Image
 from aetherscale_protocol.options import CreateVm
 
@@ -80,8 +80,15 @@ def test_what_is_free_is_what_was_not_promised(promised: list[CreateVm]) -> None
 
 def test_what_snapshots_take_beside_a_disk_is_not_free() -> None:
     vms = [spec(vm_id="sgeqxcfi", disk=10), spec(vm_id="abcdefgh", disk=10)]
-    total = HostResources(cpus=16, memory=32768, disk=500, disk_taken={"sgeqxcfi": 90, "abcdefgh": 3})
+    total = HostResources(cpus=16, memory=32768, disk=500, disk_taken={"sgeqxcfi": 90 * GIB - 1, "abcdefgh": 3})
     assert free(total, vms).disk == 500 - 90 - 10
+
+
+def test_what_vms_may_still_write_is_not_rounded() -> None:
+    total = HostResources(cpus=1, memory=1, disk=1, disk_taken={"sgeqxcfi": GIB + 7, "abcdefgh": 90 * GIB})
+    assert unwritten(spec(vm_id="sgeqxcfi", disk=2), total) == GIB - 7
+    assert unwritten(spec(vm_id="abcdefgh", disk=2), total) == 0
+    assert unwritten(spec(vm_id="zzzzzzzz", disk=2), total) == 2 * GIB
 
 
 @pytest.mark.parametrize(
@@ -94,7 +101,10 @@ def test_what_snapshots_take_beside_a_disk_is_not_free() -> None:
     ],
 )
 def test_a_snapshot_needs_room_for_what_the_guest_writes_after_it(count: int, room: int, reason: str | None) -> None:
-    refusal = misfit_snapshot(spec(disk=10), count, room)
+    """Beside what another VM, which has 10 GiB and has written 7, may still write."""
+    total = HostResources(cpus=1, memory=1, disk=1, disk_taken={"abcdefgh": 7 * GIB}, disk_room=(room + 3) * GIB)
+    mine = spec(vm_id="sgeqxcfi", disk=10)
+    refusal = misfit_snapshot(mine, count, total, [mine, spec(vm_id="abcdefgh", disk=10)])
     assert (refusal and refusal.reason) == reason
     if refusal:
         assert (refusal.code, bool(refusal.hint)) == ("no-capacity", True)

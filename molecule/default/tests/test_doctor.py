@@ -190,7 +190,7 @@ def test_kvm_that_is_wanted_and_does_not_work(fleet: Rollout) -> None:
         restart_agent(fleet, "h1")
     assert errors(findings) == [("accelerator", "h1")]
     assert "error: h1: kvm, as its configuration says, and it does not work (" in said
-    assert "Else agent_accelerator=auto for h1 in the inventory, and site.yml" in said
+    assert "Else agent_accelerator=auto for h1 in the inventory" in said
 
 
 @pytest.mark.usefixtures("well")

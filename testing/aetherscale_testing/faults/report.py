@@ -107,7 +107,8 @@ RUN = """
   log and left alone, never deleted.
 - **Clocks that are further apart than a deadline**: such a host refuses what it is asked, and says that its clock may
   be off. It does not do things late. A VM's `--ttl` goes by its host's clock: to give a wrong one time to be set, no VM
-  is deleted for that within ten minutes of the host's boot, or of a leap of its clock by more than a minute.
+  is deleted for that within two minutes of the host's boot, or of a leap of its clock by more than a minute (an agent
+  that is started anew after a leap does not know of it).
 - **A start, stop or kill that was begun before its deadline** may come to its end after it. A start that was cut off
   is not begun again after it. A create, too, is finished after its deadline if its disk's copy took that long; it is
   undone if its agent was restarted or frozen meanwhile.
