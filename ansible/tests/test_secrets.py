@@ -24,7 +24,7 @@ def inventories(folder):
 
 
 def make(what, folder, users, inventory="inventory.ini"):
-    given = [] if what in ("--rotate", "--done") else [folder.parent / inventory]
+    given = [] if what in ("--rotate", "--mark", "--done") else [folder.parent / inventory]
     done = subprocess.run([sys.executable, SCRIPT, what, folder, users, *given], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     return done
@@ -166,3 +166,5 @@ def test_it_is_known_whose_old_password_is_to_be_put_out(folder):
     assert marks(folder) == []
     make("--rotate", folder, "bob")
     assert marks(folder) == ["bob"]
+    make("--mark", folder, "alice")
+    assert marks(folder) == ["alice", "bob"]

@@ -4,6 +4,7 @@
     --make         makes those that are missing, and puts the mode of the others right; their text is never touched
     --check        tells what --make would do
     --rotate       makes each anew
+    --mark         notes that the broker knows these users by other passwords, which are to be put out
     --done         notes that what these users opened with their old passwords is closed
     --leave        removes password and client certificate of everybody else whom --make once made one for
     --check-leave  tells what --leave would do
@@ -12,7 +13,7 @@ Prints what it did, or would do, a line each: file names, never what is in them.
 
     .made/      a file per inventory with the users whom --make made a password for, or found one of. Others' files are
                 none of our business: they are another inventory's, or the administrator's own
-    .rotated/   an empty file for whoever has a new password, until --done
+    .rotated/   an empty file for whoever has a new password, or was marked, until --done
 
 --leave belongs where the broker forgets its users: who comes back gets another password than others may know by now.
 """
@@ -152,6 +153,9 @@ def ensure(what: str, folder: Path, users: Collection[str], inventory: Path | No
         yield from ensure_folder(folder, check=False)
         for user in users:
             yield from ensure_secret(folder / user, check=False, anew=True)
+    elif what == "--mark":
+        for user in users:
+            mark_rotated(folder / user)
     elif what == "--done":
         for user in users:
             (folder / ROTATED / user).unlink(missing_ok=True)
