@@ -10,8 +10,10 @@ from aetherscale_agent.ports import HypervisorError
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 600.0
-SETTLED_S = 600.0
-"""How long nothing was put among the images before any file is removed, in seconds: an import names it last."""
+SETTLED_S = 24 * 3600.0
+"""How long nothing was put among the images, nor the file changed, before it is removed, in seconds.
+
+An import names a file last, and nobody knows how long a transfer takes."""
 
 
 async def keep_swept(host: Host, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:

@@ -2,10 +2,15 @@
 
 import copy
 import json
+import os
+import subprocess
 
 import pytest
+import yaml
 
 from aetherscale_protocol import topology
+
+from .conftest import ANSIBLE
 
 VHOST = "aetherscale"
 PASSWORDS = {"operator": "o-secret", "agent-h1": "1-secret", "agent-h2": "2-secret"}
@@ -228,3 +233,22 @@ def test_what_agents_and_administrators_bind_is_left_alone(broker, held, wanted)
         {**mine, "vhost": "/", "destination_type": "exchange", "destination": "computing"},
     ]
     assert drift(broker, held, wanted)["says"] == []
+
+
+@pytest.mark.parametrize("failing", ["stop rabbitmq-server.service", "restart epmd.socket", "nothing"])
+def test_the_broker_is_not_left_down_by_a_port_mapper_that_fails(tmp_path, failing):
+    tasks = yaml.safe_load((ANSIBLE / "roles/rabbitmq/tasks/configure.yml").read_text())
+    (task,) = [task for task in tasks if "listen on loopback alone" in task["name"]]
+    (tmp_path / "systemctl").write_text(
+        f"""#!/bin/sh
+        echo "$*" >>{tmp_path}/told
+        if test "$*" = "{failing}"; then echo "Job for $2 failed." >&2; exit 3; fi
+        """
+    )
+    (tmp_path / "systemctl").chmod(0o755)
+    script = ["/bin/sh", "-c", task["ansible.builtin.shell"]["cmd"]]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(script, capture_output=True, text=True, env=os.environ | {"PATH": path})
+    said = "" if failing == "nothing" else f"Job for {failing.split()[1]} failed.\n"
+    assert (done.returncode, done.stderr) == (3 if said else 0, said)
+    assert (tmp_path / "told").read_text().splitlines()[-1] == "start rabbitmq-server.service"

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 QEMU_IMG = shutil.which("qemu-img") or "/usr/bin/qemu-img"
 GIB = 1 << 30
@@ -163,3 +164,26 @@ def test_an_image_goes_to_compute_hosts_alone(play):
 def test_an_image_may_be_for_one_host(images, order):
     order["images"][0]["hosts"] = ["h2"]
     assert json.loads(run(images, order)[1])["images"][0]["hosts"] == ["h2"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+def test_an_image_has_its_name_before_the_next_is_copied(tmp_path):
+    """The role's tasks for hosts, with a second image that can't be copied."""
+    images = [
+        {"name": name, "path": str(tmp_path / name), "file": f"{name}.raw", "sha256": "0", "hosts": ["localhost"]}
+        for name in ("first", "missing")
+    ]
+    (tmp_path / "first").write_text("an image")
+    (folder := tmp_path / "images").mkdir()
+    tasks = yaml.safe_load((ANSIBLE / "roles/images/tasks/install.yml").read_text())
+    (bring,) = [task for task in tasks if "ansible.builtin.include_tasks" in task]
+    bring["ansible.builtin.include_tasks"] = str(ANSIBLE / "roles/images/tasks/image.yml")
+    facts = {"_images_folder": str(folder), "_images_here": [image | {"manifest": "{}"} for image in images]}
+    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": facts, "tasks": [bring]}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    program = Path(sys.executable).with_name("ansible-playbook")
+    mine = os.environ | {"ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"), "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote")}
+    done = subprocess.run([program, tmp_path / "play.yml"], capture_output=True, text=True, cwd=tmp_path, env=mine)
+    assert done.returncode != 0
+    assert str(tmp_path / "missing") in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["first.json", "first.raw"]

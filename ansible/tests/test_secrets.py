@@ -1,5 +1,6 @@
 """The passwords' folder: what is made, what is never touched, and what goes with its user."""
 
+import shutil
 import stat
 import subprocess
 import sys
@@ -16,13 +17,24 @@ def folder(tmp_path):
     return tmp_path / "secrets"
 
 
-def make(what, folder, users):
-    return subprocess.run([sys.executable, SCRIPT, what, folder, users], capture_output=True, text=True)
+@pytest.fixture(autouse=True)
+def inventories(folder):
+    for name in ("inventory.ini", "other.ini"):
+        (folder.parent / name).touch()
+
+
+def make(what, folder, users, inventory="inventory.ini"):
+    given = [] if what in ("--rotate", "--mark", "--done") else [folder.parent / inventory]
+    done = subprocess.run([sys.executable, SCRIPT, what, folder, users, *given], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done
 
 
 def modes(folder):
     return {
-        path.name: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.iterdir()] if path.name != ".rotated"
+        path.name: stat.S_IMODE(path.stat().st_mode)
+        for path in [folder, *folder.iterdir()]
+        if path.name not in (".made", ".rotated")
     }
 
 
@@ -74,23 +86,75 @@ def test_no_password_is_printed(folder):
 
 def test_a_leaver_who_is_listed_again_gets_another_one(folder):
     make("--make", folder, "alice,dave")
+    certificate = folder / "tls/clients/dave.pem"
+    certificate.parent.mkdir(parents=True)
+    certificate.touch()
     before = passwords(folder)
-    assert make("--check", folder, "alice").stdout == f"removed {folder / 'dave'}\n"
+    gone = f"removed {folder / 'dave'}\nremoved {certificate}\n"
+    assert make("--check-leave", folder, "alice").stdout == gone
     assert passwords(folder) == before
-    assert make("--make", folder, "alice").stdout == f"removed {folder / 'dave'}\n"
+    assert make("--leave", folder, "alice").stdout == gone
     assert passwords(folder) == {"alice": before["alice"]}
+    assert not certificate.exists()
     assert marks(folder) == ["alice"]
+    assert make("--leave", folder, "alice").stdout == ""
     make("--make", folder, "alice,dave")
     assert passwords(folder)["dave"] != before["dave"]
 
 
-@pytest.mark.parametrize("text", ["", "a note of mine\n", "hand-made\n"])
+@pytest.mark.parametrize("what", ["--make", "--check"])
+def test_nobody_leaves_before_the_broker_is_told(folder, what):
+    make("--make", folder, "alice,dave")
+    before = passwords(folder)
+    assert make(what, folder, "alice").stdout == ""
+    assert passwords(folder) == before
+    assert make("--leave", folder, "alice").stdout == f"removed {folder / 'dave'}\n"
+
+
+def test_who_was_listed_before_there_was_a_record_leaves_like_others(folder):
+    make("--make", folder, "alice,dave")
+    shutil.rmtree(folder / ".made")
+    make("--make", folder, "alice,dave")
+    assert make("--leave", folder, "alice").stdout == f"removed {folder / 'dave'}\n"
+
+
+@pytest.mark.parametrize("text", ["", "a note of mine\n", f"{16 * 'a1'}\n"])
 def test_what_was_not_made_here_is_left_alone(folder, text):
     make("--make", folder, "alice")
-    (folder / "notes").write_text(text)
-    (folder / "tls").mkdir()
-    assert make("--make", folder, "alice").stdout == ""
-    assert (folder / "notes").read_text() == text
+    (folder / "monitoring").write_text(text)
+    (folder / "tls/clients").mkdir(parents=True)
+    (folder / "tls/clients/monitoring.pem").touch()
+    assert make("--make", folder, "bob").stdout == f"made {folder / 'bob'}\n"
+    assert make("--leave", folder, "bob").stdout == f"removed {folder / 'alice'}\n"
+    assert (folder / "monitoring").read_text() == text
+    assert (folder / "tls/clients/monitoring.pem").exists()
+
+
+def test_inventories_that_share_the_folder_leave_each_others_passwords_alone(folder):
+    make("--make", folder, "operator,agent-h1")
+    make("--make", folder, "operator,agent-g1", "other.ini")
+    before = passwords(folder)
+    assert make("--leave", folder, "operator,agent-h1").stdout == ""
+    assert make("--leave", folder, "operator,agent-g1", "other.ini").stdout == ""
+    assert make("--leave", folder, "agent-h1").stdout == ""  # the other one has an operator still
+    assert passwords(folder) == before
+    assert make("--leave", folder, "agent-g1", "other.ini").stdout == f"removed {folder / 'operator'}\n"
+
+
+def test_an_inventory_that_is_gone_keeps_nobodys_password(folder):
+    make("--make", folder, "alice,dave")
+    (folder.parent / "inventory.ini").rename(folder.parent / "renamed.ini")
+    make("--make", folder, "alice,dave", "renamed.ini")
+    assert make("--leave", folder, "alice", "renamed.ini").stdout == f"removed {folder / 'dave'}\n"
+
+
+def test_the_folder_may_be_moved_together_with_its_inventory(folder, tmp_path):
+    make("--make", folder, "alice,dave")
+    (tmp_path / "elsewhere").mkdir()
+    for path in (folder, folder.parent / "inventory.ini"):
+        path.rename(tmp_path / "elsewhere" / path.name)
+    moved = tmp_path / "elsewhere/secrets"
+    assert make("--leave", moved, "alice").stdout == f"removed {moved / 'dave'}\n"
 
 
 def test_it_is_known_whose_old_password_is_to_be_put_out(folder):
@@ -102,3 +166,5 @@ def test_it_is_known_whose_old_password_is_to_be_put_out(folder):
     assert marks(folder) == []
     make("--rotate", folder, "bob")
     assert marks(folder) == ["bob"]
+    make("--mark", folder, "alice")
+    assert marks(folder) == ["alice", "bob"]

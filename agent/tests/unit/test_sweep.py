@@ -56,6 +56,17 @@ def test_what_may_be_needed_is_left_alone(world: World, needed: str) -> None:
     asyncio.run(scenario())
 
 
+def test_what_is_not_named_yet_has_a_day(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ages: list[float] = []
+    monkeypatch.setattr(world.images, "sweep", lambda _, age: ages.append(age) or ())
+
+    async def scenario() -> None:
+        await sweep(await world.started())
+
+    asyncio.run(scenario())
+    assert ages == [24 * 3600]
+
+
 def test_nothing_is_swept_when_a_disk_cannot_be_looked_at_and_the_agent_goes_on(world: World) -> None:
     async def scenario() -> None:
         host = await world.started()

@@ -7,7 +7,7 @@ What is wanted comes as JSON on standard input (see `Wanted`). What is good is n
     authority.pem        the CA that signs, with its key: it stays on the controller
     ca.pem               every CA that agents and CLI shall trust; the only file that is no secret
     broker.pem           the broker's certificate with its key
-    clients/<user>.pem   a broker user's certificate with its key, where clients need one
+    clients/<user>.pem   a broker user's certificate with its key, where clients need one; make_secrets.py removes it
     next-authority.pem   a CA that is trusted already and signs nothing yet
     old-ca.pem           a CA that is trusted still and signs nothing any more
 
@@ -102,7 +102,6 @@ def ensure(folder: Path, wanted: Wanted, *, check: bool) -> Iterator[str]:
             f"and must be less than aetherscale_tls_days, {wanted.days}"
         )
     store = Store(folder, check)
-    yield from remove_clients(store, folder / "clients", wanted.clients)
     if wanted.cert_file or wanted.key_file or wanted.ca_file:
         check_own(wanted)
         if not wanted.clients:
@@ -118,13 +117,6 @@ def ensure(folder: Path, wanted: Wanted, *, check: bool) -> Iterator[str]:
         yield from ensure_signed(
             store, f"clients/{user}.pem", authority, wanted, [user], ExtendedKeyUsageOID.CLIENT_AUTH
         )
-
-
-def remove_clients(store: "Store", folder: Path, users: Sequence[str]) -> Iterator[str]:
-    """Remove the certificates of everybody else: who comes back gets another one."""
-    for file in sorted(folder.glob("*.pem")):
-        if file.stem not in users:
-            yield store.remove(f"{folder.name}/{file.name}")
 
 
 class Store:
