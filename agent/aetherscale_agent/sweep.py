@@ -11,9 +11,7 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 600.0
 SETTLED_S = 24 * 3600.0
-"""How long nothing was put among the images, nor the file changed, before it is removed, in seconds.
-
-An import names a file last, and nobody knows how long a transfer takes."""
+"""How long a file must not have changed before it is removed, in seconds: an import names it last."""
 
 
 async def keep_swept(host: Host, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:

@@ -85,13 +85,13 @@ class ManifestImages:
         return named[0] if named else find_file(self._directory, sha256, name)
 
     def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:
-        """Remove the files that no manifest names, but for those of the digests that are needed; their names.
+        """Remove files that no manifest names, older than `age` in seconds, of none of the digests needed; their names.
 
         :raise HypervisorError: when a manifest can't be read, or a file not be removed.
         """
         placed = time.time() - age
         try:
-            if not self._directory.is_dir() or self._directory.stat().st_mtime > placed:
+            if not self._directory.is_dir():
                 return ()
             named = {_read_manifest(path).file for path in _manifests(self._directory)}
             idle = [
