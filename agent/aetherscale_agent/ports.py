@@ -149,8 +149,8 @@ class Images(Protocol):
     def sweep(self, needed: Collection[str], age: float) -> tuple[str, ...]:
         """Remove the files that no image is of any more, but for those of the digests that are needed; their names.
 
-        Nothing is removed that was put there within the last `age` seconds, nor anything else if anything was: an
-        import puts a file there before it names it. It does not give way.
+        None is removed that was put there within the last `age` seconds: an import puts a file there before it names
+        it. It does not give way.
 
         :raise HypervisorError: when it can't be told what images there are, or one can't be removed.
         """
