@@ -108,8 +108,8 @@ def test_nobody_but_root_writes_what_the_rules_are_made_of(fleet: Rollout, pair:
     "command",
     [
         "nft flush ruleset; systemctl reload aetherscale-network",
-        "systemctl reload nftables",
         "systemctl restart nftables",
+        "systemctl reload nftables",
         "systemctl stop nftables; systemctl start nftables",
     ],
 )
