@@ -47,7 +47,7 @@ types: $(VENV)/dev ## mypy --strict
 	$(BIN)/mypy -p aetherscale_protocol -p aetherscale_agent -p aetherscale_cli -p aetherscale_lab -p aetherscale_testing -p aetherscale_bench
 	$(BIN)/mypy agent/systemd/vm_net.py
 	@# Folders of tests name their modules alike, so each is checked by itself: calls and types, not every signature.
-	for folder in molecule/default/*/ bench/; do \
+	for folder in molecule/default/*/; do \
 		$(BIN)/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls --check-untyped-defs --no-warn-unused-ignores "$$folder" || exit 1; \
 	done
 

@@ -15,7 +15,7 @@ from aetherscale_testing.memory import read_rollup
 
 VMS, AT_ONCE = 100, 5
 UNIT = "aetherscale-agent.service"
-SETTLE_S, WATCH_S = 15, 60
+SETTLE_S, WATCH_S = 15, 30
 LIMITS_MIB = {0: 40e6 / (1 << 20), VMS: 60e6 / (1 << 20)}
 CPU_PERCENT = 0.2
 SPEC = {"image": guests.POLITE, "memory": 32, "disk": 1}
