@@ -123,6 +123,17 @@ def test_the_rules_come_back_when_somebody_took_them_away(
     fleet.eventually(lambda: fleet.run("h1", "systemctl", "is-active", "aetherscale-dhcp", check=False) == "active", 10)
 
 
+def test_what_a_dhcp_server_says_is_dropped_before_anything_of_a_guest_is_let_through(
+    fleet: Rollout, pair: dict[str, str]
+) -> None:
+    assert set(pair) == {"net1", "net2"}
+    rules = [
+        line.strip() for line in fleet.run("h1", "nft", "list", "chain", "bridge", "aetherscale", "guest").splitlines()
+    ]
+    accepting = [number for number, rule in enumerate(rules) if rule.endswith("accept")]
+    assert rules.index("udp sport 67 drop") < min(accepting)
+
+
 def assert_no_trace(fleet: Rollout, vm_id: str) -> None:
     for command in (("ip", "link"), ("nft", "list", "ruleset"), ("find", "/run/aetherscale-network")):
         assert vm_id not in fleet.run("h1", *command)
