@@ -8,6 +8,7 @@ on its channel, so that a returned message can be told from its neighbours.
 import asyncio
 import contextlib
 import logging
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,16 @@ class Declined(Exception):
         super().__init__(f"{code} {text}")
         self.code = code
         self.text = text
+
+    @property
+    def present(self) -> str:
+        """The argument that a piece has already, which was to be declared with another; '' if none is named.
+
+        Source: RabbitMQ's `inequivalent arg 'x-dead-letter-routing-key' … but current is the value 'h1' of type …`;
+        3.10 to 4.0 print it so, or without `the value`.
+        """
+        match = re.search(r"but current is (?:the value )?'([^']+)'", self.text)
+        return match[1] if match else ""
 
 
 class NotTaken(Exception):

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -330,7 +329,7 @@ class Session:
             except Declined as error:
                 if error.code != PRECONDITION_FAILED:
                     raise Refused("failed", f"the id {vm_id} can't be claimed: {error}") from None
-                return Claim(won=False, owner=claim_owner(error.text))
+                return Claim(won=False, owner=error.present)
 
     async def let_go(self, vm_id: str) -> None:
         """Take back the claim of a VM id that this host has just made, or made again."""
@@ -595,18 +594,6 @@ def _whose(delivery: Delivery) -> str:
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
-    try:
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-    except TimeoutError:
-        pass
-
-
-def claim_owner(text: str) -> str:
-    """The owner that a refused claim names ('' if it names none).
-
-    Source: RabbitMQ's `inequivalent arg 'x-dead-letter-routing-key' … but current is the value 'h1' of type …`;
-    3.10 to 4.0 print it so, or without `the value`.
-    """
-    match = re.search(r"but current is (?:the value )?'([^']+)'", text)
-    return match[1] if match else ""
