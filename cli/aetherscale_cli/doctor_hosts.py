@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 from aetherscale_cli import text
 from aetherscale_cli.arguments import PROGRAM
-from aetherscale_cli.doctor_facts import Examination, Finding, HostFacts, Result
+from aetherscale_cli.doctor_facts import Examination, Finding, HostFacts
 from aetherscale_cli.errors import Exit
 from aetherscale_protocol.answers import HostCondition, ImageSum
 
@@ -142,22 +142,21 @@ def check_told(found: Examination) -> Iterator[Finding]:
 def check_accelerators(name: str, host: HostCondition) -> Iterator[Finding]:
     """Do VMs run on the CPU itself?"""
     said, hint = host.accelerator, ""
-    result: Result = "ok"
-    look = f"on {name}: is virtualization on in the firmware, and kvm_intel or kvm_amd loaded?"
+    look = f"on {name}: is virtualization on in the firmware, and kvm_intel or kvm_amd loaded? Then "
+    look += "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
     why = host.accelerator_reason or "its agent noted no reason"
     slow = "VMs are much slower than under KVM"
-    again = "rm /var/lib/aetherscale/accelerator.json; systemctl restart aetherscale-agent"
     if host.accelerator == "kvm" and host.accelerator_chosen and host.accelerator_reason:
         said += f", as its configuration says, and it does not work ({why}): no VM starts there"
-        result, hint = "error", f"{look} Then {again}. Else agent_accelerator=auto for {name} in the inventory"
-    elif host.accelerator != "kvm" and host.accelerator_chosen:
+        yield _error("accelerator", name, said, f"{look}. Else agent_accelerator=auto for {name} in the inventory")
+        return
+    if host.accelerator != "kvm" and host.accelerator_chosen:
         said += ", as its configuration says"
     elif host.accelerator != "kvm" and not host.virtualization:
         said += f": its CPU offers no virtualization; {slow}"
     elif host.accelerator != "kvm":
-        said += f": KVM does not work ({why}); {slow}"
-        result, hint = "warning", f"{look} Then {again}"
-    yield Finding(check="accelerator", subject=name, result=result, text=said, hint=hint)
+        said, hint = f"{said}: KVM does not work ({why}); {slow}", look
+    yield Finding(check="accelerator", subject=name, result="warning" if hint else "ok", text=said, hint=hint)
 
 
 def check_network(name: str, host: HostCondition) -> Iterator[Finding]:

@@ -313,7 +313,7 @@ TCG = {"accelerator": "tcg", "accelerator_reason": "QEMU ended with exit status 
 def test_accelerators(changes: dict[str, Any], result: str, said: str) -> None:
     finding = the(found(hosts={"h1": host(**changes)}, fleet={"h1"}), "accelerator")
     assert (finding.result, said in finding.text) == (result, True)
-    assert ("kvm_intel" in finding.hint) == (result != "ok")
+    assert ("kvm_intel" in finding.hint, finding.exit_code) == (result != "ok", int(result == "error"))
 
 
 @pytest.mark.parametrize(
