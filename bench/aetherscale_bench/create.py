@@ -172,6 +172,7 @@ def created(client: Asker) -> str:
 def alone(fleet: Fleet) -> Iterator[None]:
     """Creates go to one host alone: the others are drained."""
     others = [name for name in fleet.computes if name != HOST]
+    fleet.wait_connected()  # the benchmark before may have switched one off
     fleet.cli("drain-host", *others)
     try:
         yield
