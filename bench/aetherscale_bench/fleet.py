@@ -41,6 +41,7 @@ ansible_ssh_private_key_file={key}
 ansible_ssh_extra_args="-o UserKnownHostsFile={known_hosts}"
 rabbitmq_memory_watermark=512MiB
 agent_memory={memory}
+agent_cpus=256
 agent_disk=200
 aetherscale_context=bench
 aetherscale_secrets_dir={folder}/secrets
@@ -116,7 +117,7 @@ class Fleet:
 
     def create(self, *more: str) -> str:
         """A new small VM's id."""
-        (answer,) = self.ask("create-vm", "--image", IMAGE, "--memory", "128M", "--disk", "1G", *more)
+        (answer,) = self.ask("create-vm", "--image", IMAGE, "--memory", "128M", "--disk", "1G", "--no-ssh-key", *more)
         return str(answer["response"]["vm-id"])
 
     def target(self) -> Target:
