@@ -39,7 +39,7 @@ lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/yamllint --strict .
 	cd ansible && PATH="$(CURDIR)/$(BIN):$$PATH" ../$(BIN)/ansible-lint --offline --strict
-	shellcheck tools/install-packages tools/audit .ci/run
+	shellcheck tools/install-packages tools/audit .ci/run agent/systemd/vm-run
 	PYTHONPATH=testing:lab $(BIN)/python -m aetherscale_testing.faults report --check
 	PYTHONPATH=testing:lab:bench $(BIN)/python -m aetherscale_bench --report --check
 

@@ -1,19 +1,18 @@
 """vm-net up|down VM-ID, vm-net setup|check: the host's part of the VMs' network, as root.
 
 `setup` makes the bridge (aetherscale-network.service), `check` tells whether that was done as configured; `up` and
-`down` are ExecStartPre= and ExecStopPost= of aetherscale-vm@.service: they make and remove a VM's tap, and what the
-firewall and the DHCP server know of the VM.
+`down` are ExecStart= and ExecStopPost= of aetherscale-tap@.service: they make and remove a VM's tap, and what the
+firewall and the DHCP server know of the VM. QEMU is executed meanwhile, and waits for what `up` says when it is done.
 What the rules know of VMs is made anew each time, from one file per VM, and changes at one stroke: there is nothing
 to repair.
 
 What a VM wants is written by the agent, which is not root: none of it is believed. Standard library only, and of that
-next to nothing: every start of a VM waits for `up`, every end for `down`, and to import json, re, subprocess, pathlib
-and ipaddress takes longer than all they do.
+next to nothing: starts of VMs wait for `up`, and to import json, re, subprocess, pathlib and ipaddress takes longer
+than all it does.
 """
 
 import fcntl
 import os
-import pwd
 import sys
 import time
 
@@ -24,6 +23,15 @@ LIMITS = "/run/systemd/system.control"
 
 STATE = "/run/aetherscale-network"
 """Root's own: a file per VM that is up, the reservations for dnsmasq, and a lock."""
+
+READY = f"{STATE}/ready"
+"""A file per VM for which `up` is done, for vm-run: empty, or the reason why it failed."""
+
+USERS = "/run/systemd/dynamic-uid"
+"""Where systemd has a link per user that it made for a unit: direct:<name> leads to the number."""
+
+PATIENCE_S, TURN_S = 3.0, 0.005
+"""How long is waited for the VM's user, whom systemd makes meanwhile, and for another VM's `down`; and between looks."""
 
 DNSMASQ = "/etc/aetherscale/dnsmasq.conf"
 UNITS = [f"/etc/systemd/system/aetherscale-{name}.service" for name in ("network", "dhcp")]
@@ -122,9 +130,10 @@ def main() -> int:
     try:
         if command in ("up", "down") and not consists(vm_id, LETTERS, 8) and vm_id != PROBE:
             raise ValueError(f"{vm_id!r} is no VM")
-        if command == "up" and not find(f"{WANTED}/{vm_id}/network"):
-            return 0  # it has QEMU's own network, or none
+        if command == "up":
+            return tell(vm_id)
         if command == "down":
+            remove(f"{READY}/{vm_id}")
             lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
@@ -134,10 +143,39 @@ def main() -> int:
         return 1
 
 
+def tell(vm_id: str) -> int:
+    """`up`, and let the VM's QEMU know."""
+    failed = ""
+    try:
+        if find(f"{WANTED}/{vm_id}/network"):  # else it has QEMU's own network, or none
+            work("up", vm_id, load(CONFIG))
+    except (OSError, ValueError) as error:
+        failed = f"vm-net: {error}\n"
+    os.makedirs(READY, mode=0o755, exist_ok=True)
+    write(f"{READY}/{vm_id}", failed)
+    sys.stderr.write(failed)
+    return int(bool(failed))
+
+
 def work(command: str, vm_id: str, config: dict[str, str]) -> int:
     """Do what was asked for, alone."""
     for folder in ("", "/vms", "/reservations"):
         os.makedirs(STATE + folder, mode=0o755, exist_ok=True)
+    if command != "up":
+        return work_alone(command, vm_id, config)
+    user = find_uid(f"aetherscale-vm-{vm_id}")
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return work_alone(command, vm_id, config, user)
+        except Clash:  # with one that has just ended, and whose `down` is on its way
+            if time.monotonic() > until:
+                raise
+            time.sleep(TURN_S)
+
+
+def work_alone(command: str, vm_id: str, config: dict[str, str], user: int = 0) -> int:
+    """Do it while nobody else does anything."""
     with open(f"{STATE}/lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if command == "setup":
@@ -146,7 +184,7 @@ def work(command: str, vm_id: str, config: dict[str, str]) -> int:
         elif command == "check":
             return int(not os.path.exists(f"{STATE}/applied") or read(f"{STATE}/applied") != fingerprint())
         elif command == "up":
-            bring_up(vm_id, config)
+            bring_up(vm_id, config, user)
         elif command == "down":
             take_down(vm_id, config)
         else:
@@ -194,7 +232,7 @@ def read(path: str) -> str:
 
 def write(path: str, text: str) -> None:
     """A file of root's own, whole or not at all."""
-    draft = f"{STATE}/.new"
+    draft = f"{STATE}/.{path.rpartition('/')[2]}"
     with open(draft, "w") as stream:
         stream.write(text)
     os.replace(draft, path)
@@ -306,15 +344,19 @@ def others(vm_id: str) -> dict[str, dict[str, str]]:
     return {other: load(f"{STATE}/vms/{other}") for other in found if other != vm_id}
 
 
+class Clash(ValueError):
+    """Another VM that is up has what this one wants."""
+
+
 def refuse_clashes(vm_id: str, vm: dict[str, str]) -> None:
     """Two VMs with one address or one port, or a port that the host itself needs: the agent should have seen to it."""
     wanted = [host for host, _ in port_pairs(vm)]
     for other, its in others(vm_id).items():
         if vm["mac"] == its["mac"] or (vm["address"] and vm["address"] == its["address"]):
-            raise ValueError(f"VM {other} has the same address")
+            raise Clash(f"VM {other} has the same address")
         for port, _ in port_pairs(its):
             if port in wanted:
-                raise ValueError(f"port {port} is published by VM {other}")
+                raise Clash(f"port {port} is published by VM {other}")
     taken = listening() if wanted else set()
     for port in wanted:
         if int(port) in taken:
@@ -347,30 +389,47 @@ def set_up(config: dict[str, str]) -> None:
         with open("/proc/sys/net/ipv4/ip_forward", "w") as forward:
             forward.write("1")
     apply_rules(config)
+    # Those that were started before there was aetherscale-tap@ have their taps, and nobody else who would remove them.
+    if taps := [f"aetherscale-tap@{vm_id}.service" for vm_id in others("")]:
+        run("systemctl", "start", "--no-block", *taps)
 
 
-def bring_up(vm_id: str, config: dict[str, str]) -> None:
-    """Make a VM's tap and its rules; a tap that is left of the run before is made anew."""
+def bring_up(vm_id: str, config: dict[str, str], user: int) -> None:
+    """Make a VM's rules and its tap; a tap that is left of the run before is made anew, and one that is in use is kept.
+
+    In this order: a tap that is there is a tap with rules.
+    """
     vm = check(load(f"{WANTED}/{vm_id}/network"), config)
     refuse_clashes(vm_id, vm)
     write(f"{STATE}/vms/{vm_id}.conf", "".join(f"{key} {value}\n" for key, value in vm.items()))
-    tap = f"vm-{vm_id}"
-    remove_tap(tap)
-    user = find_uid(f"aetherscale-vm-{vm_id}")
-    link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
-    run("ip", "-batch", "-", stdin=link)
     if vm["address"]:
         reserve(vm_id, f"{vm['mac']},{vm['address']},{vm['name']}\n")
     apply_rules(config)
+    tap = f"vm-{vm_id}"
+    if not is_in_use(tap):
+        remove_tap(tap)
+        link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
+        run("ip", "-batch", "-", stdin=link)
 
 
 def find_uid(user: str) -> int:
-    """The VM's user of the day: systemd knows it, whether or not its NSS module is installed."""
+    """The VM's user of the day, whom systemd makes while this begins."""
+    until = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until:
+        try:
+            return int(os.readlink(f"{USERS}/direct:{user}"))
+        except FileNotFoundError:
+            time.sleep(TURN_S)
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+    return int(run("busctl", "call", *manager, "LookupDynamicUserByName", "s", user).split()[1])
+
+
+def is_in_use(tap: str) -> bool:
+    """Whether a QEMU has it open."""
     try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
-        return int(run("busctl", "call", *manager, "LookupDynamicUserByName", "s", user).split()[1])
+        return read(f"/sys/class/net/{tap}/carrier") == "1\n"
+    except OSError:  # there is none, or it is down
+        return False
 
 
 def take_down(vm_id: str, config: dict[str, str]) -> None:

@@ -143,6 +143,7 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} has no disk")
         if await self._is_up(vm_id):
             return
+        await self._units.wait_tidy(vm_id)
         self._starting.add(vm_id)
         try:
             await self._start_unit(vm_id, spec, paths)
@@ -260,7 +261,7 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} is running")
         if power is Power.FAILED:
             await self._units.reset_failed(vm_id)
-        if vm_id in self._units.find_limited():
+        if vm_id in self._units.find_limited() and await self._units.is_tidy(vm_id):
             await self._sweep_limits(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
             await asyncio.to_thread(files.remove, self._layout, vm_id)

@@ -10,6 +10,7 @@ from aetherscale_agent.ports import Power
 from aetherscale_protocol import names
 
 UNIT_PREFIX = "aetherscale-vm@"
+TAP_PREFIX = "aetherscale-tap@"
 PROBE = "kvm-probe"
 """The instance in which the probe for KVM runs: no VM can have this name."""
 
@@ -17,6 +18,9 @@ GUEST_POWERED_OFF = "the guest shut itself down"
 PLUG_PULLED = "its plug was pulled"
 
 CLD_EXITED = 1
+NO_TAP = 125
+"""The exit status of vm-run when `vm-net` could not make the VM's tap and rules."""
+
 FIRST_EXEC_FAILURE = 200
 """systemd uses exit statuses from here up to say that it could not even run QEMU (systemd.exec(5))."""
 
@@ -42,6 +46,11 @@ class UnitEnd:
 def unit_name(vm_id: str) -> str:
     """The unit of a VM."""
     return f"{UNIT_PREFIX}{vm_id}.service"
+
+
+def tap_unit_name(vm_id: str) -> str:
+    """The unit of what its host does for a VM."""
+    return f"{TAP_PREFIX}{vm_id}.service"
 
 
 def find_vm_id(unit: str) -> str | None:
@@ -87,6 +96,8 @@ def finalize_reason(end: UnitEnd) -> str:
 def _exit_reason(status: int) -> str:
     if status >= FIRST_EXEC_FAILURE:
         return f"systemd could not run QEMU in its sandbox (status {status})"
+    if status == NO_TAP:
+        return "its network could not be made"
     return f"QEMU ended with exit status {status}"
 
 

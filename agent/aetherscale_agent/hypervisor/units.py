@@ -22,6 +22,7 @@ from aetherscale_agent.hypervisor.reasons import (
     find_unit,
     find_vm_id,
     merge_end,
+    tap_unit_name,
     unit_name,
 )
 from aetherscale_agent.ports import HypervisorError, Power
@@ -41,6 +42,9 @@ CALL_TIMEOUT = 10.0
 
 JOB_TIMEOUT = 30.0
 """Seconds for a start job; the unit's own TimeoutStartSec= is shorter."""
+
+TIDY_TIMEOUT, TIDY_CHECK = 10.0, 0.01
+"""Seconds for the unit of a tap to come to rest (it takes 0.1), and between looks."""
 
 RECONNECT_FIRST, RECONNECT_MOST = 0.1, 5.0
 
@@ -124,7 +128,7 @@ class Units:
         return {vm_id for vm_id in found if vm_id is not None}
 
     async def start(self, vm_id: str) -> None:
-        """Start the VM's unit; returns when QEMU was executed.
+        """Start the VM's unit; returns when systemd is about to execute QEMU.
 
         :raise UnitsError: when systemd could not.
         """
@@ -141,8 +145,24 @@ class Units:
             raise UnitsError(f"systemd could not start {unit_name(vm_id)} ({result})")
         self._on.add(vm_id)
 
+    async def is_tidy(self, vm_id: str) -> bool:
+        """Whether the unit of the VM's tap is at rest; it comes to rest a moment after the VM's own."""
+        states = await self.states_of([tap_unit_name(vm_id)])
+        return find_power(states[tap_unit_name(vm_id)]) is not Power.ON
+
+    async def wait_tidy(self, vm_id: str) -> None:
+        """Wait until it is.
+
+        :raise UnitsError: when it is not in time.
+        """
+        for _ in range(round(TIDY_TIMEOUT / TIDY_CHECK)):
+            if await self.is_tidy(vm_id):
+                return
+            await asyncio.sleep(TIDY_CHECK)
+        raise UnitsError(f"{tap_unit_name(vm_id)} is not at rest after {TIDY_TIMEOUT:g} s")
+
     async def kill(self, vm_id: str) -> None:
-        """Send SIGKILL to the VM's QEMU, and let what tidies up after it be; nothing happens if there is none."""
+        """Send SIGKILL to the VM's QEMU; nothing happens if there is none."""
         with _tolerating(f"{SYSTEMD}.NoSuchUnit", f"{SYSTEMD}.UnitNotLoaded", f"{SYSTEMD}.NoSuchProcess"):
             await self._manager("KillUnit", "ssi", [unit_name(vm_id), "main", 9])
 
