@@ -16,22 +16,25 @@ import os
 import sys
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CONFIG = "/etc/aetherscale/network"
 WANTED = "/var/lib/aetherscale/vms"
 LIMITS = "/run/systemd/system.control"
 """Where systemd keeps the limits that the agent set of a VM: they live until it is off, and no longer."""
 
 STATE = "/run/aetherscale-network"
-"""Root's own: a file per VM that is up, the reservations for dnsmasq, and a lock."""
-
-READY = f"{STATE}/ready"
-"""A file per VM for which `up` is done, for vm-run: empty, or the reason why it failed."""
+"""Root's own: a file per VM that is up, the reservations for dnsmasq, and a lock; and in ready/, for vm-run, a file per
+VM for which `up` is done: empty, or why it failed.
+"""
 
 USERS = "/run/systemd/dynamic-uid"
 """Where systemd has a link per user that it made for a unit: direct:<name> leads to the number."""
 
 PATIENCE_S, TURN_S = 3.0, 0.005
-"""How long is waited for the VM's user, whom systemd makes meanwhile, and for another VM's `down`; and between looks."""
+"""How long the VM's user is waited for, whom systemd makes meanwhile, and another VM's `down`; and between looks."""
 
 DNSMASQ = "/etc/aetherscale/dnsmasq.conf"
 UNITS = [f"/etc/systemd/system/aetherscale-{name}.service" for name in ("network", "dhcp")]
@@ -133,7 +136,7 @@ def main() -> int:
         if command == "up":
             return tell(vm_id)
         if command == "down":
-            remove(f"{READY}/{vm_id}")
+            remove(f"{STATE}/ready/{vm_id}")
             lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
@@ -151,8 +154,8 @@ def tell(vm_id: str) -> int:
             work("up", vm_id, load(CONFIG))
     except (OSError, ValueError) as error:
         failed = f"vm-net: {error}\n"
-    os.makedirs(READY, mode=0o755, exist_ok=True)
-    write(f"{READY}/{vm_id}", failed)
+    os.makedirs(f"{STATE}/ready", mode=0o755, exist_ok=True)
+    write(f"{STATE}/ready/{vm_id}", failed)
     sys.stderr.write(failed)
     return int(bool(failed))
 
@@ -202,25 +205,38 @@ def fingerprint() -> str:
 # Programs and files
 
 
-def run(*command: str, stdin: str = "") -> str:
-    """What a program says on stdout; what it says on stderr goes with the error."""
+def begin(*command: str, stdin: str = "") -> "Callable[[], str]":
+    """Start a program. Call what is returned, and it waits for its end: what it said on stdout.
+
+    :raise ValueError: by that call, when it failed: with what it said on stderr.
+    """
     files = [os.memfd_create(name) for name in ("stdin", "stdout", "stderr")]
-    try:
-        with open(files[0], "w", closefd=False) as given:
-            given.write(stdin)
-        os.lseek(files[0], 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
-        pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
+    with open(files[0], "w", closefd=False) as given:
+        given.write(stdin)
+    os.lseek(files[0], 0, os.SEEK_SET)
+    actions = [(os.POSIX_SPAWN_DUP2, file, number) for number, file in enumerate(files)]
+    pid = os.posix_spawnp(command[0], command, os.environ, file_actions=actions)
+
+    def end() -> str:
         failed = os.waitpid(pid, 0)[1] != 0
         os.lseek(files[1 + failed], 0, os.SEEK_SET)
         with open(files[1 + failed], closefd=False, errors="replace") as told:
             said = told.read().strip()
+        for file in files:
+            os.close(file)
         if failed:
             raise ValueError(f"{command[0]} failed: {said}")
         return said
-    finally:
-        for file in files:
-            os.close(file)
+
+    return end
+
+
+def run(*command: str, stdin: str = "") -> str:
+    """What a program says on stdout.
+
+    :raise ValueError: when it failed.
+    """
+    return begin(*command, stdin=stdin)()
 
 
 def read(path: str) -> str:
@@ -388,7 +404,7 @@ def set_up(config: dict[str, str]) -> None:
         run("ip", "link", "set", bridge, "up")
         with open("/proc/sys/net/ipv4/ip_forward", "w") as forward:
             forward.write("1")
-    apply_rules(config)
+    begin_rules(config)()
     # Those that were started before there was aetherscale-tap@ have their taps, and nobody else who would remove them.
     if taps := [f"aetherscale-tap@{vm_id}.service" for vm_id in others("")]:
         run("systemctl", "start", "--no-block", *taps)
@@ -397,19 +413,22 @@ def set_up(config: dict[str, str]) -> None:
 def bring_up(vm_id: str, config: dict[str, str], user: int) -> None:
     """Make a VM's rules and its tap; a tap that is left of the run before is made anew, and one that is in use is kept.
 
-    In this order: a tap that is there is a tap with rules.
+    Both at once, for both mostly wait for the kernel. Nothing uses the tap before both are there.
     """
     vm = check(load(f"{WANTED}/{vm_id}/network"), config)
     refuse_clashes(vm_id, vm)
     write(f"{STATE}/vms/{vm_id}.conf", "".join(f"{key} {value}\n" for key, value in vm.items()))
     if vm["address"]:
         reserve(vm_id, f"{vm['mac']},{vm['address']},{vm['name']}\n")
-    apply_rules(config)
+    done = begin_rules(config)
     tap = f"vm-{vm_id}"
-    if not is_in_use(tap):
-        remove_tap(tap)
-        link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
-        run("ip", "-batch", "-", stdin=link)
+    try:
+        if not is_in_use(tap):
+            remove_tap(tap)
+            link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
+            run("ip", "-batch", "-", stdin=link)
+    finally:
+        done()
 
 
 def find_uid(user: str) -> int:
@@ -436,8 +455,11 @@ def take_down(vm_id: str, config: dict[str, str]) -> None:
     """Remove all that `bring_up` made; nothing happens if there is nothing."""
     for kind in ("conf", "json"):
         remove(f"{STATE}/vms/{vm_id}.{kind}")
-    remove_tap(f"vm-{vm_id}")
-    apply_rules(config)
+    done = begin_rules(config)
+    try:
+        remove_tap(f"vm-{vm_id}")
+    finally:
+        done()
     forget(vm_id)
 
 
@@ -493,14 +515,14 @@ def remove_tap(tap: str) -> None:
     raise ValueError(f"{tap} can't be removed")
 
 
-def apply_rules(config: dict[str, str]) -> None:
+def begin_rules(config: dict[str, str]) -> "Callable[[], str]":
     """Make the rules and what they know of VMs anew, at one stroke: so does whoever finds them taken away."""
     tables = GUESTS.format(rules=ADDRESSED if is_own(config) else "")
     if is_own(config):
         tables += ROUTED.format(network=config["network"], bridge=config["bridge"])
     else:
         tables += "".join(f"table {one} aetherscale\ndelete table {one} aetherscale\n" for one in ("ip", "inet"))
-    run("nft", "-f", "-", stdin=tables + finalize_elements(config))
+    return begin("nft", "-f", "-", stdin=tables + finalize_elements(config))
 
 
 def finalize_elements(config: dict[str, str]) -> str:

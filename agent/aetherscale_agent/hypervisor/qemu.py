@@ -261,7 +261,7 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} is running")
         if power is Power.FAILED:
             await self._units.reset_failed(vm_id)
-        if vm_id in self._units.find_limited() and await self._units.is_tidy(vm_id):
+        if vm_id in await self._units.find_tidy([vm_id]) & self._units.find_limited():
             await self._sweep_limits(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
             await asyncio.to_thread(files.remove, self._layout, vm_id)
@@ -270,7 +270,8 @@ class QemuHypervisor:
     async def list_remains(self) -> set[str]:
         """The ids of all VMs of which anything is on this host."""
         states = await self._units.states()
-        units = {vm_id for vm_id, state in states.items() if state != "inactive"} | self._units.find_limited()
+        limited = await self._units.find_tidy(self._units.find_limited())  # of others systemd lifts them in this moment
+        units = {vm_id for vm_id, state in states.items() if state != "inactive"} | limited
         return {vm_id for vm_id in units if names.is_vm_id(vm_id)} | files.find_ids(self._layout)
 
     async def bases(self) -> set[str]:
@@ -374,10 +375,10 @@ class QemuHypervisor:
             files.prepare_start(self._layout, paths, argv.finalize_env(arguments), net)
             console.make(paths.console)
             reached.set_mark(paths, self._config.leases, self.nic(vm_id).mac)
-        # Both at once: limits that come a moment after the start hold just as well.
+        # Both at once, the start first: limits that come a moment after it hold just as well.
         results = await asyncio.gather(
-            self._units.set_limits(vm_id, argv.finalize_limits(spec, self.accelerator)),
             self._units.start(vm_id),
+            self._units.set_limits(vm_id, argv.finalize_limits(spec, self.accelerator)),
             return_exceptions=True,
         )
         for error in results:
@@ -432,6 +433,7 @@ class QemuHypervisor:
                 files.prepare_start(self._layout, self._layout.vm(vm_id), argv.finalize_env(["-version"]))
             await self._units.start(vm_id)
             await self._wait_end(vm_id, KILL_TIMEOUT)
+            await self._units.wait_tidy(vm_id)
         finally:
             self._starting.discard(vm_id)
 

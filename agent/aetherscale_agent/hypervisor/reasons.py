@@ -59,6 +59,11 @@ def find_vm_id(unit: str) -> str | None:
     return match[1] if match else None
 
 
+def find_tap_owner(unit: str) -> str | None:
+    """The VM for whose tap this unit is, if it is one's (or the probe's)."""
+    return find_vm_id(unit.replace(TAP_PREFIX, UNIT_PREFIX, 1)) if unit.startswith(TAP_PREFIX) else None
+
+
 def find_unit(path: str) -> str:
     """The name of the unit at this D-Bus object path."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path.rpartition("/")[2])

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from aetherscale_agent.hypervisor.reasons import (
     UNIT_PREFIX,
     UnitEnd,
     find_power,
+    find_tap_owner,
     find_unit,
     find_vm_id,
     merge_end,
@@ -43,8 +44,8 @@ CALL_TIMEOUT = 10.0
 JOB_TIMEOUT = 30.0
 """Seconds for a start job; the unit's own TimeoutStartSec= is shorter."""
 
-TIDY_TIMEOUT, TIDY_CHECK = 10.0, 0.01
-"""Seconds for the unit of a tap to come to rest (it takes 0.1), and between looks."""
+TIDY_TIMEOUT = 10.0
+"""Seconds for the unit of a tap to come to rest (it takes 0.1)."""
 
 RECONNECT_FIRST, RECONNECT_MOST = 0.1, 5.0
 
@@ -80,6 +81,7 @@ class Units:
         self._on: set[str] = set()
         self._jobs: dict[str, asyncio.Queue[tuple[str, str]]] = {}
         self._waiters: dict[str, list[asyncio.Future[UnitEnd]]] = {}
+        self._tidying: dict[str, asyncio.Event] = {}
 
     async def open(self) -> None:
         """Connect.
@@ -145,21 +147,25 @@ class Units:
             raise UnitsError(f"systemd could not start {unit_name(vm_id)} ({result})")
         self._on.add(vm_id)
 
-    async def is_tidy(self, vm_id: str) -> bool:
-        """Whether the unit of the VM's tap is at rest; it comes to rest a moment after the VM's own."""
-        states = await self.states_of([tap_unit_name(vm_id)])
-        return find_power(states[tap_unit_name(vm_id)]) is not Power.ON
+    async def find_tidy(self, vm_ids: Collection[str]) -> set[str]:
+        """Those of these VMs whose tap's unit is at rest; it comes to rest a moment after the VM's own."""
+        states = await self.states_of([tap_unit_name(vm_id) for vm_id in vm_ids]) if vm_ids else {}
+        return {vm_id for vm_id in vm_ids if find_power(states[tap_unit_name(vm_id)]) is not Power.ON}
 
     async def wait_tidy(self, vm_id: str) -> None:
-        """Wait until it is.
+        """Wait until the unit of the VM's tap is at rest.
 
         :raise UnitsError: when it is not in time.
         """
-        for _ in range(round(TIDY_TIMEOUT / TIDY_CHECK)):
-            if await self.is_tidy(vm_id):
-                return
-            await asyncio.sleep(TIDY_CHECK)
-        raise UnitsError(f"{tap_unit_name(vm_id)} is not at rest after {TIDY_TIMEOUT:g} s")
+        tidy = self._tidying.setdefault(vm_id, asyncio.Event())
+        try:
+            async with asyncio.timeout(TIDY_TIMEOUT):
+                if not await self.find_tidy([vm_id]):
+                    await tidy.wait()
+        except TimeoutError:
+            raise UnitsError(f"{tap_unit_name(vm_id)} is not at rest after {TIDY_TIMEOUT:g} s") from None
+        finally:
+            self._tidying.pop(vm_id, None)
 
     async def kill(self, vm_id: str) -> None:
         """Send SIGKILL to the VM's QEMU; nothing happens if there is none."""
@@ -280,8 +286,12 @@ class Units:
         self._bus.disconnect()
 
     def _on_properties(self, path: str, interface: str, changed: Mapping[str, Any]) -> None:
-        vm_id = find_vm_id(find_unit(path))
+        unit = find_unit(path)
+        vm_id = find_vm_id(unit)
         if vm_id is None:
+            tap_of = find_tap_owner(unit)
+            if tap_of in self._tidying and _is_at_rest(changed):
+                self._tidying[tap_of].set()
             return
         end = self._known[vm_id] = merge_end(self._known.get(vm_id, UnitEnd("inactive")), _plain(changed))
         # systemd tells of the service first and of the unit last, so that the whole story is known here.
@@ -301,6 +311,10 @@ class Units:
             if not future.done():
                 future.set_result(end)
         self._on_end(vm_id, end)
+
+
+def _is_at_rest(changed: Mapping[str, Any]) -> bool:
+    return find_power(_plain(changed).get("ActiveState", "")) is not Power.ON
 
 
 async def _job_result(queue: asyncio.Queue[tuple[str, str]], job: str) -> str:

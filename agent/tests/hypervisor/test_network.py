@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from aetherscale_agent.config import NetworkSettings
-from aetherscale_agent.hypervisor import argv
+from aetherscale_agent.hypervisor import argv, reasons
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.hypervisor.network import Network, find_address, find_listening
 from aetherscale_agent.ports import HypervisorError, Nic
@@ -367,7 +368,107 @@ def test_limits_are_lifted_and_no_other_file_is_touched(vm_net: Any, tmp_path: P
     assert (tmp_path / f"aetherscale-vm@{OTHER}.service.d" / "50-MemoryMax.conf").exists()
 
 
+@pytest.fixture
+def played(vm_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """`up` of VMs that have a user, on a host whose programs do nothing: the commands that were given."""
+    told: list[tuple[str, ...]] = []
+
+    def begin(*command: str, stdin: str = "") -> Callable[[], str]:
+        told.append((*command, *stdin.splitlines()[:1]))
+        return lambda: ""
+
+    vm_net.__dict__.update(WANTED=str(tmp_path / "homes"), CONFIG=str(tmp_path / "network"), USERS=str(tmp_path))
+    monkeypatch.setattr(vm_net, "begin", begin)
+    monkeypatch.setattr(vm_net, "PATIENCE_S", 0.1)
+    (tmp_path / "network.conf").write_text("".join(f"{key} {value}\n" for key, value in OWN.items()))
+    for number, vm_id in enumerate((VM, OTHER), start=61_000):
+        (tmp_path / "homes" / vm_id).mkdir(parents=True)
+        (tmp_path / f"direct:aetherscale-vm-{vm_id}").symlink_to(str(number))
+    return told
+
+
+def want(tmp_path: Path, vm_id: str, **more: str) -> None:
+    lines = "".join(f"{key} {value}\n" for key, value in {**WISH, **more}.items())
+    (tmp_path / "homes" / vm_id / "network.conf").write_text(lines)
+
+
+def test_qemu_may_go_on_when_its_network_is_there(vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path) -> None:
+    want(tmp_path, VM)
+    assert vm_net.tell(VM) == 0
+    assert (tmp_path / "ready" / VM).read_text() == ""
+    assert [command[0] for command in played] == ["nft", "ip"]
+    assert played[1][-1] == f"tuntap add vm-{VM} mode tap user 61000"
+
+
+def test_one_without_a_network_goes_on_at_once(vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path) -> None:
+    assert vm_net.tell(vm_net.PROBE) == 0
+    assert (tmp_path / "ready" / vm_net.PROBE).read_text() == ""
+    assert played == []
+
+
+def test_qemu_is_told_why_there_is_no_network(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    want(tmp_path, VM, mac="52:54:00:zz:00:00")
+    assert vm_net.tell(VM) == 1
+    assert (tmp_path / "ready" / VM).read_text() == capsys.readouterr().err
+    assert "is none of ours" in (tmp_path / "ready" / VM).read_text()
+    assert played == []
+
+
+def test_a_port_of_a_vm_that_is_about_to_go_is_waited_for(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want(tmp_path, VM, mac="52:54:00:09:09:09", address="10.126.1.3", published="8080:80")
+    bring(vm_net, OTHER, WISH)
+    assert vm_net.tell(VM) == 1  # it does not go
+    assert f"port 8080 is published by VM {OTHER}" in (tmp_path / "ready" / VM).read_text()
+    assert played == []
+    monkeypatch.setattr(vm_net.time, "sleep", lambda _seconds: vm_net.take_down(OTHER, OWN))
+    assert vm_net.tell(VM) == 0
+    assert (tmp_path / "ready" / VM).read_text() == ""
+
+
+def test_a_tap_that_is_in_use_is_kept(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want(tmp_path, VM)
+    monkeypatch.setattr(vm_net, "is_in_use", lambda _tap: True)
+    assert vm_net.tell(VM) == 0
+    assert [command[0] for command in played] == ["nft"]
+
+
 def test_what_a_program_says_goes_with_the_error(vm_net: Any) -> None:
     assert vm_net.run("sh", "-c", "cat; echo unsaid >&2", stdin="said\n" * 20_000).count("said") == 20_000
     with pytest.raises(ValueError, match=r"^sh failed: why$"):
         vm_net.run("sh", "-c", "echo what; echo why >&2; exit 3")
+
+
+# vm-run, which is the VM's user
+
+
+@pytest.fixture
+def run_vm(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
+    text = (Path(__file__).parents[2] / "systemd/vm-run").read_text()
+    for path, other in (("/run/aetherscale-network/ready", tmp_path), ("/usr/bin/qemu-system-x86_64", "/bin/echo")):
+        assert path in text
+        text = text.replace(path, str(other))
+    (tmp_path / "vm-run").write_text(text)
+    command = ["/bin/sh", str(tmp_path / "vm-run"), VM, "-name", VM]
+    return lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_vm_runs_when_its_network_is_there(run_vm: Callable[[], "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    process = run_vm()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=0.1)
+    (tmp_path / VM).touch()
+    assert process.communicate(timeout=5) == (f"-name {VM}\n", "")
+    assert process.returncode == 0
+
+
+def test_a_vm_without_its_network_says_why(run_vm: Callable[[], "subprocess.Popen[str]"], tmp_path: Path) -> None:
+    (tmp_path / VM).write_text("vm-net: because\n")
+    process = run_vm()
+    assert process.communicate(timeout=5) == ("", "vm-net: because\n")
+    assert process.returncode == reasons.NO_TAP

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import os
 import pwd
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -91,6 +92,9 @@ async def clean(hypervisor: QemuHypervisor) -> None:
 def leaves_nothing() -> Iterator[None]:
     assert pwd.getpwuid(os.getuid()).pw_name == "aetherscale", "run this as the agent's user"
     yield
+    until = time.monotonic() + 5  # systemd stops the units of taps a moment after those of VMs
+    while list(SYSTEM_CONTROL.glob("aetherscale-vm@*")) and time.monotonic() < until:
+        time.sleep(0.05)
     assert list(SYSTEM_CONTROL.glob("aetherscale-vm@*")) == []
 
 

@@ -14,14 +14,17 @@ FOLDERS = [
     ("/var/lib/aetherscale/images", "aetherscale", "aetherscale", 0o755),
     ("/run/aetherscale", "aetherscale", "aetherscale", 0o755),
     ("/run/aetherscale/vms", "aetherscale", "aetherscale", 0o700),
+    ("/run/aetherscale-network/ready", "root", "root", 0o755),
     ("/run/aetherscale/args", "aetherscale", "aetherscale", 0o700),
 ]
 
 FILES = [
     ("/etc/systemd/system/aetherscale-vm@.service", 0o644),
+    ("/etc/systemd/system/aetherscale-tap@.service", 0o644),
     ("/etc/systemd/system/aetherscale-agent.service", 0o644),
     ("/etc/polkit-1/rules.d/50-aetherscale.rules", 0o644),
     ("/etc/tmpfiles.d/aetherscale.conf", 0o644),
+    ("/usr/lib/aetherscale/vm-run", 0o755),
     ("/usr/lib/aetherscale/vm-stop", 0o755),
 ]
 
@@ -81,7 +84,7 @@ def test_the_configuration_is_the_agents_alone(host) -> None:
 
 
 def test_units_are_sound(host) -> None:
-    units = "/etc/systemd/system/aetherscale-agent.service /etc/systemd/system/aetherscale-vm@.service"
+    units = " ".join(f"/etc/systemd/system/aetherscale-{name}.service" for name in ("agent", "vm@", "tap@"))
     done = host.run(f"systemd-analyze verify {units}")
     about_ours = [line for line in done.stderr.splitlines() if "aetherscale" in line]
     assert not about_ours, done.stderr

@@ -97,17 +97,14 @@ def test_a_deleted_vm_leaves_nothing(fleet: Rollout) -> None:
     vm_id = fleet.create()
     host = fleet.show(vm_id, 0)["host"]
     fleet.cli("delete-vm", vm_id)
-    left = fleet.run(
-        host,
-        "find",
-        "/var/lib/aetherscale/vms",
-        "/run/aetherscale",
-        "/run/systemd/system.control",
-        "-name",
-        f"*{vm_id}*",
-    )
-    assert left == ""
+    ours = ("/var/lib/aetherscale/vms", "/run/aetherscale")
+    assert fleet.run(host, "find", *ours, "-name", f"*{vm_id}*") == ""
     units = fleet.run(host, "systemctl", "list-units", "--all", "--no-legend", f"aetherscale-vm@{vm_id}.service")
+    assert units == ""
+    # What is root's goes a moment later.
+    root = ("/run/systemd/system.control", "/run/aetherscale-network", "/sys/class/net")
+    fleet.eventually(lambda: fleet.run(host, "find", *root, "-name", f"*{vm_id}*") == "", 5)
+    units = fleet.run(host, "systemctl", "list-units", "--all", "--no-legend", f"aetherscale-tap@{vm_id}.service")
     assert units == ""
     assert fleet.cli("show-vm", vm_id, check=False).returncode == 1
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 STATE, RUN = Path("/var/lib/aetherscale"), Path("/run/aetherscale")
 CONTROL = Path("/run/systemd/system.control")
 UNIT = re.compile(r"aetherscale-vm@(.+)\.service")
+TAP = re.compile(r"aetherscale-tap@(.+)\.service")
 VM_ID = re.compile(r"[a-z]{8}")
 RECORD = re.compile(VM_ID.pattern + r"\.json")
 OF_THE_HOST = "this-host.json"  # what the journal has of the host itself, beside its VMs
@@ -89,8 +91,20 @@ def strays(on: set[str]) -> Iterator[str]:
     yield from (f"rule for vm-{vm_id}" for vm_id in sorted(guarded - on))
 
 
+def settle() -> None:
+    """Wait for the units of taps whose VMs have come to rest: systemd stops them a moment later, and they tidy up."""
+    for _ in range(100):
+        listing = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "aetherscale-tap@*"]
+        told = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        wanted = {vm_id for vm_id, state in units().items() if state not in ("inactive", "failed")}
+        if {TAP.match(line)[1] for line in told.splitlines()} <= wanted:  # type: ignore[index]
+            return
+        time.sleep(0.05)
+
+
 def look() -> dict[str, Any]:
     """All of it."""
+    settle()
     states, limited = units(), drop_ins()
     on = {vm_id for vm_id, state in states.items() if state in ("active", "activating", "deactivating")}
     return {

@@ -35,7 +35,7 @@ STATE_MIB = 192
 STATE, CONFIG, IMAGES = "var/lib/aetherscale", "etc/aetherscale/agent.toml", "/var/lib/aetherscale/images"
 AGENT, BROKER_UNIT = "aetherscale-agent.service", "rabbitmq-server.service"
 
-STOP_LIMIT = "etc/systemd/system/aetherscale-vm@.service.d/storm.conf"
+STOP_LIMIT = "etc/systemd/system/aetherscale-tap@.service.d/storm.conf"
 STOP_LIMIT_S = 4
 """How long a host that reboots waits for guests that do not hear the power button; 90 s otherwise."""
 
