@@ -55,6 +55,24 @@ class Host:
             raise RuntimeError(f"{path} does not greet")
         writer.close()
 
+    async def running(self, path: str) -> None:
+        """Ask a QEMU's monitor, as soon as it can be asked, until the guest runs."""
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(path)
+                break
+            except OSError:
+                await asyncio.sleep(0.0005)
+        await reader.readline()
+        writer.write(b'{"execute": "qmp_capabilities"}\n')
+        await reader.readline()
+        while True:
+            writer.write(b'{"execute": "query-status"}\n')
+            if json.loads(await reader.readline()).get("return", {}).get("running"):
+                break
+            await asyncio.sleep(0.0005)
+        writer.close()
+
     async def watch(self, path: str) -> None:
         """Note what a QEMU's monitor tells of, until its end; `told` gives it."""
         reader, writer = await asyncio.open_unix_connection(path)

@@ -1,6 +1,6 @@
 """start-vm, stop-vm and delete-vm on a host: what they take beyond systemd's and the guest's own time.
 
-- start: beside systemd starting the same VM's unit, and the greeting of its QEMU, with nobody in between;
+- start: beside systemd starting the same VM's unit, until its QEMU runs the guest, with nobody in between;
 - stop: until the press of the power button, and from the end of QEMU to the answer. What lies between is the guest's:
   QEMU stamps the press and its own shutdown, on the same clock;
 - delete: the whole of it, of a VM that is off; of one that runs, all but QEMU's own end.
@@ -19,7 +19,7 @@ from aetherscale_bench.fleet import Fleet
 from aetherscale_bench.on_host import OnHost, on_host
 from aetherscale_bench.timing import in_turn, milliseconds
 
-START, BY_HAND = "start-vm, publish to QEMU running", "the same unit started over D-Bus, to QMP greeting"
+START, BY_HAND = "start-vm, publish to QEMU running", "the same unit started over D-Bus, to QEMU running"
 OFF, RUNNING = "delete-vm of a VM that is off", "delete-vm of a VM that runs, but for QEMU's own end"
 STOP, GUEST = "stop-vm, but for the guest's own time", "of stop-vm, the guest's own: power button to QEMU's end"
 WHOLE = "stop-vm, publish to answer"
@@ -47,11 +47,13 @@ class Bench:
         """By systemd alone."""
         monitor = self.socket(vm_id, "qmp")
         self.host.do(["run", "rm", "-f", monitor, self.socket(vm_id, "stop")])
-        return self.host.ms(["start", f"aetherscale-vm@{vm_id}.service"], ["greet", monitor])
+        return self.host.ms(["start", f"aetherscale-vm@{vm_id}.service"], ["running", monitor])
 
     def kill(self, vm_id: str) -> None:
-        """Pull the plug."""
+        """Pull the plug, and wait until systemd has tidied up: what is timed next does not wait for that."""
         expect(self.client, "stop-vm", vm_id, "stopped", kill=True)
+        tap = f"aetherscale-tap@{vm_id}.service"
+        self.host.do(["run", "sh", "-c", 'while systemctl --quiet is-active "$1"; do :; done', "sh", tap])
 
     def watched(self, vm_id: str, action: Callable[[], object]) -> tuple[float, float, dict[str, float]]:
         """When an action began and ended, and when QEMU told of what, as times in s."""
