@@ -83,7 +83,7 @@ class VmPaths:
 
     @property
     def stop_monitor(self) -> Path:
-        """The QMP socket for the unit's ExecStop: a QMP socket serves one client at a time."""
+        """The QMP socket for the ExecStop= of the tap's unit: a QMP socket serves one client at a time."""
         return self.run / "stop.sock"
 
 
