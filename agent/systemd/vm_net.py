@@ -1,10 +1,11 @@
-"""vm-net up|down VM-ID, vm-net setup|check: the host's part of the VMs' network, as root.
+"""vm-net up|down|tidy VM-ID, vm-net setup|check: the host's part of the VMs' network, as root.
 
 `setup` makes the bridge (aetherscale-network.service), `check` tells whether that was done as configured; `up` and
 `down` are ExecStartPre= and ExecStopPost= of aetherscale-vm@.service: they make and remove a VM's tap, and what the
 firewall and the DHCP server know of the VM.
-What the rules know of VMs is made anew each time, from one file per VM, and changes at one stroke: there is nothing
-to repair.
+What the rules know of VMs is made anew each time, from one file per VM, and changes at one stroke. A VM's file is there
+before anything else of it, and goes last: a `down` that was cut off, or failed, is done again by `tidy`
+(aetherscale-tidy@.service), unless the VM is on again.
 
 What a VM wants is written by the agent, which is not root: none of it is believed. Standard library only, and of that
 next to nothing: every start of a VM waits for `up`, every end for `down`, and to import json, re, subprocess, pathlib
@@ -128,6 +129,8 @@ def main() -> int:
             lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
+        if command == "tidy" and not (consists(vm_id, LETTERS, 8) and find(CONFIG) and is_left(vm_id)):
+            return 0
         return work(command, vm_id, load(CONFIG))
     except (OSError, ValueError) as error:
         print(f"vm-net: {error}", file=sys.stderr)
@@ -147,10 +150,10 @@ def work(command: str, vm_id: str, config: dict[str, str]) -> int:
             return int(not os.path.exists(f"{STATE}/applied") or read(f"{STATE}/applied") != fingerprint())
         elif command == "up":
             bring_up(vm_id, config)
-        elif command == "down":
+        elif command == "down" or (command == "tidy" and is_left(vm_id) and is_off(vm_id)):
             take_down(vm_id, config)
-        else:
-            raise ValueError("usage: vm-net setup | check | up VM-ID | down VM-ID")
+        elif command != "tidy":
+            raise ValueError("usage: vm-net setup | check | up VM-ID | down VM-ID | tidy VM-ID")
     return 0
 
 
@@ -375,11 +378,23 @@ def find_uid(user: str) -> int:
 
 def take_down(vm_id: str, config: dict[str, str]) -> None:
     """Remove all that `bring_up` made; nothing happens if there is nothing."""
+    remove_tap(f"vm-{vm_id}")
+    apply_rules(config, without=vm_id)
+    forget(vm_id)
     for kind in ("conf", "json"):
         remove(f"{STATE}/vms/{vm_id}.{kind}")
-    remove_tap(f"vm-{vm_id}")
-    apply_rules(config)
-    forget(vm_id)
+
+
+def is_left(vm_id: str) -> bool:
+    """Whether there is anything of a VM that `bring_up` made."""
+    paths = (f"{STATE}/reservations/{vm_id}", f"/sys/class/net/vm-{vm_id}")
+    return bool(find(f"{STATE}/vms/{vm_id}")) or any(map(os.path.exists, paths))
+
+
+def is_off(vm_id: str) -> bool:
+    """Whether a VM's unit is at rest; one that is not will see to its own end."""
+    state = run("systemctl", "show", "--value", "--property=ActiveState", f"aetherscale-vm@{vm_id}.service")
+    return state in ("inactive", "failed")
 
 
 def lift_limits(vm_id: str) -> None:
@@ -434,19 +449,22 @@ def remove_tap(tap: str) -> None:
     raise ValueError(f"{tap} can't be removed")
 
 
-def apply_rules(config: dict[str, str]) -> None:
-    """Make the rules and what they know of VMs anew, at one stroke: so does whoever finds them taken away."""
+def apply_rules(config: dict[str, str], without: str = "") -> None:
+    """Make the rules and what they know of VMs anew, at one stroke: so does whoever finds them taken away.
+
+    They forget the VM `without`.
+    """
     tables = GUESTS.format(rules=ADDRESSED if is_own(config) else "")
     if is_own(config):
         tables += ROUTED.format(network=config["network"], bridge=config["bridge"])
     else:
         tables += "".join(f"table {one} aetherscale\ndelete table {one} aetherscale\n" for one in ("ip", "inet"))
-    run("nft", "-f", "-", stdin=tables + finalize_elements(config))
+    run("nft", "-f", "-", stdin=tables + finalize_elements(config, without))
 
 
-def finalize_elements(config: dict[str, str]) -> str:
-    """What the rules know of the VMs that are up, as nft takes it."""
-    vms = others("")
+def finalize_elements(config: dict[str, str], without: str = "") -> str:
+    """What the rules know of the VMs that are up, but for one, as nft takes it."""
+    vms = others(without)
     macs = [f'"vm-{vm_id}" . {vm["mac"]}' for vm_id, vm in vms.items()]
     addresses = [f'"vm-{vm_id}" . {vm["mac"]} . {vm["address"]}' for vm_id, vm in vms.items() if vm["address"]]
     # One that was started while the bridge was another may have ports and no address: that costs no other its own.

@@ -295,6 +295,68 @@ def test_what_agents_and_roll_outs_of_before_wrote_is_read_and_goes(
         vm_net.parse_old("[1]")
 
 
+class Programs:
+    """Instead of `ip`, `nft` and `systemctl`: what they were told, one that fails, and the state of the VM's unit."""
+
+    def __init__(self, vm_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.called: list[str] = []
+        self.rules = ""
+        self.fails, self.state = "", "failed"
+        monkeypatch.setattr(vm_net, "run", self._run)
+
+    def _run(self, program: str, *_arguments: str, stdin: str = "") -> str:
+        self.called.append(program)
+        if program == self.fails:
+            raise ValueError(f"{program} failed")
+        if program == "nft":
+            self.rules = stdin
+        return self.state if program == "systemctl" else ""
+
+
+@pytest.fixture
+def programs(vm_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """A VM and another are up, and the first one's reservation is there."""
+    vm_net.__dict__["CONFIG"] = str(tmp_path / "network")
+    (tmp_path / "network.conf").write_text("".join(f"{key} {value}\n" for key, value in OWN.items()))
+    bring(vm_net, VM, WISH)
+    bring(vm_net, OTHER, {**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": ""})
+    (tmp_path / "reservations" / VM).write_text(f"{MAC},10.126.1.2,web1\n")
+    return Programs(vm_net, monkeypatch)
+
+
+def test_what_a_failed_end_left_is_tidied_up(vm_net: Any, programs: Programs) -> None:
+    programs.fails = "nft"
+    with pytest.raises(ValueError, match="nft failed"):
+        vm_net.work("down", VM, OWN)
+    assert vm_net.is_left(VM)
+    with pytest.raises(ValueError, match="nft failed"):
+        vm_net.work("tidy", VM, OWN)
+    programs.fails = ""
+    vm_net.work("tidy", VM, OWN)
+    assert not vm_net.is_left(VM)
+    assert f'"vm-{OTHER}"' in programs.rules
+    assert f'"vm-{VM}"' not in programs.rules
+    assert set(vm_net.others("")) == {OTHER}
+
+
+@pytest.mark.parametrize("state", ["activating", "active", "deactivating"])
+def test_a_vm_that_is_on_again_is_not_tidied_up(vm_net: Any, programs: Programs, state: str) -> None:
+    programs.state = state
+    vm_net.work("tidy", VM, OWN)
+    assert programs.called == ["systemctl"]
+    assert vm_net.is_left(VM)
+
+
+@pytest.mark.parametrize("vm_id", ["aaaaaaaa", "kvm-probe", "..", "", "Sgeqxcfi"])
+def test_where_nothing_is_left_nothing_is_done(
+    vm_net: Any, programs: Programs, vm_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every VM's failed unit asks for it, and the unit that does it goes on until it succeeds."""
+    monkeypatch.setattr("sys.argv", ["vm-net", "tidy", vm_id])
+    assert vm_net.main() == 0
+    assert programs.called == []
+
+
 def test_the_newer_of_two_wishes_counts(vm_net: Any, tmp_path: Path) -> None:
     """An agent that was brought up to date, and went back to what it was."""
     for number, (kind, text) in enumerate((("conf", "name new"), ("json", '{"name": "old"}'), ("conf", "name new"))):
