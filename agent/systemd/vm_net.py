@@ -1,10 +1,11 @@
-"""vm-net up|down VM-ID, vm-net setup|check: the host's part of the VMs' network, as root.
+"""vm-net up|down|tidy VM-ID, vm-net setup|check: the host's part of the VMs' network, as root.
 
 `setup` makes the bridge (aetherscale-network.service), `check` tells whether that was done as configured; `up` and
 `down` are ExecStart= and ExecStopPost= of aetherscale-tap@.service: they make and remove a VM's tap, and what the
 firewall and the DHCP server know of the VM. QEMU is executed meanwhile, and waits for what `up` says when it is done.
-What the rules know of VMs is made anew each time, from one file per VM, and changes at one stroke: there is nothing
-to repair.
+What the rules know of VMs is made anew each time, from one file per VM, and changes at one stroke. A VM's file is there
+before anything else of it, and goes last: a `down` that was cut off, or failed, is done again by `tidy`
+(aetherscale-tidy@.service), unless the VM is on again.
 
 What a VM wants is written by the agent, which is not root: none of it is believed. Standard library only, and of that
 next to nothing: starts of VMs wait for `up`, and to import json, re, subprocess, pathlib and ipaddress takes longer
@@ -26,8 +27,8 @@ LIMITS = "/run/systemd/system.control"
 """Where systemd keeps the limits that the agent set of a VM: they live until it is off, and no longer."""
 
 STATE = "/run/aetherscale-network"
-"""Root's own: a file per VM that is up, the reservations for dnsmasq, and a lock; and in ready/, for vm-run, a file per
-VM for which `up` is done: empty, or why it failed.
+"""Root's own: a file per VM that is up, the reservations for dnsmasq, and a lock, and in ready/ an empty file
+per VM for which `up` is done: vm-run waits for it.
 """
 
 USERS = "/run/systemd/dynamic-uid"
@@ -134,30 +135,33 @@ def main() -> int:
         if command in ("up", "down") and not consists(vm_id, LETTERS, 8) and vm_id != PROBE:
             raise ValueError(f"{vm_id!r} is no VM")
         if command == "up":
-            return tell(vm_id)
+            if find(f"{WANTED}/{vm_id}/network"):  # else it has QEMU's own network, or none
+                work("up", vm_id, load(CONFIG))
+            os.makedirs(f"{STATE}/ready", mode=0o755, exist_ok=True)
+            write(f"{STATE}/ready/{vm_id}", "")
+            return 0
         if command == "down":
-            remove(f"{STATE}/ready/{vm_id}")
+            give_up(vm_id)
             lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
+        if command == "tidy" and not (consists(vm_id, LETTERS, 8) and find(CONFIG) and is_left(vm_id)):
+            return 0
         return work(command, vm_id, load(CONFIG))
     except (OSError, ValueError) as error:
         print(f"vm-net: {error}", file=sys.stderr)
         return 1
 
 
-def tell(vm_id: str) -> int:
-    """`up`, and let the VM's QEMU know."""
-    failed = ""
-    try:
-        if find(f"{WANTED}/{vm_id}/network"):  # else it has QEMU's own network, or none
-            work("up", vm_id, load(CONFIG))
-    except (OSError, ValueError) as error:
-        failed = f"vm-net: {error}\n"
-    os.makedirs(f"{STATE}/ready", mode=0o755, exist_ok=True)
-    write(f"{STATE}/ready/{vm_id}", failed)
-    sys.stderr.write(failed)
-    return int(bool(failed))
+def give_up(vm_id: str) -> None:
+    """The VM has no network any more. One that waits for what never came is told so: by a signal that nobody else sends."""
+    if os.path.exists(f"{STATE}/ready/{vm_id}"):
+        os.unlink(f"{STATE}/ready/{vm_id}")
+    elif os.environ.get("SERVICE_RESULT", "success") != "success":
+        try:
+            run("systemctl", "kill", "--signal=USR1", f"aetherscale-vm@{vm_id}.service")
+        except ValueError as error:
+            print(f"vm-net: {error}", file=sys.stderr)  # it has ended already
 
 
 def work(command: str, vm_id: str, config: dict[str, str]) -> int:
@@ -188,10 +192,10 @@ def work_alone(command: str, vm_id: str, config: dict[str, str], user: int = 0) 
             return int(not os.path.exists(f"{STATE}/applied") or read(f"{STATE}/applied") != fingerprint())
         elif command == "up":
             bring_up(vm_id, config, user)
-        elif command == "down":
+        elif command == "down" or (command == "tidy" and is_left(vm_id) and is_off(vm_id)):
             take_down(vm_id, config)
-        else:
-            raise ValueError("usage: vm-net setup | check | up VM-ID | down VM-ID")
+        elif command != "tidy":
+            raise ValueError("usage: vm-net setup | check | up VM-ID | down VM-ID | tidy VM-ID")
     return 0
 
 
@@ -453,14 +457,26 @@ def is_in_use(tap: str) -> bool:
 
 def take_down(vm_id: str, config: dict[str, str]) -> None:
     """Remove all that `bring_up` made; nothing happens if there is nothing."""
-    for kind in ("conf", "json"):
-        remove(f"{STATE}/vms/{vm_id}.{kind}")
-    done = begin_rules(config)
+    done = begin_rules(config, without=vm_id)
     try:
         remove_tap(f"vm-{vm_id}")
     finally:
         done()
     forget(vm_id)
+    for kind in ("conf", "json"):
+        remove(f"{STATE}/vms/{vm_id}.{kind}")
+
+
+def is_left(vm_id: str) -> bool:
+    """Whether there is anything of a VM that `bring_up` made."""
+    paths = (f"{STATE}/reservations/{vm_id}", f"/sys/class/net/vm-{vm_id}")
+    return bool(find(f"{STATE}/vms/{vm_id}")) or any(map(os.path.exists, paths))
+
+
+def is_off(vm_id: str) -> bool:
+    """Whether a VM's unit is at rest; one that is not will see to its own end."""
+    state = run("systemctl", "show", "--value", "--property=ActiveState", f"aetherscale-vm@{vm_id}.service")
+    return state in ("inactive", "failed")
 
 
 def lift_limits(vm_id: str) -> None:
@@ -515,19 +531,22 @@ def remove_tap(tap: str) -> None:
     raise ValueError(f"{tap} can't be removed")
 
 
-def begin_rules(config: dict[str, str]) -> "Callable[[], str]":
-    """Make the rules and what they know of VMs anew, at one stroke: so does whoever finds them taken away."""
+def begin_rules(config: dict[str, str], without: str = "") -> "Callable[[], str]":
+    """Make the rules and what they know of VMs anew, at one stroke: so does whoever finds them taken away.
+
+    They forget the VM `without`.
+    """
     tables = GUESTS.format(rules=ADDRESSED if is_own(config) else "")
     if is_own(config):
         tables += ROUTED.format(network=config["network"], bridge=config["bridge"])
     else:
         tables += "".join(f"table {one} aetherscale\ndelete table {one} aetherscale\n" for one in ("ip", "inet"))
-    return begin("nft", "-f", "-", stdin=tables + finalize_elements(config))
+    return begin("nft", "-f", "-", stdin=tables + finalize_elements(config, without))
 
 
-def finalize_elements(config: dict[str, str]) -> str:
-    """What the rules know of the VMs that are up, as nft takes it."""
-    vms = others("")
+def finalize_elements(config: dict[str, str], without: str = "") -> str:
+    """What the rules know of the VMs that are up, but for one, as nft takes it."""
+    vms = others(without)
     macs = [f'"vm-{vm_id}" . {vm["mac"]}' for vm_id, vm in vms.items()]
     addresses = [f'"vm-{vm_id}" . {vm["mac"]} . {vm["address"]}' for vm_id, vm in vms.items() if vm["address"]]
     # One that was started while the bridge was another may have ports and no address: that costs no other its own.

@@ -252,3 +252,32 @@ def test_the_broker_is_not_left_down_by_a_port_mapper_that_fails(tmp_path, faili
     said = "" if failing == "nothing" else f"Job for {failing.split()[1]} failed.\n"
     assert (done.returncode, done.stderr) == (3 if said else 0, said)
     assert (tmp_path / "told").read_text().splitlines()[-1] == "start rabbitmq-server.service"
+
+
+def pem(label, text):
+    return f"-----BEGIN {label}-----\n{text}\n-----END {label}-----"
+
+
+OWN, ABOVE = pem("CERTIFICATE", "own"), pem("CERTIFICATE", "above")
+KEYS = [pem(label, "key") for label in ("PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY")]
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["{own}\n{above}\n{key}"],
+        ["{own}\n{above}", "{key}"],
+        ["{own}\n{above}\n{key}", "{own}\n{above}\n{key}"],
+        ["{key}\n{own}\n{above}", "{key}"],
+        ["Subject: CN=broker\n{own}\nIssuer: CN=CA\n{above}", "{parameters}\n{key}\n{key}"],
+    ],
+    ids=["ours", "two files", "one file twice", "key in both", "with remarks"],
+)
+def test_the_brokers_file_has_each_certificate_and_the_key_once(broker, texts, key):
+    parts = {"own": OWN, "above": ABOVE, "key": key, "parameters": pem("EC PARAMETERS", "curve")}
+    assert broker.broker_certificate([text.format(**parts) for text in texts]) == f"{OWN}\n{ABOVE}\n{key}"
+
+
+def test_before_the_first_run_there_is_no_certificate(broker):
+    assert broker.broker_certificate([]) == ""

@@ -1,5 +1,6 @@
 """The fleet's CA and certificates: made once, renewed in time, changed in steps, and nobody else's."""
 
+import dataclasses
 import datetime
 import json
 import ssl
@@ -8,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+
+from aetherscale_testing.certificates import Company
 
 from .conftest import ANSIBLE, load
 
@@ -240,6 +243,51 @@ class TestOwnCertificate:
 
     def test_a_relative_path(self, folder, own):
         self.refused(folder, "tls/x.pem: write the whole path", **own | {"key_file": "tls/x.pem"})
+
+
+@pytest.fixture(scope="module")
+def company(tmp_path_factory):
+    return Company(tmp_path_factory.mktemp("company"))
+
+
+class TestCertificateOfACompany:
+    """A chain to a root, RSA, and files of their own."""
+
+    def refused(self, folder, files, word):
+        done = make(folder, **files.given)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert word in done.stderr
+        assert not folder.exists()
+
+    def test_it_is_taken(self, folder, company):
+        assert said(make(folder, **company.issue(*NAMES).given)) == ""
+        assert not folder.exists()
+
+    def test_without_what_leads_to_its_root_it_is_refused(self, folder, company):
+        files = company.issue(*NAMES)
+        own = files.cert_file.read_text().split("-----BEGIN")[1]
+        files.cert_file.write_text(f"-----BEGIN{own}")
+        self.refused(folder, files, "local issuer")
+
+    def test_the_ca_that_issued_it_is_not_enough_without_its_root(self, folder, company, tmp_path):
+        """It is for Python 3.13, and not for 3.11."""
+        files = company.issue(*NAMES)
+        issuing = tmp_path / "issuing.pem"
+        issuing.write_text("-----BEGIN" + files.cert_file.read_text().split("-----BEGIN")[2])
+        self.refused(folder, dataclasses.replace(files, ca_file=issuing), "issuer certificate")
+
+    def test_what_only_an_older_python_accepts_is_refused(self, maker, folder, tmp_path):
+        files = Company(tmp_path, lax=True).issue(*NAMES)
+        client = ssl.create_default_context(cafile=str(files.ca_file))
+        client.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        server.load_cert_chain(files.cert_file, files.key_file)
+        maker.shake_hands(client, server, NAMES[0])  # the control
+        self.refused(folder, files, f"agents would refuse {files.cert_file}")
+
+    def test_nobody_is_asked_for_a_passphrase(self, folder, company):
+        self.refused(folder, company.issue(*NAMES, passphrase="secret"), "aetherscale_tls_key_file has a passphrase")
 
 
 def test_what_is_made_anew_although_it_is_good(folder):

@@ -1,12 +1,18 @@
 """Certificates for private brokers, made by the roll-out's own script, good ones and bad ones."""
 
+import datetime
 import importlib.util
 import socket
 import ssl
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ansible/roles/aetherscale/files/make_certificates.py"
 
@@ -47,6 +53,68 @@ class Authority:
     def _sign(self, names: Any, days: float, usage: Any) -> bytes:
         pem: bytes = maker.make_signed(self._pair, names, days, usage).pem
         return pem
+
+
+@dataclass(frozen=True)
+class OwnFiles:
+    """An operator's own certificate, as the roll-out takes it."""
+
+    cert_file: Path  #: with the certificate that leads to the CA
+    key_file: Path
+    ca_file: Path
+    der: bytes  #: the certificate itself, as a handshake shows it
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Whole paths, by what the roll-out calls them."""
+        return {name: str(getattr(self, name)) for name in ("cert_file", "key_file", "ca_file")}
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The roll-out's variables."""
+        return {f"aetherscale_tls_{name}": path for name, path in self.given.items()}
+
+
+class Company:
+    """A CA as companies have them: with RSA, a root in a safe, and below it one that issues."""
+
+    def __init__(self, folder: Path, *, lax: bool = False) -> None:
+        """`lax`: of what certificates should have, only as much as Python wanted before 3.13."""
+        self._folder, self._lax = folder, lax
+        self._keys = [rsa.generate_private_key(65537, 2048) for _ in range(3)]
+        root, issuing = "Example Ltd Root CA", "Example Ltd Issuing CA"
+        self._issuing = (issuing, self._sign(issuing, self._keys[1], root, self._keys[0], ca=True))
+        self.ca = folder / "root.pem"
+        self.ca.write_bytes(maker.pem_of(self._sign(root, self._keys[0], root, self._keys[0], ca=True)))
+
+    def issue(self, *names: str, passphrase: str = "") -> OwnFiles:
+        """A certificate for these names, for a year."""
+        key, (issuer, above) = self._keys[2], self._issuing
+        own = self._sign(names[0], key, issuer, self._keys[1], names=names)
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase:
+            encryption = serialization.BestAvailableEncryption(passphrase.encode())
+        der = own.public_bytes(serialization.Encoding.DER)
+        files = OwnFiles(self._folder / "broker.crt", self._folder / "broker.key", self.ca, der)
+        files.cert_file.write_bytes(maker.pem_of(own) + maker.pem_of(above))
+        files.key_file.touch(0o600)
+        files.key_file.write_bytes(
+            key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, encryption)
+        )
+        return files
+
+    def _sign(self, name: str, key: Any, issuer: str, issuers_key: Any, *, ca: bool = False, names: Any = ()) -> Any:
+        end = maker.now() + datetime.timedelta(days=365)
+        builder = maker.begin(maker.named(name), maker.named(issuer), key, end)
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=not self._lax)
+        if names:
+            builder = builder.add_extension(maker.alternative_names(names), critical=False)
+        if not self._lax:
+            above = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuers_key.public_key())
+            own = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+            builder = builder.add_extension(own, critical=False).add_extension(above, critical=False)
+            builder = builder.add_extension(maker.key_usage(authority=ca), critical=True)
+        return builder.sign(issuers_key, hashes.SHA256())
 
 
 def shown_to(ca_file: str, host: str, port: int, name: str = "") -> bytes:

@@ -270,6 +270,11 @@ def two_qemus(world: World) -> None:
     world.on("h1", processes={ON: 2})
 
 
+@planted(Kind.CUT_OFF)
+def a_vm_without_its_network(world: World) -> None:
+    world.on("h1", cut_off=frozenset({ON}))
+
+
 @planted(Kind.STRAY)
 def a_tap(world: World) -> None:
     world.on("h1", strays=("tap-x",))

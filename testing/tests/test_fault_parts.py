@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -15,11 +17,13 @@ from aetherscale_agent.journal import HostRecord, Journal, JournalError, Record
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_protocol.options import CreateVm
 from aetherscale_testing.fakes import FakeImages
-from aetherscale_testing.faults import look
+from aetherscale_testing.faults import lab_network, look
 from aetherscale_testing.faults.fakehosts import look_at
+from aetherscale_testing.faults.lab_courses import Cell
 from aetherscale_testing.faults.listing import read_views
 from aetherscale_testing.faults.machine import CLOCK, FaultyHypervisor, Machine
 from aetherscale_testing.faults.meeting import Hall
+from aetherscale_testing.faults.table import VM_NET_STEPS
 from aetherscale_testing.faults.views import ClaimView, QueueView, RecordView
 
 ID, OTHER = "sgeqxcfi", "abcdefgh"
@@ -172,3 +176,16 @@ def test_a_brokers_lines_are_read_vhost_by_vhost() -> None:
     assert views["one"].other_bindings == {("computing", "computing-host.h1", "host.h1")}
     assert views["one"].started == 5.0
     assert views["two"].other_bindings == {("", "any", "any")}
+
+
+@pytest.mark.parametrize("step", VM_NET_STEPS)
+@pytest.mark.parametrize("do", ["kill", "freeze", "fail"])
+def test_what_is_planted_for_vm_net_is_a_program_that_passes_others_on(
+    step: str, do: Literal["kill", "freeze", "fail"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VM_NET_STEPS, step, ("echo", "say it"))  # type: ignore[arg-type]
+    program = tmp_path / "echo"
+    program.write_text(lab_network.finalize_program(Cell(step, "before", "h1", do)))
+    program.chmod(0o755)
+    done = subprocess.run([program, "link", "a b"], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("link a b\n", "")

@@ -28,7 +28,15 @@ from aetherscale_agent.hypervisor import (
 )
 from aetherscale_agent.hypervisor.config import HypervisorConfig, Layout, VmPaths
 from aetherscale_agent.hypervisor.network import Network
-from aetherscale_agent.hypervisor.reasons import PLUG_PULLED, UnitEnd, finalize_reason, find_power, unit_name
+from aetherscale_agent.hypervisor.reasons import (
+    NO_NETWORK,
+    PLUG_PULLED,
+    UnitEnd,
+    finalize_reason,
+    find_power,
+    tap_unit_name,
+    unit_name,
+)
 from aetherscale_agent.hypervisor.resources import Resources
 from aetherscale_agent.hypervisor.stalled import Stalled
 from aetherscale_agent.hypervisor.units import Units
@@ -400,7 +408,8 @@ class QemuHypervisor:
             return
         if ended in done:
             reason = _start_reason(ended.result())
-            raise HypervisorError(f"QEMU did not come up: {reason} (journalctl -u {unit_name(vm_id)} has its words)")
+            unit = tap_unit_name(vm_id) if reason == NO_NETWORK else unit_name(vm_id)
+            raise HypervisorError(f"QEMU did not come up: {reason} (journalctl -u {unit} has its words)")
         raise HypervisorError(f"QEMU did not answer within {self._config.start_timeout:g} s of its start")
 
     async def _give_up(self, vm_id: str) -> None:

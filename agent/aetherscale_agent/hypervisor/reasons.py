@@ -18,8 +18,9 @@ GUEST_POWERED_OFF = "the guest shut itself down"
 PLUG_PULLED = "its plug was pulled"
 
 CLD_EXITED = 1
-NO_TAP = 125
-"""The exit status of vm-run when `vm-net` could not make the VM's tap and rules."""
+NO_NETWORK = "its network could not be made"
+NO_NETWORK_STATUS, NO_NETWORK_SIGNAL = 125, signal.SIGUSR1
+"""How vm-run ends when `vm-net` was not done in time, and when it failed."""
 
 FIRST_EXEC_FAILURE = 200
 """systemd uses exit statuses from here up to say that it could not even run QEMU (systemd.exec(5))."""
@@ -90,7 +91,7 @@ def finalize_reason(end: UnitEnd) -> str:
         return GUEST_POWERED_OFF
     return {
         "exit-code": _exit_reason(end.status),
-        "signal": f"QEMU was killed by {_signal(end.status)}",
+        "signal": NO_NETWORK if end.status == NO_NETWORK_SIGNAL else f"QEMU was killed by {_signal(end.status)}",
         "core-dump": f"QEMU crashed with {_signal(end.status)}",
         "oom-kill": "QEMU was killed for using more memory than the VM's limit",
         "timeout": "QEMU did not stop in time and was killed",
@@ -101,8 +102,8 @@ def finalize_reason(end: UnitEnd) -> str:
 def _exit_reason(status: int) -> str:
     if status >= FIRST_EXEC_FAILURE:
         return f"systemd could not run QEMU in its sandbox (status {status})"
-    if status == NO_TAP:
-        return "its network could not be made"
+    if status == NO_NETWORK_STATUS:
+        return NO_NETWORK
     return f"QEMU ended with exit status {status}"
 
 

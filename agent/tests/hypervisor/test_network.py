@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aetherscale_agent.config import NetworkSettings
-from aetherscale_agent.hypervisor import argv, reasons
+from aetherscale_agent.hypervisor import argv
 from aetherscale_agent.hypervisor.config import Layout
 from aetherscale_agent.hypervisor.network import Network, find_address, find_listening
 from aetherscale_agent.ports import HypervisorError, Nic
@@ -296,6 +296,69 @@ def test_what_agents_and_roll_outs_of_before_wrote_is_read_and_goes(
         vm_net.parse_old("[1]")
 
 
+class Programs:
+    """Instead of `ip`, `nft` and `systemctl`: what they were told, one that fails, and the state of the VM's unit."""
+
+    def __init__(self, vm_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.called: list[str] = []
+        self.rules = ""
+        self.fails, self.state = "", "failed"
+        monkeypatch.setattr(vm_net, "run", self._run)
+        monkeypatch.setattr(vm_net, "begin", lambda *command, **more: lambda: self._run(*command, **more))
+
+    def _run(self, program: str, *_arguments: str, stdin: str = "") -> str:
+        self.called.append(program)
+        if program == self.fails:
+            raise ValueError(f"{program} failed")
+        if program == "nft":
+            self.rules = stdin
+        return self.state if program == "systemctl" else ""
+
+
+@pytest.fixture
+def programs(vm_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """A VM and another are up, and the first one's reservation is there."""
+    vm_net.__dict__["CONFIG"] = str(tmp_path / "network")
+    (tmp_path / "network.conf").write_text("".join(f"{key} {value}\n" for key, value in OWN.items()))
+    bring(vm_net, VM, WISH)
+    bring(vm_net, OTHER, {**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": ""})
+    (tmp_path / "reservations" / VM).write_text(f"{MAC},10.126.1.2,web1\n")
+    return Programs(vm_net, monkeypatch)
+
+
+def test_what_a_failed_end_left_is_tidied_up(vm_net: Any, programs: Programs) -> None:
+    programs.fails = "nft"
+    with pytest.raises(ValueError, match="nft failed"):
+        vm_net.work("down", VM, OWN)
+    assert vm_net.is_left(VM)
+    with pytest.raises(ValueError, match="nft failed"):
+        vm_net.work("tidy", VM, OWN)
+    programs.fails = ""
+    vm_net.work("tidy", VM, OWN)
+    assert not vm_net.is_left(VM)
+    assert f'"vm-{OTHER}"' in programs.rules
+    assert f'"vm-{VM}"' not in programs.rules
+    assert set(vm_net.others("")) == {OTHER}
+
+
+@pytest.mark.parametrize("state", ["activating", "active", "deactivating"])
+def test_a_vm_that_is_on_again_is_not_tidied_up(vm_net: Any, programs: Programs, state: str) -> None:
+    programs.state = state
+    vm_net.work("tidy", VM, OWN)
+    assert programs.called == ["systemctl"]
+    assert vm_net.is_left(VM)
+
+
+@pytest.mark.parametrize("vm_id", ["aaaaaaaa", "kvm-probe", "..", "", "Sgeqxcfi"])
+def test_where_nothing_is_left_nothing_is_done(
+    vm_net: Any, programs: Programs, vm_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every VM's failed unit asks for it, and the unit that does it goes on until it succeeds."""
+    monkeypatch.setattr("sys.argv", ["vm-net", "tidy", vm_id])
+    assert vm_net.main() == 0
+    assert programs.called == []
+
+
 def test_the_newer_of_two_wishes_counts(vm_net: Any, tmp_path: Path) -> None:
     """An agent that was brought up to date, and went back to what it was."""
     for number, (kind, text) in enumerate((("conf", "name new"), ("json", '{"name": "old"}'), ("conf", "name new"))):
@@ -392,41 +455,58 @@ def want(tmp_path: Path, vm_id: str, **more: str) -> None:
     (tmp_path / "homes" / vm_id / "network.conf").write_text(lines)
 
 
-def test_qemu_may_go_on_when_its_network_is_there(vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path) -> None:
+def up(vm_net: Any, vm_id: str, monkeypatch: pytest.MonkeyPatch, command: str = "up") -> int:
+    monkeypatch.setattr("sys.argv", ["vm-net", command, vm_id])
+    return int(vm_net.main())
+
+
+def test_qemu_may_go_on_when_its_network_is_there(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     want(tmp_path, VM)
-    assert vm_net.tell(VM) == 0
-    assert (tmp_path / "ready" / VM).read_text() == ""
+    assert up(vm_net, VM, monkeypatch) == 0
+    assert [path.name for path in (tmp_path / "ready").iterdir()] == [VM]
     assert [command[0] for command in played] == ["nft", "ip"]
     assert played[1][-1] == f"tuntap add vm-{VM} mode tap user 61000"
+    assert up(vm_net, VM, monkeypatch, "down") == 0
+    assert list((tmp_path / "ready").iterdir()) == []
+    assert not any(command[0] == "systemctl" for command in played)
 
 
-def test_one_without_a_network_goes_on_at_once(vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path) -> None:
-    assert vm_net.tell(vm_net.PROBE) == 0
-    assert (tmp_path / "ready" / vm_net.PROBE).read_text() == ""
+def test_one_without_a_network_goes_on_at_once(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert up(vm_net, vm_net.PROBE, monkeypatch) == 0
+    assert (tmp_path / "ready" / vm_net.PROBE).exists()
     assert played == []
 
 
-def test_qemu_is_told_why_there_is_no_network(
-    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_qemu_that_waits_for_a_network_that_failed_is_ended(
+    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want(tmp_path, VM, mac="52:54:00:zz:00:00")
-    assert vm_net.tell(VM) == 1
-    assert (tmp_path / "ready" / VM).read_text() == capsys.readouterr().err
-    assert "is none of ours" in (tmp_path / "ready" / VM).read_text()
+    assert up(vm_net, VM, monkeypatch) == 1
+    assert not (tmp_path / "ready").exists()
     assert played == []
+    monkeypatch.setenv("SERVICE_RESULT", "exit-code")  # so systemd tells ExecStopPost=
+    assert up(vm_net, VM, monkeypatch, "down") == 0
+    assert played[0] == ("systemctl", "kill", "--signal=USR1", f"aetherscale-vm@{VM}.service")
 
 
 def test_a_port_of_a_vm_that_is_about_to_go_is_waited_for(
-    vm_net: Any, played: list[tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vm_net: Any,
+    played: list[tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     want(tmp_path, VM, mac="52:54:00:09:09:09", address="10.126.1.3", published="8080:80")
     bring(vm_net, OTHER, WISH)
-    assert vm_net.tell(VM) == 1  # it does not go
-    assert f"port 8080 is published by VM {OTHER}" in (tmp_path / "ready" / VM).read_text()
+    assert up(vm_net, VM, monkeypatch) == 1  # it does not go
+    assert f"port 8080 is published by VM {OTHER}" in capsys.readouterr().err
     assert played == []
     monkeypatch.setattr(vm_net.time, "sleep", lambda _seconds: vm_net.take_down(OTHER, OWN))
-    assert vm_net.tell(VM) == 0
-    assert (tmp_path / "ready" / VM).read_text() == ""
+    assert up(vm_net, VM, monkeypatch) == 0
 
 
 def test_a_tap_that_is_in_use_is_kept(
@@ -434,7 +514,7 @@ def test_a_tap_that_is_in_use_is_kept(
 ) -> None:
     want(tmp_path, VM)
     monkeypatch.setattr(vm_net, "is_in_use", lambda _tap: True)
-    assert vm_net.tell(VM) == 0
+    assert up(vm_net, VM, monkeypatch) == 0
     assert [command[0] for command in played] == ["nft"]
 
 
@@ -465,10 +545,3 @@ def test_a_vm_runs_when_its_network_is_there(run_vm: Callable[[], "subprocess.Po
     (tmp_path / VM).touch()
     assert process.communicate(timeout=5) == (f"-name {VM}\n", "")
     assert process.returncode == 0
-
-
-def test_a_vm_without_its_network_says_why(run_vm: Callable[[], "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    (tmp_path / VM).write_text("vm-net: because\n")
-    process = run_vm()
-    assert process.communicate(timeout=5) == ("", "vm-net: because\n")
-    assert process.returncode == reasons.NO_TAP

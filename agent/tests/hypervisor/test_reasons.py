@@ -13,6 +13,7 @@ from aetherscale_agent.ports import Power
         (UnitEnd("inactive"), Power.OFF, "the guest shut itself down"),
         (UnitEnd("failed", "exit-code", 1, 1), Power.FAILED, "exit status 1"),
         (UnitEnd("failed", "exit-code", 1, 125), Power.FAILED, "its network could not be made"),
+        (UnitEnd("failed", "signal", 2, 10), Power.FAILED, "its network could not be made"),
         (UnitEnd("failed", "exit-code", 1, 226), Power.FAILED, "sandbox (status 226)"),
         (UnitEnd("failed", "signal", 2, 9), Power.FAILED, "SIGKILL (signal 9)"),
         (UnitEnd("failed", "signal", 2, 250), Power.FAILED, "signal 250"),

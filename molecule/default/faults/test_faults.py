@@ -10,30 +10,13 @@ from typing import Any
 from aetherscale_protocol import names
 from aetherscale_testing.faults import tiny_guest
 from aetherscale_testing.faults.lab_client import Command
-from aetherscale_testing.faults.lab_courses import SHORT_S, Cell, Struck, course_of
+from aetherscale_testing.faults.lab_courses import SHORT_S, Cell, Struck, course_of, held
 from aetherscale_testing.faults.lab_world import FOLDER, HEARTBEAT_S, HOSTS, LabWorld
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
 STATE = "/var/lib/aetherscale"
 BROKER = "rabbitmq-server.service"
-
-
-@contextmanager
-def held(world: LabWorld, *faults: str, at: tuple[Cell, ...] = ()) -> Iterator[None]:
-    """Faults that are over when the block ends; then the system settles without help, and the rows are written."""
-    began, verdict = time.monotonic(), "broken"
-    try:
-        yield
-        world.settle()
-        verdict = "held"
-    finally:
-        seconds = time.monotonic() - began
-        places: list[tuple[str, str]] = [(cell.step, cell.when) for cell in at] or [("", "")]
-        for fault in faults:
-            for step, when in places:
-                world.record(step, when, fault, verdict, seconds)
-        world.delete_all()
 
 
 def strike(world: LabWorld, *cells: Cell) -> list[Struck]:

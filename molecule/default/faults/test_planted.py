@@ -73,6 +73,15 @@ def a_stray_file_of_a_run(world: LabWorld) -> Iterator[Found]:
     world.shell("h1", f"rm /run/aetherscale/args/{vm}.env")
 
 
+def a_vm_of_whose_address_the_dhcp_server_knows_nothing(world: LabWorld) -> Iterator[Found]:
+    vm = world.client.create("h2")
+    folder, aside = "/run/aetherscale-network/reservations", f"/run/{vm}"
+    world.shell("h2", f"mv {folder}/{vm} {aside}")
+    yield {(Kind.CUT_OFF, vm, "h2")}
+    world.shell("h2", f"mv {aside} {folder}/{vm}")
+    world.client.do("delete", vm)
+
+
 def a_vm_that_is_gone(world: LabWorld) -> Iterator[Found]:
     vm = world.client.create("h1")
     world.client.do("kill", vm)
@@ -136,6 +145,7 @@ PLANTS: tuple[Plant, ...] = (
     an_orphan_process,
     a_second_qemu_of_one_vm,
     a_stray_file_of_a_run,
+    a_vm_of_whose_address_the_dhcp_server_knows_nothing,
     a_vm_that_is_gone,
     a_stray_binding,
     a_lost_binding,

@@ -1,4 +1,8 @@
-"""From play mode back to TLS in one run, with client certificates, and with operators who may not do everything."""
+"""From play mode back to TLS in one run: with an operator's own certificate for the broker, with certificates for its
+clients, and with operators who may not do everything.
+
+The own certificate stays until `test_locked` begins to change the fleet's CA.
+"""
 
 import json
 import os
@@ -6,9 +10,11 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from aetherscale_testing.certificates import Company, OwnFiles
 from aetherscale_testing.rollout import Rollout
 
 SECRETS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets")
@@ -35,9 +41,16 @@ def kept(rollout: Rollout) -> Iterator[Vm]:
 
 
 @pytest.fixture(scope="session")
-def everybody() -> tuple[str, ...]:
-    """The options of a run that wants certificates of clients, and knows all operators."""
-    return ("-e", "aetherscale_tls_client_certificates=true", "-e", json.dumps(PEOPLE))
+def own(rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
+    """A certificate for the broker from the CA of the operator's company."""
+    address = str(urlsplit(rollout.broker()["url"]).hostname)
+    return Company(tmp_path_factory.mktemp("company")).issue(address, "broker1")
+
+
+@pytest.fixture(scope="session")
+def everybody(own: OwnFiles) -> tuple[str, ...]:
+    """The options of a run that wants certificates of clients, shows one of the operator's own, and knows everybody."""
+    return ("-e", "aetherscale_tls_client_certificates=true", "-e", json.dumps(PEOPLE | own.variables))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,12 +1,15 @@
-"""Back from play mode, all is locked; who has left is out; then a new CA in its three steps, unnoticed.
+"""Back from play mode, all is locked, with a certificate of the operator's own; who has left is out; then the CA is the
+fleet's again, and a new one comes in its three steps, unnoticed.
 
 The last step but destroy. Hosts come here in play mode, with whatever VMs ran there.
 """
 
 import json
+import os
 import re
 import shutil
 import socket
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 from pika.exceptions import AMQPError
 from testinfra.host import Host
 
+from aetherscale_testing.certificates import OwnFiles, shown_to
 from aetherscale_testing.client import parameters_of
 from aetherscale_testing.rollout import Rollout
 
@@ -25,6 +29,10 @@ testinfra_hosts = ["broker1"]  # once, not per host
 
 HOSTS = ["h1", "h2"]
 WITH_CLIENTS = ("-e", "aetherscale_tls_client_certificates=true")
+TLS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets", "tls")
+FLEETS_CA = TLS / "ca.pem"
+CLIS_CA = "*.ca.pem"
+"""Beside the CLI's context, in a laptop's folder of contexts."""
 Vm = tuple[str, str, str]
 
 
@@ -59,6 +67,32 @@ def test_nothing_of_play_mode_is_left(host: Host, rollout: Rollout, kept: Vm, ba
     assert "guest" in loopback
 
 
+def shown(rollout: Rollout, ca: Path | None = None) -> bytes:
+    """The certificate that the broker shows to somebody who knows this CA (default: the CLI's)."""
+    url = urlsplit(rollout.broker()["url"])
+    return shown_to(str(ca or rollout.broker()["ca_file"]), str(url.hostname), url.port or 5671)
+
+
+def assert_known(rollout: Rollout, fleet: dict[str, Host], ca: Path) -> None:
+    """Agents and the CLI know this CA, and no other."""
+    known = [fleet[name].file("/etc/aetherscale/ca.pem").content_string for name in HOSTS]
+    assert {*known, Path(rollout.broker()["ca_file"]).read_text()} == {ca.read_text()}
+
+
+def test_the_broker_shows_the_operators_own_certificate(
+    host: Host, rollout: Rollout, fleet: dict[str, Host], kept: Vm, own: OwnFiles
+) -> None:
+    works(rollout, kept)
+    assert shown(rollout) == own.der
+    assert_known(rollout, fleet, own.ca_file)
+    with pytest.raises(ssl.SSLCertVerificationError, match="local issuer"):
+        shown(rollout, FLEETS_CA)
+    file = host.file("/etc/rabbitmq/aetherscale.pem")
+    assert (file.user, file.group, file.mode) == ("root", "rabbitmq", 0o640)
+    assert re.findall("-----BEGIN (.*)-----", file.content_string) == ["CERTIFICATE"] * 2 + ["RSA PRIVATE KEY"]
+    assert host.file("/etc/rabbitmq/aetherscale-clients-ca.pem").content_string == FLEETS_CA.read_text()
+
+
 def test_a_password_alone_lets_nobody_in(rollout: Rollout, older: Path) -> None:
     broker = rollout.broker()
     assert pika.BlockingConnection(parameters_of(broker)).is_open
@@ -82,7 +116,12 @@ def test_each_has_a_certificate_that_nobody_else_reads(fleet: dict[str, Host], r
 
 
 def test_a_rotation_makes_the_certificates_of_clients_anew(
-    rollout: Rollout, fleet: dict[str, Host], kept: Vm, site: Callable[..., Any], everybody: tuple[str, ...]
+    rollout: Rollout,
+    fleet: dict[str, Host],
+    kept: Vm,
+    site: Callable[..., Any],
+    everybody: tuple[str, ...],
+    own: OwnFiles,
 ) -> None:
     def certificates() -> list[str]:
         hosts = [fleet[name].check_output("sha256sum /etc/aetherscale/client.pem") for name in HOSTS]
@@ -93,6 +132,7 @@ def test_a_rotation_makes_the_certificates_of_clients_anew(
     assert run.code == 0, run.said
     works(rollout, kept)
     assert not set(before) & set(certificates())
+    assert shown(rollout) == own.der
     assert pika.BlockingConnection(parameters_of(rollout.broker())).is_open
     again = site(*everybody)
     assert (again.code, again.changed) == (0, set()), again.said
@@ -100,9 +140,10 @@ def test_a_rotation_makes_the_certificates_of_clients_anew(
 
 @dataclass
 class Before:
-    """From before an operator left, and before the first step to a new CA: one run of site.yml did both."""
+    """From before an operator left, the fleet's own CA was taken again, and its first step to a new one: one run of
+    site.yml did all of it."""
 
-    older: Path  #: somebody's laptop: XDG_CONFIG_HOME
+    older: Path  #: the laptop of somebody who knew the fleet's CA: XDG_CONFIG_HOME
     mallory: Any  #: a connection of who has left
     laptop: dict[str, str]  #: and where his CLI finds his context
 
@@ -117,10 +158,14 @@ def before(
 ) -> Before:
     older = tmp_path_factory.mktemp("older")
     shutil.copytree(context_file(rollout).parents[1], older / "aetherscale")
+    (known,) = (older / "aetherscale" / "contexts").glob(CLIS_CA)
+    shutil.copy(FLEETS_CA, known)
     mallory = pika.BlockingConnection(parameters_of(broker_of("mallory"), heartbeat=0))
     laptop = laptop_of("mallory")
     assert len(json.loads(rollout.cli("list-vms", environ=laptop).stdout)) == len(HOSTS)
-    run = site(*WITH_CLIENTS, "-e", "aetherscale_tls_ca_change=prepare")  # and nobody but `operator` is named
+    run = site(
+        *WITH_CLIENTS, "-e", "aetherscale_tls_ca_change=prepare"
+    )  # nobody but `operator` is named, and no own certificate
     assert run.code == 0, run.said
     return Before(older, mallory, laptop)
 
@@ -133,6 +178,17 @@ def test_an_operator_who_has_left_is_cut_off_and_refused(rollout: Rollout, befor
     assert "refused the login of user 'mallory'" in done.stderr
 
 
+def test_the_fleets_own_ca_is_back(
+    rollout: Rollout, fleet: dict[str, Host], kept: Vm, before: Before, own: OwnFiles
+) -> None:
+    assert before
+    works(rollout, kept)
+    assert ssl.DER_cert_to_PEM_cert(shown(rollout)) in (TLS / "broker.pem").read_text()
+    assert_known(rollout, fleet, FLEETS_CA)
+    with pytest.raises(ssl.SSLCertVerificationError, match="local issuer"):
+        shown(rollout, own.ca_file)
+
+
 def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, before: Before, site: Callable[..., Any]) -> None:
     works(rollout, kept)
     cas, older = [Path(rollout.broker()["ca_file"]).read_text()], before.older
@@ -141,7 +197,7 @@ def test_a_new_ca_in_three_steps(rollout: Rollout, kept: Vm, before: Before, sit
         assert run.code == 0, run.said
         works(rollout, kept)
         cas.append(Path(rollout.broker()["ca_file"]).read_text())
-    old = next((older / "aetherscale" / "contexts").glob("*.ca.pem")).read_text()
+    old = next((older / "aetherscale" / "contexts").glob(CLIS_CA)).read_text()
     assert [text.count("BEGIN CERT") for text in (old, *cas)] == [1, 2, 2, 1]
     assert old in cas[0]
     assert cas[2] in cas[0]

@@ -21,6 +21,7 @@ FOLDERS = [
 FILES = [
     ("/etc/systemd/system/aetherscale-vm@.service", 0o644),
     ("/etc/systemd/system/aetherscale-tap@.service", 0o644),
+    ("/etc/systemd/system/aetherscale-tidy@.service", 0o644),
     ("/etc/systemd/system/aetherscale-agent.service", 0o644),
     ("/etc/polkit-1/rules.d/50-aetherscale.rules", 0o644),
     ("/etc/tmpfiles.d/aetherscale.conf", 0o644),

@@ -21,6 +21,7 @@ MOST_EXPOSED = {
     "aetherscale-agent.service": 2.0,
     "aetherscale-network.service": 2.0,
     "aetherscale-dhcp.service": 2.0,
+    "aetherscale-tidy@{}.service": 2.0,
     "aetherscale-vm@{}.service": 2.5,
 }
 HOME, RUN = "/var/lib/aetherscale/vms", "/run/aetherscale/vms"

@@ -1,19 +1,26 @@
 """The VMs' network on real hosts: who reaches whom, in whose name, and what is left of it."""
 
+import base64
+import json
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from aetherscale_testing import overheard
+from aetherscale_testing.datagrams import Datagram, finalize_sender
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
 PORT = 8080
-GATEWAY = "10.126.0.1"
+BRIDGE, GATEWAY = "aetherscale0", "10.126.0.1"
+EVERYBODY = "255.255.255.255"
+DHCP_SERVER, DHCP_CLIENT, ANY_PORT = 67, 68, 6700
+HEARD_S = 20.0
 SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G", "--host", "h1")
 
 
@@ -132,6 +139,43 @@ def test_what_a_dhcp_server_says_is_dropped_before_anything_of_a_guest_is_let_th
     ]
     accepting = [number for number, rule in enumerate(rules) if rule.endswith("accept")]
     assert rules.index("udp sport 67 drop") < min(accepting)
+
+
+def overhear(
+    fleet: Rollout, key: Path, name: str, datagrams: Sequence[Datagram], interfaces: Sequence[str]
+) -> set[tuple[str, int, str]]:
+    """Have a guest of h1 send these; on which of its host's interfaces they came by, from which port, and to whom.
+
+    It is listened until the last has come by on the last interface.
+    """
+    program = base64.b64encode(finalize_sender(datagrams)).decode()
+    arguments = [str(HEARD_S), datagrams[0].text.split()[0], datagrams[-1].text, *interfaces]
+    command = fleet.lab.ssh_command("h1", ["/usr/bin/python3", "-I", "-", *arguments])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listener:
+        assert listener.stdin is not None
+        assert listener.stdout is not None
+        listener.stdin.write(Path(overheard.__file__).read_text())
+        listener.stdin.close()
+        assert listener.stdout.readline() == "listening\n"
+        inside(fleet, key, name, f"echo {program} | base64 -d > /tmp/send; chmod +x /tmp/send; /tmp/send")
+        return {(interface, source, to) for interface, source, to in json.loads(listener.stdout.readline())}
+
+
+def test_what_a_guest_sends_as_a_dhcp_server_ends_at_its_own_tap(
+    fleet: Rollout, pair: dict[str, str], key: Path
+) -> None:
+    """As offers go: from port 67, to everybody and to one neighbour. The control is sent last, from another port."""
+    mine, neighbours = (f"vm-{fleet.show(name, 0)['vm-id']}" for name in ("net1", "net2"))
+    neighbour = pair["net2"]
+    sent = [(source, to) for source in (DHCP_SERVER, ANY_PORT) for to in (EVERYBODY, neighbour)]
+    datagrams = [
+        Datagram(source, to, DHCP_CLIENT, f"offer number {number}") for number, (source, to) in enumerate(sent)
+    ]
+    assert overhear(fleet, key, "net1", datagrams, (mine, BRIDGE, neighbours)) == {
+        *((mine, source, to) for source, to in sent),
+        (BRIDGE, ANY_PORT, EVERYBODY),
+        *((neighbours, ANY_PORT, to) for to in (EVERYBODY, neighbour)),
+    }
 
 
 def assert_no_trace(fleet: Rollout, vm_id: str) -> None:

@@ -41,6 +41,7 @@ class Kind(StrEnum):
     PROCESS_MISSING = "process-missing"  #: an active unit without QEMU
     PROCESS_STRAY = "process-stray"  #: QEMU outside of its unit
     PROCESSES_MANY = "processes-many"  #: more than one QEMU for one VM
+    CUT_OFF = "cut-off"  #: a VM that is on without all of its network
     STRAY = "stray"  #: anything else that should not be on a host
 
     BINDING_MISSING = "binding-missing"  #: the directory does not name the host that has the VM
@@ -122,6 +123,9 @@ def _host_rules(world: _World) -> Iterator[Violation]:
             yield from _record_rules(world, host, vm_id, record)
         yield from _orphan_rules(host)
         yield from _process_rules(host)
+        for vm_id in sorted(host.cut_off):
+            text = f"VM {vm_id} is on, and lacks its tap, its rules or its address on {host.name}"
+            yield Violation(Kind.CUT_OFF, vm_id, host.name, text)
         for stray in host.strays:
             yield Violation(Kind.STRAY, "", host.name, f"{stray} is left on {host.name}")
 

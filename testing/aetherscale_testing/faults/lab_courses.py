@@ -1,8 +1,9 @@
 """How an agent on the lab is brought to each of its steps: by which command, on what kind of VM."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,12 +22,12 @@ SHORT_S = 5.0
 
 @dataclass(frozen=True)
 class Cell:
-    """A fault at a step of a host's agent. `seconds`: for how long it is frozen."""
+    """A fault at a step of a host's agent, or of its `vm-net`. `seconds`: for how long it is frozen."""
 
     step: str
     when: Literal["before", "after"]
     host: str
-    do: Literal["kill", "freeze"] = "kill"
+    do: Literal["kill", "freeze", "fail"] = "kill"
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -166,6 +167,23 @@ COURSES: dict[str, Course] = {
 def course_of(step: str) -> Course:
     """How to bring an agent to this step."""
     return COURSES.get(step) or COURSES[step.partition(".")[0]]
+
+
+@contextmanager
+def held(world: LabWorld, *faults: str, at: Sequence[Cell] = ()) -> Iterator[None]:
+    """Faults that are over when the block ends; then the system settles without help, and the rows are written."""
+    began, verdict = time.monotonic(), "broken"
+    try:
+        yield
+        world.settle()
+        verdict = "held"
+    finally:
+        seconds = time.monotonic() - began
+        places: list[tuple[str, str]] = [(cell.step, cell.when) for cell in at] or [("", "")]
+        for fault in faults:
+            for step, when in places:
+                world.record(step, when, fault, verdict, seconds)
+        world.delete_all()
 
 
 def run(world: LabWorld, cells: Sequence[Cell]) -> float:

@@ -45,7 +45,7 @@ def look_at(lab: Lab, name: str) -> HostView:
 
 def host_view(name: str, seen: Mapping[str, Any]) -> HostView:
     """The view of what `look` saw. Names that can't be a VM's are strays."""
-    parts = {part: frozenset(seen[part]) for part in ("disks", "running", "units", "runtime", "processes")}
+    parts = {part: frozenset(seen[part]) for part in ("disks", "running", "units", "runtime", "processes", "cut-off")}
     nameless = {f"{part}: {found}" for part, ids in parts.items() for found in ids if not names.is_vm_id(found)}
     return HostView(
         name,
@@ -55,6 +55,7 @@ def host_view(name: str, seen: Mapping[str, Any]) -> HostView:
         units=_ids(parts["units"]),
         processes={vm_id: n for vm_id, n in Counter(seen["processes"]).items() if names.is_vm_id(vm_id)},
         runtime=_ids(parts["runtime"]),
+        cut_off=_ids(parts["cut-off"]),
         strays=(*seen["strays"], *sorted(nameless)),
     )
 

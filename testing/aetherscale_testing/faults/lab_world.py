@@ -58,28 +58,28 @@ _IMAGES = "/var/lib/aetherscale/images"
 
 @dataclass
 class Order:
-    """An order to a host's agent; `is_taken` once the agent has come to that step."""
+    """An order to a host's agent, or what was planted for its `vm-net`; `is_taken` once that has come to its step."""
 
     name: str
     watcher: subprocess.Popen[str]
 
     @property
     def is_taken(self) -> bool:
-        """Whether the agent has obeyed, or is about to."""
+        """Whether it has been obeyed, or is about to be."""
         return self.watcher.poll() is not None
 
     def wait(self, seconds: float = 20.0) -> None:
         """Wait until it is taken.
 
-        :raise AssertionError: when the agent did not come to that step.
+        :raise AssertionError: when nobody came to that step.
         """
         try:
             code = self.watcher.wait(seconds)
         except subprocess.TimeoutExpired:
             self.watcher.kill()
             self.watcher.wait()
-            raise AssertionError(f"no agent came to {self.name} within {seconds:.0f} s") from None
-        assert code == 0, f"no agent came to {self.name}"
+            raise AssertionError(f"nobody came to {self.name} within {seconds:.0f} s") from None
+        assert code == 0, f"nobody came to {self.name}"
 
 
 class LabWorld:
@@ -129,10 +129,14 @@ class LabWorld:
             f'printf %s "$1" >{folder}/.new && chown aetherscale: {folder}/.new && mv {folder}/.new {folder}/{number}'
         )
         self.shell(host, write, json.dumps(order))
-        wait = f"for _ in $(seq 600); do test -e {FOLDER}/taken/{number} && exit 0; sleep 0.05; done; exit 1"
+        return self.await_file(host, f"{FOLDER}/taken/{number}", f"{when} {step}")
+
+    def await_file(self, host: str, path: str, name: str) -> Order:
+        """An order that is taken when this file is there."""
+        wait = f"for _ in $(seq 600); do test -e {path} && exit 0; sleep 0.05; done; exit 1"
         command = self.lab.ssh_command(host, ["sh", "-c", wait])
         watcher = subprocess.Popen(command, text=True, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return Order(f"{when} {step} on {host}", watcher)
+        return Order(f"{name} on {host}", watcher)
 
     def forget_orders(self, host: str) -> None:
         """Withdraw what no agent has come to."""

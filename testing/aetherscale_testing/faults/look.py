@@ -71,6 +71,19 @@ def runtime() -> set[str]:
     return {path.name for path in entries(RUN / "vms")} | {path.stem for path in entries(RUN / "args")}
 
 
+def guarded() -> set[str]:
+    """VMs that the firewall knows."""
+    listing = ["nft", "list", "table", "bridge", "aetherscale"]
+    rules = subprocess.run(listing, capture_output=True, text=True, check=False)
+    return set(re.findall(r'"vm-([a-z]{8})"', rules.stdout))
+
+
+def connected() -> set[str]:
+    """VMs that have all of their network: a tap, its rules, and an address that the DHCP server knows."""
+    parts = [{path.stem for path in entries(NETWORK / folder)} for folder in ("vms", "reservations")]
+    return guarded().intersection(*parts, (name.removeprefix("vm-") for name in os.listdir("/sys/class/net")))
+
+
 def strays(on: set[str]) -> Iterator[str]:
     """What no agent should leave: drafts, broken records, files that no VM has, links that nobody made, and of the
     network of VMs that are not on: taps, reservations, addresses in the firewall.
@@ -84,11 +97,7 @@ def strays(on: set[str]) -> Iterator[str]:
     yield from (f"link {name}" for name in os.listdir("/sys/class/net") if name not in LINKS | taps)
     for folder in (NETWORK / "vms", NETWORK / "reservations"):
         yield from (str(path) for path in entries(folder) if path.stem not in on)
-    rules = subprocess.run(
-        ["nft", "list", "table", "bridge", "aetherscale"], capture_output=True, text=True, check=False
-    )
-    guarded = set(re.findall(r'"vm-([a-z]{8})"', rules.stdout))
-    yield from (f"rule for vm-{vm_id}" for vm_id in sorted(guarded - on))
+    yield from (f"rule for vm-{vm_id}" for vm_id in sorted(guarded() - on))
 
 
 def settle() -> None:
@@ -114,6 +123,7 @@ def look() -> dict[str, Any]:
         "units": sorted({vm_id for vm_id, state in states.items() if state != "inactive"} | limited),
         "processes": processes(),
         "runtime": sorted(runtime()),
+        "cut-off": sorted(on - connected()),
         "strays": list(strays(on)),
     }
 

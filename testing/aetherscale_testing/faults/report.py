@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aetherscale_agent.steps import STEPS
-from aetherscale_testing.faults.table import FAULTS, SCENARIOS
+from aetherscale_testing.faults.table import FAULTS, SCENARIOS, VM_NET_STEPS
 
 Rows = list[dict[str, Any]]
 
@@ -208,6 +208,9 @@ def _lab(folder: Path) -> Iterator[str]:
         mark = "" if row["verdict"] == HELD else " ✗"
         steps.setdefault(row["fault"], []).append(f"{row['when']} `{row['step']}`{mark}" if row["step"] else "")
     yield _table(("fault", "at"), ((fault, ", ".join(filter(None, where))) for fault, where in steps.items()))
+    if any(row["step"] in VM_NET_STEPS for row in rows):
+        yield "\nBeside the agent's steps, those of `vm-net`, which makes and removes a VM's network as root:\n\n"
+        yield from (f"- `{step}`: {what} (`{program}`)\n" for step, (program, what) in VM_NET_STEPS.items())
 
 
 def _storm(folder: Path) -> Iterator[str]:

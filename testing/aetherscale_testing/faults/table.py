@@ -71,6 +71,14 @@ FAULTS: Mapping[str, str] = {
     **BROKER_FAULTS,
 }
 
+VM_NET_STEPS: Mapping[str, tuple[str, str]] = {
+    "up.tap": ("ip", "make the tap of a VM that starts"),
+    "up.rules": ("nft", "let the firewall know it"),
+    "down.tap": ("ip", "remove the tap of a VM that has ended"),
+    "down.rules": ("nft", "have the firewall forget it"),
+}
+"""Steps of a host's `vm-net`, which are struck on the lab alone: the program that it calls for each, and what for."""
+
 BY_STEP: Mapping[str, Scenario] = {
     "create.offers": "hand-on",
     "create.hand-on": "hand-on",

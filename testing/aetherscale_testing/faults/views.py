@@ -40,6 +40,7 @@ class HostView:
     units: frozenset[str] = frozenset()  #: any unit that systemd knows, failed or not, or a leftover drop-in
     processes: Mapping[str, int] = field(default_factory=dict)  #: how many QEMU processes
     runtime: frozenset[str] = frozenset()  #: sockets, arguments, anything under /run
+    cut_off: frozenset[str] = frozenset()  #: active, and without its tap, its rules or its address
     strays: tuple[str, ...] = ()  #: taps, drafts (`*.new`), whatever else should not be there
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,9 @@ TAG = "aetherscale"
 OTHER_PASSWORD = "password is another"
 
 ALGORITHM = "rabbit_password_hashing_sha256"
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_KEY = re.compile(r"-----BEGIN ((?:[A-Z]+ )?PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
 
 def broker_wanted(
@@ -146,6 +150,19 @@ def broker_passwords(passwords: Mapping[str, str], users: Sequence[str]) -> dict
     """Definitions that give these of our users the passwords that they have in `passwords`."""
     wanted = [{"name": user, "tags": [TAG], "password": passwords[user]} for user in users]
     return {"users": [_importable(item, None) for item in wanted]}
+
+
+def broker_certificate(texts: Sequence[str]) -> str:
+    """The text of the broker's one file: the certificates of the first text, and the key of the last.
+
+    An operator's own files may hold more, and one of them both: if a key is there twice, Erlang takes neither, and
+    nobody comes in any more.
+    """
+    if not texts:
+        return ""  # under --check, before there is any
+    certificates = [match[0] for match in _CERTIFICATE.finditer(texts[0])]
+    keys = [match[0] for match in _KEY.finditer(texts[-1])]
+    return "\n".join([*certificates, *keys[:1]])
 
 
 def hash_password(password: str, salt: bytes | None = None) -> str:
@@ -285,5 +302,5 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """The filters by name."""
-        filters = (broker_wanted, broker_play, broker_drift, broker_passwords)
+        filters = (broker_wanted, broker_play, broker_drift, broker_passwords, broker_certificate)
         return {one.__name__: one for one in filters}
