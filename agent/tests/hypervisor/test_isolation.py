@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,18 +38,20 @@ def can(vm_id: str, *command: str, inside: bool) -> bool:
     return done.returncode == 0
 
 
+def list_units() -> str:
+    command = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "aetherscale-vm@*", "aetherscale-tap@*"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 @pytest.fixture(scope="module")
 def two_vms() -> Iterator[None]:
     assert os.getuid() == 0, "run this as root"
     as_agent(sys.executable, "-m", "aetherscale_testing.real_vm", "start", FIRST, SECOND)
     yield
     as_agent(sys.executable, "-m", "aetherscale_testing.real_vm", "remove", FIRST, SECOND)
-    units = subprocess.run(
-        ["systemctl", "list-units", "--all", "--plain", "--no-legend", "aetherscale-vm@*"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    until = time.monotonic() + 5  # the units of taps go a moment after QEMU
+    while (units := list_units()) and time.monotonic() < until:
+        time.sleep(0.05)
     assert units == ""
     assert not [p for p in Path("/run/systemd").rglob("*") if FIRST in p.name or SECOND in p.name]
     assert not [p for p in Path("/var/lib").rglob("*") if FIRST in p.name or SECOND in p.name]
