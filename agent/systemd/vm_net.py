@@ -154,7 +154,7 @@ def main() -> int:
 
 
 def give_up(vm_id: str) -> None:
-    """The VM has no network any more. One that waits for what never came is ended, by a signal that nobody else sends."""
+    """The VM has no network any more. If it waits for what never came, it is ended, by a signal nobody else sends."""
     if os.path.exists(f"{STATE}/ready/{vm_id}"):
         os.unlink(f"{STATE}/ready/{vm_id}")
     elif os.environ.get("SERVICE_RESULT", "success") != "success":
