@@ -81,7 +81,7 @@ def article(rollout: Rollout, fleet: dict[str, Host]) -> Callable[..., dict[str,
         )
         assert client.rc == 0, client.stderr
         answers = json.loads(client.stdout)
-        return {a["host"]: a.get("response") or a["execution-info"]["reason"] for a in answers}
+        return {a["host"]: a["response"] if "response" in a else a["execution-info"]["reason"] for a in answers}
 
     return ask
 
