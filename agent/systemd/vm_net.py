@@ -135,6 +135,7 @@ def main() -> int:
         if command in ("up", "down") and not consists(vm_id, LETTERS, 8) and vm_id != PROBE:
             raise ValueError(f"{vm_id!r} is no VM")
         if command == "up":
+            remove(f"{STATE}/ready/{vm_id}")  # of a run before, whose `down` was killed
             if find(f"{WANTED}/{vm_id}/network"):  # else it has QEMU's own network, or none
                 work("up", vm_id, load(CONFIG))
             os.makedirs(f"{STATE}/ready", mode=0o755, exist_ok=True)
@@ -145,7 +146,7 @@ def main() -> int:
             lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
-        if command == "tidy" and not (consists(vm_id, LETTERS, 8) and find(CONFIG) and is_left(vm_id)):
+        if command == "tidy" and not (consists(vm_id, LETTERS, 8) and find(CONFIG)):
             return 0
         return work(command, vm_id, load(CONFIG))
     except (OSError, ValueError) as error:
@@ -192,9 +193,11 @@ def work_alone(command: str, vm_id: str, config: dict[str, str], user: int = 0) 
             return int(not os.path.exists(f"{STATE}/applied") or read(f"{STATE}/applied") != fingerprint())
         elif command == "up":
             bring_up(vm_id, config, user)
-        elif command == "down" or (command == "tidy" and is_left(vm_id) and is_off(vm_id)):
+        elif command == "down":
             take_down(vm_id, config)
-        elif command != "tidy":
+        elif command == "tidy":
+            return tidy(vm_id, config)
+        else:
             raise ValueError("usage: vm-net setup | check | up VM-ID | down VM-ID | tidy VM-ID")
     return 0
 
@@ -467,16 +470,33 @@ def take_down(vm_id: str, config: dict[str, str]) -> None:
         remove(f"{STATE}/vms/{vm_id}.{kind}")
 
 
+def tidy(vm_id: str, config: dict[str, str]) -> int:
+    """Do what a `down` left undone. 1, to be asked again, while the VM is on its way down; one that is on is let be."""
+    if not is_left(vm_id):
+        return 0
+    if not is_at_rest("vm", vm_id):
+        return int(is_at_rest("tap", vm_id))
+    remove(f"{STATE}/ready/{vm_id}")
+    lift_limits(vm_id)
+    take_down(vm_id, config)
+    return 0
+
+
 def is_left(vm_id: str) -> bool:
-    """Whether there is anything of a VM that `bring_up` made."""
-    paths = (f"{STATE}/reservations/{vm_id}", f"/sys/class/net/vm-{vm_id}")
+    """Whether there is anything of a VM that `down` removes."""
+    paths = (
+        f"{STATE}/ready/{vm_id}",
+        f"{STATE}/reservations/{vm_id}",
+        f"/sys/class/net/vm-{vm_id}",
+        f"{LIMITS}/aetherscale-vm@{vm_id}.service.d",
+    )
     return bool(find(f"{STATE}/vms/{vm_id}")) or any(map(os.path.exists, paths))
 
 
-def is_off(vm_id: str) -> bool:
-    """Whether a VM's unit is at rest; one that is not will see to its own end."""
-    state = run("systemctl", "show", "--value", "--property=ActiveState", f"aetherscale-vm@{vm_id}.service")
-    return state in ("inactive", "failed")
+def is_at_rest(what: str, vm_id: str) -> bool:
+    """Whether a unit of a VM is: its own, or that of its tap."""
+    unit = f"aetherscale-{what}@{vm_id}.service"
+    return run("systemctl", "show", "--value", "--property=ActiveState", unit) in ("inactive", "failed")
 
 
 def lift_limits(vm_id: str) -> None:

@@ -297,22 +297,24 @@ def test_what_agents_and_roll_outs_of_before_wrote_is_read_and_goes(
 
 
 class Programs:
-    """Instead of `ip`, `nft` and `systemctl`: what they were told, one that fails, and the state of the VM's unit."""
+    """Instead of `ip`, `nft` and `systemctl`: what they were told, one that fails, and the states of the VM's units."""
 
     def __init__(self, vm_net: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.called: list[str] = []
         self.rules = ""
-        self.fails, self.state = "", "failed"
+        self.fails, self.state, self.state_of_tap = "", "failed", "failed"
         monkeypatch.setattr(vm_net, "run", self._run)
         monkeypatch.setattr(vm_net, "begin", lambda *command, **more: lambda: self._run(*command, **more))
 
-    def _run(self, program: str, *_arguments: str, stdin: str = "") -> str:
+    def _run(self, program: str, *arguments: str, stdin: str = "") -> str:
         self.called.append(program)
         if program == self.fails:
             raise ValueError(f"{program} failed")
         if program == "nft":
             self.rules = stdin
-        return self.state if program == "systemctl" else ""
+        if program != "systemctl":
+            return ""
+        return self.state_of_tap if arguments[-1].startswith("aetherscale-tap@") else self.state
 
 
 @pytest.fixture
@@ -320,6 +322,7 @@ def programs(vm_net: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pr
     """A VM and another are up, and the first one's reservation is there."""
     vm_net.__dict__["CONFIG"] = str(tmp_path / "network")
     (tmp_path / "network.conf").write_text("".join(f"{key} {value}\n" for key, value in OWN.items()))
+    vm_net.__dict__["LIMITS"] = str(tmp_path)
     bring(vm_net, VM, WISH)
     bring(vm_net, OTHER, {**WISH, "mac": "52:54:00:09:09:09", "address": "10.126.1.3", "published": ""})
     (tmp_path / "reservations" / VM).write_text(f"{MAC},10.126.1.2,web1\n")
@@ -343,17 +346,40 @@ def test_what_a_failed_end_left_is_tidied_up(vm_net: Any, programs: Programs) ->
 
 @pytest.mark.parametrize("state", ["activating", "active", "deactivating"])
 def test_a_vm_that_is_on_again_is_not_tidied_up(vm_net: Any, programs: Programs, state: str) -> None:
-    programs.state = state
-    vm_net.work("tidy", VM, OWN)
-    assert programs.called == ["systemctl"]
+    programs.state, programs.state_of_tap = state, "active"
+    assert vm_net.work("tidy", VM, OWN) == 0
+    assert programs.called == ["systemctl"] * 2
     assert vm_net.is_left(VM)
+
+
+@pytest.mark.parametrize("left", ["ready", "limits"])
+def test_what_a_down_that_was_killed_at_once_left_is_tidied_up(
+    vm_net: Any, programs: Programs, tmp_path: Path, left: str
+) -> None:
+    vm_net.take_down(VM, OWN)
+    folder = {"ready": tmp_path / "ready" / VM, "limits": tmp_path / f"aetherscale-vm@{VM}.service.d" / "50-a.conf"}
+    folder[left].parent.mkdir()
+    folder[left].touch()
+    assert vm_net.is_left(VM)
+    assert vm_net.work("tidy", VM, OWN) == 0
+    assert not vm_net.is_left(VM)
+    assert programs.state == "failed"
+
+
+def test_one_that_is_still_on_its_way_down_is_asked_for_again(vm_net: Any, programs: Programs) -> None:
+    programs.state = "deactivating"
+    assert vm_net.work("tidy", VM, OWN) == 1
+    assert vm_net.is_left(VM)
+    programs.state = "inactive"
+    assert vm_net.work("tidy", VM, OWN) == 0
+    assert not vm_net.is_left(VM)
 
 
 @pytest.mark.parametrize("vm_id", ["aaaaaaaa", "kvm-probe", "..", "", "Sgeqxcfi"])
 def test_where_nothing_is_left_nothing_is_done(
     vm_net: Any, programs: Programs, vm_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every VM's failed unit asks for it, and the unit that does it goes on until it succeeds."""
+    """Whenever the unit of a tap fails it is asked for, and goes on until it succeeds."""
     monkeypatch.setattr("sys.argv", ["vm-net", "tidy", vm_id])
     assert vm_net.main() == 0
     assert programs.called == []

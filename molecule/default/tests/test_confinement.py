@@ -22,6 +22,7 @@ MOST_EXPOSED = {
     "aetherscale-network.service": 2.0,
     "aetherscale-dhcp.service": 2.0,
     "aetherscale-tidy@{}.service": 2.0,
+    "aetherscale-tap@{}.service": 4.5,  # root, and without mounts of its own: each start would wait for them
     "aetherscale-vm@{}.service": 2.5,
 }
 HOME, RUN = "/var/lib/aetherscale/vms", "/run/aetherscale/vms"
