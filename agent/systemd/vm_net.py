@@ -136,14 +136,16 @@ def main() -> int:
             raise ValueError(f"{vm_id!r} is no VM")
         if command == "up":
             remove(f"{STATE}/ready/{vm_id}")  # of a run before, whose `down` was killed
-            if find(f"{WANTED}/{vm_id}/network"):  # else it has QEMU's own network, or none
+            # One whose tap is in use runs, from before there was this unit; one that wants none has QEMU's own network.
+            if not is_in_use(f"vm-{vm_id}") and find(f"{WANTED}/{vm_id}/network"):
                 work("up", vm_id, load(CONFIG))
             os.makedirs(f"{STATE}/ready", mode=0o755, exist_ok=True)
             write(f"{STATE}/ready/{vm_id}", "")
             return 0
         if command == "down":
             give_up(vm_id)
-            lift_limits(vm_id)
+            if os.path.exists(limits_of(vm_id)) and is_at_rest("vm", vm_id):  # else they are those of its next start
+                lift_limits(vm_id)
             if vm_id == PROBE or not find(CONFIG):
                 return 0
         if command == "tidy" and not (consists(vm_id, LETTERS, 8) and find(CONFIG)):
@@ -160,7 +162,7 @@ def give_up(vm_id: str) -> None:
         os.unlink(f"{STATE}/ready/{vm_id}")
     elif os.environ.get("SERVICE_RESULT", "success") != "success":
         try:
-            run("systemctl", "kill", "--signal=USR1", f"aetherscale-vm@{vm_id}.service")
+            run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", f"aetherscale-vm@{vm_id}.service")
         except ValueError as error:
             print(f"vm-net: {error}", file=sys.stderr)  # it has ended already
 
@@ -413,12 +415,25 @@ def set_up(config: dict[str, str]) -> None:
             forward.write("1")
     begin_rules(config)()
     # Those that were started before there was aetherscale-tap@ have their taps, and nobody else who would remove them.
-    if taps := [f"aetherscale-tap@{vm_id}.service" for vm_id in others("")]:
+    if vm_ids := list(others("")):
+        try:
+            adopt(vm_ids)
+        except ValueError as error:
+            print(f"vm-net: {error}", file=sys.stderr)  # the network is there all the same
+
+
+def adopt(vm_ids: list[str]) -> None:
+    """Start the units of the taps of VMs that want them. One that nobody wants would stop at once, and its VM with it:
+    so it is before systemd has read the VMs' new unit.
+    """
+    vms = [f"aetherscale-vm@{vm_id}.service" for vm_id in vm_ids]
+    wanted = run("systemctl", "show", "--value", "--property=Wants", *vms)
+    if taps := [tap for one in vm_ids if (tap := f"aetherscale-tap@{one}.service") in wanted.split()]:
         run("systemctl", "start", "--no-block", *taps)
 
 
 def bring_up(vm_id: str, config: dict[str, str], user: int) -> None:
-    """Make a VM's rules and its tap; a tap that is left of the run before is made anew, and one that is in use is kept.
+    """Make a VM's rules and its tap; a tap that is left of the run before is made anew.
 
     Both at once, for both mostly wait for the kernel. Nothing uses the tap before both are there.
     """
@@ -430,10 +445,9 @@ def bring_up(vm_id: str, config: dict[str, str], user: int) -> None:
     done = begin_rules(config)
     tap = f"vm-{vm_id}"
     try:
-        if not is_in_use(tap):
-            remove_tap(tap)
-            link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
-            run("ip", "-batch", "-", stdin=link)
+        remove_tap(tap)
+        link = f"tuntap add {tap} mode tap user {user}\nlink set {tap} master {config['bridge']} up\n"
+        run("ip", "-batch", "-", stdin=link)
     finally:
         done()
 
@@ -488,7 +502,7 @@ def is_left(vm_id: str) -> bool:
         f"{STATE}/ready/{vm_id}",
         f"{STATE}/reservations/{vm_id}",
         f"/sys/class/net/vm-{vm_id}",
-        f"{LIMITS}/aetherscale-vm@{vm_id}.service.d",
+        limits_of(vm_id),
     )
     return bool(find(f"{STATE}/vms/{vm_id}")) or any(map(os.path.exists, paths))
 
@@ -499,9 +513,14 @@ def is_at_rest(what: str, vm_id: str) -> bool:
     return run("systemctl", "show", "--value", "--property=ActiveState", unit) in ("inactive", "failed")
 
 
+def limits_of(vm_id: str) -> str:
+    """The folder of the limits that the agent set of a VM."""
+    return f"{LIMITS}/aetherscale-vm@{vm_id}.service.d"
+
+
 def lift_limits(vm_id: str) -> None:
     """Remove the limits that the agent set: systemd keeps them until the next boot."""
-    folder = f"{LIMITS}/aetherscale-vm@{vm_id}.service.d"
+    folder = limits_of(vm_id)
     try:
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
             os.unlink(f"{folder}/{name}")

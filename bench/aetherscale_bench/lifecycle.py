@@ -53,7 +53,8 @@ class Bench:
         """Pull the plug, and wait until systemd has tidied up: what is timed next does not wait for that."""
         expect(self.client, "stop-vm", vm_id, "stopped", kill=True)
         tap = f"aetherscale-tap@{vm_id}.service"
-        self.host.do(["run", "sh", "-c", 'while systemctl --quiet is-active "$1"; do :; done', "sh", tap])
+        look = 'until systemctl show -P ActiveState "$1" | grep -qxE "inactive|failed"; do :; done'
+        self.host.do(["run", "sh", "-c", look, "sh", tap])
 
     def watched(self, vm_id: str, action: Callable[[], object]) -> tuple[float, float, dict[str, float]]:
         """When an action began and ended, and when QEMU told of what, as times in s."""

@@ -1,7 +1,7 @@
 """The VMs' network, as the agent sees it: each VM's address, and what `vm-net` is told of it.
 
-The agent chooses addresses and writes down what a VM wants; root's `vm-net`, which the VM's unit runs, makes it so
-and believes none of it. An address lies in the VM's home, so it stays for as long as the VM does.
+The agent chooses addresses and writes down what a VM wants; root's `vm-net`, which the unit of the VM's tap runs, makes
+it so and believes none of it. An address lies in the VM's home, so it stays for as long as the VM does.
 """
 
 import hashlib

@@ -435,7 +435,7 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} is not off after {timeout:g} s") from None
 
     async def _sweep_limits(self, vm_id: str) -> None:
-        """Remove the limits of a start that was interrupted: only the unit's own end may (they are root's)."""
+        """Remove the limits of a start that was interrupted: only the end of its tap's unit may (they are root's)."""
         self._starting.add(vm_id)
         try:
             with _as_hypervisor_error(f"the limits of VM {vm_id} could not be removed"):

@@ -19,8 +19,8 @@ PLUG_PULLED = "its plug was pulled"
 
 CLD_EXITED = 1
 NO_NETWORK = "its network could not be made"
-NO_NETWORK_STATUS, NO_NETWORK_SIGNAL = 125, signal.SIGUSR1
-"""How vm-run ends when `vm-net` was not done in time, and when it failed."""
+NO_NETWORK_SIGNAL = signal.SIGUSR1
+"""What ends vm-run when `vm-net` has failed."""
 
 FIRST_EXEC_FAILURE = 200
 """systemd uses exit statuses from here up to say that it could not even run QEMU (systemd.exec(5))."""
@@ -60,11 +60,6 @@ def find_vm_id(unit: str) -> str | None:
     return match[1] if match else None
 
 
-def find_tap_owner(unit: str) -> str | None:
-    """The VM for whose tap this unit is, if it is one's (or the probe's)."""
-    return find_vm_id(unit.replace(TAP_PREFIX, UNIT_PREFIX, 1)) if unit.startswith(TAP_PREFIX) else None
-
-
 def find_unit(path: str) -> str:
     """The name of the unit at this D-Bus object path."""
     return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), path.rpartition("/")[2])
@@ -102,8 +97,6 @@ def finalize_reason(end: UnitEnd) -> str:
 def _exit_reason(status: int) -> str:
     if status >= FIRST_EXEC_FAILURE:
         return f"systemd could not run QEMU in its sandbox (status {status})"
-    if status == NO_NETWORK_STATUS:
-        return NO_NETWORK
     return f"QEMU ended with exit status {status}"
 
 

@@ -16,10 +16,10 @@ from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from aetherscale_agent.hypervisor.reasons import (
+    TAP_PREFIX,
     UNIT_PREFIX,
     UnitEnd,
     find_power,
-    find_tap_owner,
     find_unit,
     find_vm_id,
     merge_end,
@@ -42,10 +42,10 @@ CALL_TIMEOUT = 10.0
 """Seconds for one call, a lost connection's return included."""
 
 JOB_TIMEOUT = 30.0
-"""Seconds for a start job; the unit's own TimeoutStartSec= is shorter."""
+"""Seconds for a start job, which waits for one that stops the unit."""
 
-TIDY_TIMEOUT = 10.0
-"""Seconds for the unit of a tap to come to rest (it takes 0.1)."""
+TIDY_TIMEOUT, TIDY_TURNS = 2.0, 5
+"""Seconds for the unit of a tap to come to rest (it takes 0.1), and how often it is looked at."""
 
 RECONNECT_FIRST, RECONNECT_MOST = 0.1, 5.0
 
@@ -81,7 +81,7 @@ class Units:
         self._on: set[str] = set()
         self._jobs: dict[str, asyncio.Queue[tuple[str, str]]] = {}
         self._waiters: dict[str, list[asyncio.Future[UnitEnd]]] = {}
-        self._tidying: dict[str, asyncio.Event] = {}
+        self._tidied = asyncio.Event()  #: set, and replaced, when the unit of any tap comes to rest
 
     async def open(self) -> None:
         """Connect.
@@ -145,7 +145,6 @@ class Units:
             del self._jobs[vm_id]
         if result != "done":
             raise UnitsError(f"systemd could not start {unit_name(vm_id)} ({result})")
-        self._on.add(vm_id)
 
     async def find_tidy(self, vm_ids: Collection[str]) -> set[str]:
         """Those of these VMs whose tap's unit is at rest; it comes to rest a moment after the VM's own."""
@@ -153,19 +152,21 @@ class Units:
         return {vm_id for vm_id in vm_ids if find_power(states[tap_unit_name(vm_id)]) is not Power.ON}
 
     async def wait_tidy(self, vm_id: str) -> None:
-        """Wait until the unit of the VM's tap is at rest.
+        """Wait until the unit of the tap of a VM that is at rest is so, too.
+
+        One that goes on for long was forgotten by systemd, when the units were not ours for a while: it is stopped.
 
         :raise UnitsError: when it is not in time.
         """
-        tidy = self._tidying.setdefault(vm_id, asyncio.Event())
-        try:
-            async with asyncio.timeout(TIDY_TIMEOUT):
-                if not await self.find_tidy([vm_id]):
-                    await tidy.wait()
-        except TimeoutError:
-            raise UnitsError(f"{tap_unit_name(vm_id)} is not at rest after {TIDY_TIMEOUT:g} s") from None
-        finally:
-            self._tidying.pop(vm_id, None)
+        for _ in range(TIDY_TURNS):
+            tidied = self._tidied
+            if await self.find_tidy([vm_id]):
+                return
+            try:
+                await asyncio.wait_for(tidied.wait(), TIDY_TIMEOUT)
+            except TimeoutError:
+                await self._manager("StopUnit", "ss", [unit_name(vm_id), "replace"])
+        raise UnitsError(f"{tap_unit_name(vm_id)} does not come to rest")
 
     async def kill(self, vm_id: str) -> None:
         """Send SIGKILL to the VM's QEMU; nothing happens if there is none."""
@@ -289,9 +290,9 @@ class Units:
         unit = find_unit(path)
         vm_id = find_vm_id(unit)
         if vm_id is None:
-            tap_of = find_tap_owner(unit)
-            if tap_of in self._tidying and _is_at_rest(changed):
-                self._tidying[tap_of].set()
+            if unit.startswith(TAP_PREFIX) and _is_at_rest(changed):
+                self._tidied.set()
+                self._tidied = asyncio.Event()
             return
         end = self._known[vm_id] = merge_end(self._known.get(vm_id, UnitEnd("inactive")), _plain(changed))
         # systemd tells of the service first and of the unit last, so that the whole story is known here.

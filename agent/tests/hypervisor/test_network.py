@@ -516,7 +516,7 @@ def test_qemu_that_waits_for_a_network_that_failed_is_ended(
     assert played == []
     monkeypatch.setenv("SERVICE_RESULT", "exit-code")  # so systemd tells ExecStopPost=
     assert up(vm_net, VM, monkeypatch, "down") == 0
-    assert played[0] == ("systemctl", "kill", "--signal=USR1", f"aetherscale-vm@{VM}.service")
+    assert played[0] == ("systemctl", "kill", "--kill-whom=main", "--signal=USR1", f"aetherscale-vm@{VM}.service")
 
 
 def test_a_port_of_a_vm_that_is_about_to_go_is_waited_for(
@@ -540,8 +540,27 @@ def test_a_tap_that_is_in_use_is_kept(
 ) -> None:
     want(tmp_path, VM)
     monkeypatch.setattr(vm_net, "is_in_use", lambda _tap: True)
+    (tmp_path / "network.conf").unlink()  # whatever has become of the configuration
     assert up(vm_net, VM, monkeypatch) == 0
-    assert [command[0] for command in played] == ["nft"]
+    assert (tmp_path / "ready" / VM).exists()
+    assert played == []
+
+
+@pytest.mark.parametrize("wanted", [(), (VM,), (VM, OTHER)])
+def test_vms_of_before_get_the_unit_of_a_tap_that_they_want(
+    vm_net: Any, played: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, wanted: tuple[str, ...]
+) -> None:
+    """One that nobody wants would stop at once, and its VM with it."""
+
+    def run(*command: str) -> str:
+        played.append(command)
+        return "\n".join(f"sysinit.target aetherscale-tap@{vm_id}.service" for vm_id in wanted)
+
+    monkeypatch.setattr(vm_net, "run", run)
+    vm_net.adopt([VM, OTHER])
+    assert played[0][:2] == ("systemctl", "show")
+    taps = [f"aetherscale-tap@{vm_id}.service" for vm_id in wanted]
+    assert played[1:] == ([("systemctl", "start", "--no-block", *taps)] if taps else [])
 
 
 def test_what_a_program_says_goes_with_the_error(vm_net: Any) -> None:

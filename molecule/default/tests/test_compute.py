@@ -85,7 +85,7 @@ def test_the_configuration_is_the_agents_alone(host) -> None:
 
 
 def test_units_are_sound(host) -> None:
-    units = " ".join(f"/etc/systemd/system/aetherscale-{name}.service" for name in ("agent", "vm@", "tap@"))
+    units = " ".join(f"/etc/systemd/system/aetherscale-{name}.service" for name in ("agent", "vm@", "tap@", "tidy@"))
     done = host.run(f"systemd-analyze verify {units}")
     about_ours = [line for line in done.stderr.splitlines() if "aetherscale" in line]
     assert not about_ours, done.stderr

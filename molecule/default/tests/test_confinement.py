@@ -30,6 +30,8 @@ AGENT = ("setpriv", "--reuid=aetherscale", "--regid=aetherscale", "--clear-group
 NOT_THE_AGENTS = (
     "systemctl --no-ask-password stop ssh.service",
     "systemctl --no-ask-password kill aetherscale-network.service",
+    "systemctl --no-ask-password start aetherscale-tap@abcdefgh.service",
+    "systemctl --no-ask-password start aetherscale-tidy@abcdefgh.service",
     "systemctl --no-ask-password set-property --runtime ssh.service CPUWeight=1",
     "systemctl --no-ask-password mask ssh.service",
     "systemctl --no-ask-password set-environment A=b",
