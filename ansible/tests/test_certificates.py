@@ -7,6 +7,7 @@ import ssl
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -241,6 +242,31 @@ class TestOwnCertificate:
     def test_a_file_that_is_not_there(self, folder, own, which):
         self.refused(folder, "/nope.pem", "No such file", **own | {which: "/nope.pem"})
 
+    @pytest.mark.parametrize("label", ["X509 CERTIFICATE", "TRUSTED CERTIFICATE"])
+    @pytest.mark.parametrize("which", ["cert_file", "ca_file"])
+    def test_what_openssl_knows_and_the_broker_does_not(self, folder, own, tmp_path, which, label):
+        other = tmp_path / "other.pem"
+        other.write_text(Path(own[which]).read_text().replace(" CERTIFICATE", f" {label}"))
+        self.refused(folder, f"{other} holds a {label}, and only", **own | {which: str(other)})
+
+    @pytest.mark.parametrize(
+        ("which", "what"), [("cert_file", "certificate"), ("key_file", "key"), ("ca_file", "certificate")]
+    )
+    def test_a_file_without_it(self, folder, own, tmp_path, which, what):
+        other = tmp_path / "other.pem"
+        other.write_text("remarks, and no more")
+        self.refused(folder, f"{other} holds no {what} as PEM", **own | {which: str(other)})
+
+    def test_a_binary_file(self, folder, own, tmp_path):
+        binary = tmp_path / "broker.der"
+        binary.write_bytes(ssl.PEM_cert_to_DER_cert(Path(own["ca_file"]).read_text()))
+        self.refused(folder, f"{binary} is no PEM", **own | {"cert_file": str(binary)})
+
+    def test_one_that_ends_soon_is_taken_with_a_warning(self, folder, own):
+        done = make(folder / "none", **own, days=400, renew_days=366)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert done.stderr == f"warning: {own['cert_file']} has 365 days left, and only you can renew it\n"
+
     def test_a_relative_path(self, folder, own):
         self.refused(folder, "tls/x.pem: write the whole path", **own | {"key_file": "tls/x.pem"})
 
@@ -263,6 +289,15 @@ class TestCertificateOfACompany:
     def test_it_is_taken(self, folder, company):
         assert said(make(folder, **company.issue(*NAMES).given)) == ""
         assert not folder.exists()
+
+    def test_one_file_with_all_of_it_is_taken(self, folder, company):
+        assert said(make(folder, **company.issue(*NAMES).in_one_file().given)) == ""
+
+    def test_the_broker_gets_the_text_that_was_tried(self, maker, broker, company):
+        for own in (company.issue(*NAMES), company.issue(*NAMES).in_one_file()):
+            texts = [Path(own.cert_file).read_text(), Path(own.key_file).read_text()]
+            wanted = maker.Wanted(NAMES, 365, 30, **own.given)
+            assert maker.broker_text(wanted) == broker.broker_certificate(texts)
 
     def test_without_what_leads_to_its_root_it_is_refused(self, folder, company):
         files = company.issue(*NAMES)

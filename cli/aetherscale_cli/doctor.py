@@ -20,7 +20,7 @@ DAYS_LEFT = 21
 """A certificate that lasts for fewer days is worth a warning."""
 DAY_S = 86_400.0
 
-RENEW = "run site.yml again: it makes a new one when it is time"
+RENEW = "run site.yml again: it makes a new one when it is time (one of your own: put its successor there first)"
 
 Check = Callable[[Examination], Iterator[Finding]]
 
@@ -92,7 +92,9 @@ def _judge_certificate(found: Examination, wire: WireFacts, shown: Certificate) 
     if wire.ca_ends is not None and (left := int((wire.ca_ends - found.now) // DAY_S)) < DAYS_LEFT:
         yield Finding(
             check="tls", subject="ca_file", result="warning", days_left=left,
-            text=f"a CA in it ends in {left} days", hint="run site.yml again, and bring the new CA to all who log in",
+            text=f"a CA in it ends in {left} days",
+            hint="run site.yml again (one of your own: put its successor into aetherscale_tls_ca_file first), "
+            "and bring the new CA to all who log in",
         )  # fmt: skip
     if wire.own_ends is not None:
         left = int((wire.own_ends - found.now) // DAY_S)

@@ -78,7 +78,11 @@ def _no_tls(settings: BrokerSettings) -> Trouble:
 def _refused_by_us(error: ssl.SSLCertVerificationError, settings: BrokerSettings) -> Trouble:
     code = error.verify_code
     if code == EXPIRED:
-        return "shows a certificate that has expired", "running site.yml again makes a new one (is this clock right?)"
+        return (
+            "shows a certificate that has expired",
+            "running site.yml again makes a new one (one of your own: put its successor there first); "
+            "is this clock right?",
+        )
     if code == NOT_YET_VALID:
         return "shows a certificate that is not valid yet", "is this machine's clock right?"
     if code in (OTHER_NAME, OTHER_ADDRESS):
@@ -88,7 +92,10 @@ def _refused_by_us(error: ssl.SSLCertVerificationError, settings: BrokerSettings
         )
     if code in UNKNOWN_CA:
         known = f"in ca_file, {settings.ca_file}," if settings.ca_file else "of this machine (there is no ca_file)"
-        hint = "is it another broker? ca_file must hold the CA of the fleet: secrets/tls/ca.pem beside its inventory"
+        hint = (
+            "is it another broker? ca_file must hold the CA of the fleet: secrets/tls/ca.pem beside its inventory, "
+            "or that of its operator's own certificate (aetherscale_tls_ca_file)"
+        )
         return f"shows a certificate that no CA {known} vouches for", hint
     return f"shows a certificate that can't be verified: {error.verify_message}", "see ca_file and the url's host"
 

@@ -5,7 +5,7 @@ import importlib.util
 import socket
 import ssl
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +63,13 @@ class OwnFiles:
     key_file: Path
     ca_file: Path
     der: bytes  #: the certificate itself, as a handshake shows it
+
+    def in_one_file(self) -> "OwnFiles":
+        """The same, with key and certificates in one file beside the others."""
+        both = self.cert_file.with_suffix(".pem")
+        both.touch(0o600)
+        both.write_bytes(self.key_file.read_bytes() + self.cert_file.read_bytes())
+        return replace(self, cert_file=both, key_file=both)
 
     @property
     def given(self) -> dict[str, str]:

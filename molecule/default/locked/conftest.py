@@ -41,10 +41,17 @@ def kept(rollout: Rollout) -> Iterator[Vm]:
 
 
 @pytest.fixture(scope="session")
-def own(rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> OwnFiles:
-    """A certificate for the broker from the CA of the operator's company."""
+def issue(rollout: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], OwnFiles]:
+    """Have the CA of the operator's company issue a certificate for the broker: each time into the same files."""
+    company = Company(tmp_path_factory.mktemp("company"))
     address = str(urlsplit(rollout.broker()["url"]).hostname)
-    return Company(tmp_path_factory.mktemp("company")).issue(address, "broker1")
+    return lambda: company.issue(address, "broker1")
+
+
+@pytest.fixture(scope="session")
+def own(issue: Callable[[], OwnFiles]) -> OwnFiles:
+    """The first of them."""
+    return issue()
 
 
 @pytest.fixture(scope="session")

@@ -128,14 +128,45 @@ def test_a_rotation_makes_the_certificates_of_clients_anew(
         return [*hosts, Path(rollout.broker()["cert_file"]).read_text()]
 
     before = certificates()
+    unknown = json.dumps(dict.fromkeys(own.variables, ""))  # what the fleet's own CA vouches for is not shown yet
+    refused = site(*everybody, "-e", unknown, playbook="rotate.yml")
+    assert refused.code != 0, refused.said
+    assert "Run site.yml first" in " ".join(refused.said.split())
+    assert certificates() == before
     run = site(*everybody, playbook="rotate.yml")
     assert run.code == 0, run.said
     works(rollout, kept)
     assert not set(before) & set(certificates())
     assert shown(rollout) == own.der
     assert pika.BlockingConnection(parameters_of(rollout.broker())).is_open
-    again = site(*everybody)
-    assert (again.code, again.changed) == (0, set()), again.said
+
+
+def test_new_files_renew_the_operators_own_certificate(
+    host: Host,
+    rollout: Rollout,
+    fleet: dict[str, Host],
+    kept: Vm,
+    site: Callable[..., Any],
+    everybody: tuple[str, ...],
+    own: OwnFiles,
+    issue: Callable[[], OwnFiles],
+) -> None:
+    """From one file with certificates and key. Nothing else changes: neither the rotation nor this leaves anything."""
+    renewed = issue().in_one_file()
+    assert renewed.der != own.der
+    wanted = (*everybody, "-e", json.dumps(renewed.variables))
+    check = site(*wanted, "--check")
+    written = ("rabbitmq : Write the broker's certificate and key", "broker1")
+    assert (check.code, check.changed) == (0, {written}), check.said
+    assert shown(rollout) == own.der
+    run = site(*wanted)
+    taken = ("rabbitmq : Have the broker take a renewed certificate", "broker1")
+    assert (run.code, run.changed) == (0, {written, taken}), run.said
+    assert shown(rollout) == renewed.der
+    works(rollout, kept)
+    assert_known(rollout, fleet, own.ca_file)
+    text = host.file("/etc/rabbitmq/aetherscale.pem").content_string
+    assert re.findall("-----BEGIN (.*)-----", text) == ["CERTIFICATE"] * 2 + ["RSA PRIVATE KEY"]
 
 
 @dataclass
@@ -146,6 +177,7 @@ class Before:
     older: Path  #: the laptop of somebody who knew the fleet's CA: XDG_CONFIG_HOME
     mallory: Any  #: a connection of who has left
     laptop: dict[str, str]  #: and where his CLI finds his context
+    changed: set[tuple[str, str]]  #: which tasks of the run changed which host
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +199,7 @@ def before(
         *WITH_CLIENTS, "-e", "aetherscale_tls_ca_change=prepare"
     )  # nobody but `operator` is named, and no own certificate
     assert run.code == 0, run.said
-    return Before(older, mallory, laptop)
+    return Before(older, mallory, laptop, run.changed)
 
 
 def test_an_operator_who_has_left_is_cut_off_and_refused(rollout: Rollout, before: Before) -> None:
@@ -181,7 +213,8 @@ def test_an_operator_who_has_left_is_cut_off_and_refused(rollout: Rollout, befor
 def test_the_fleets_own_ca_is_back(
     rollout: Rollout, fleet: dict[str, Host], kept: Vm, before: Before, own: OwnFiles
 ) -> None:
-    assert before
+    both, one = "Write the CAs by which the agent knows the broker", "Forget the CAs by which it is known no more"
+    assert {(f"agent : {task}", name) for task in (both, one) for name in HOSTS} <= before.changed
     works(rollout, kept)
     assert ssl.DER_cert_to_PEM_cert(shown(rollout)) in (TLS / "broker.pem").read_text()
     assert_known(rollout, fleet, FLEETS_CA)

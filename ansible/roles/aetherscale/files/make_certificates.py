@@ -18,9 +18,11 @@ import datetime
 import ipaddress
 import json
 import os
+import re
 import ssl
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,9 @@ CA_RENEW_DAYS = 730
 """A CA's certificate is made anew, with the same key, this long before its end: the older one is good meanwhile."""
 BACKDATED = datetime.timedelta(hours=1)  # a host's clock may be behind
 EC_CURVE = ec.SECP256R1()
+_LABEL = re.compile(r"-----BEGIN ([^-]*)-----")
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+_KEY = re.compile(r"-----BEGIN ((?:[A-Z]+ )?PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
 
 class Unusable(Exception):
@@ -357,7 +362,9 @@ def key_usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def check_own(wanted: Wanted) -> None:
-    """Shake hands with the operator's own certificate, in memory, exactly as an agent will with the broker.
+    """Shake hands with the operator's own certificate, in memory, as an agent will with the broker.
+
+    Without `ca_file` it is this machine that has to know the CA: the agents' machines are not asked.
 
     :raise Unusable: when an agent would refuse it.
     """
@@ -367,17 +374,66 @@ def check_own(wanted: Wanted) -> None:
     for name in files:
         if not Path(name).is_absolute():
             raise Unusable(f"{name}: write the whole path, from / on")
+    text = broker_text(wanted)
     try:
+        if wanted.ca_file:
+            find_certificates(wanted.ca_file)
         server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        server.load_cert_chain(wanted.cert_file, wanted.key_file, password=refuse_passphrase)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:  # OpenSSL wants a file; nobody else reads it
+            file.write(text)
+            file.flush()
+            server.load_cert_chain(file.name, password=refuse_passphrase)
         client = ssl.create_default_context(cafile=wanted.ca_file or None)
         # As strict as the strictest: Python 3.13, which Debian 13 has, looks closer, and 3.11 wants the CA's very root.
         client.verify_flags = (client.verify_flags | ssl.VERIFY_X509_STRICT) & ~ssl.VERIFY_X509_PARTIAL_CHAIN
         shake_hands(client, server, wanted.names[0].strip("[]"))
+        left = min(days_left(one) for one in x509.load_pem_x509_certificates(text.encode()))
     except ssl.SSLCertVerificationError as error:
         raise Unusable(f"agents would refuse {wanted.cert_file}: {error.verify_message}") from None
-    except (ssl.SSLError, OSError) as error:
-        raise Unusable(f"can't use {' with '.join(files)}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:
+        raise Unusable(f"can't use {' with '.join(files)}: {getattr(error, 'strerror', None) or error}") from None
+    if left < wanted.renew_days:
+        print(f"warning: {wanted.cert_file} has {left:.0f} days left, and only you can renew it", file=sys.stderr)
+
+
+def broker_text(wanted: Wanted) -> str:
+    """The very text that the broker will get of the operator's own files: the filter `broker_certificate` has the same.
+
+    :raise Unusable: when there is no certificate or key in it, or one that the broker would not see.
+    """
+    certificates = find_certificates(wanted.cert_file)
+    keys = [match[0] for match in _KEY.finditer(read(wanted.key_file))]
+    if not keys:
+        raise Unusable(f"{wanted.key_file} holds no key as PEM (-----BEGIN PRIVATE KEY-----)")
+    return "\n".join([*certificates, keys[0]])
+
+
+def find_certificates(path: str) -> list[str]:
+    """The certificates in a file. OpenSSL knows more kinds of them than Erlang, which the broker is.
+
+    :raise Unusable: when there is none, or one of another kind.
+    """
+    text = read(path)
+    for label in _LABEL.findall(text):
+        if label.endswith("CERTIFICATE") and label != "CERTIFICATE":
+            raise Unusable(f"{path} holds a {label}, and only a CERTIFICATE will do: openssl x509 makes it one")
+    certificates = [match[0] for match in _CERTIFICATE.finditer(text)]
+    if not certificates:
+        raise Unusable(f"{path} holds no certificate as PEM (-----BEGIN CERTIFICATE-----)")
+    return certificates
+
+
+def read(path: str) -> str:
+    """The text of an operator's file.
+
+    :raise Unusable: when it can't be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise Unusable(f"can't use {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Unusable(f"{path} is no PEM, or has remarks that are not UTF-8") from None
 
 
 def refuse_passphrase() -> str:

@@ -156,7 +156,7 @@ def broker_certificate(texts: Sequence[str]) -> str:
     """The text of the broker's one file: the certificates of the first text, and the key of the last.
 
     An operator's own files may hold more, and one of them both: if a key is there twice, Erlang takes neither, and
-    nobody comes in any more.
+    nobody comes in any more. The preflight shakes hands with the same text (make_certificates.py, `broker_text`).
     """
     if not texts:
         return ""  # under --check, before there is any
