@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,15 @@ def test_a_drained_host_takes_no_vms_and_keeps_those_that_it_has(fleet: Rollout)
     assert states == {"h1": "drained", "h2": "up"}
     fleet.cli("undrain-host", "h1")
     fleet.cli("delete-vm", "fleet1", "fleet2")
+
+
+def test_memory_is_promised_more_than_once_where_the_inventory_says_so(fleet: Rollout) -> None:
+    """h2 may use 1024 MiB and promise each of them twice; h1 promises the 2048 that it may use."""
+    config = tomllib.loads(fleet.run("h2", "cat", "/etc/aetherscale/agent.toml"))["resources"]
+    assert (config["memory"], config["memory_overcommit"]) == (1024, 2.0)
+    assert {a["host"]: a["response"]["memory"] for a in fleet.ask("list-hosts")} == {"h1": 2048, "h2": 2048}
+    more = ("--image", "ubuntu_base", "--memory", "1500M", "--disk", "1G", "--host", "h2")
+    assert re.search(r"h2 +yes, gets it", fleet.cli("create-vm", "--dry-run", "-o", "table", *more).stdout)
 
 
 def test_vms_are_spread(fleet: Rollout) -> None:
