@@ -28,6 +28,8 @@ MOST_GROWTH_MIB = 20
 NOISE, NOISE_S = 2 << 20, 120
 """Bytes, and seconds: a serial port that TCG emulates took 130 kB/s on two busy cores."""
 PORT = 9999
+SECTOR = 512
+"""Bytes, of the sectors in which the kernel counts."""
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +334,23 @@ def test_a_clone_has_its_sources_data_and_a_name_of_its_own(fleet: Rollout, web1
     assert clone["vm-id"] != source["vm-id"]
     assert "GUEST: boot 2 of this disk" in clone["console"]
     fleet.cli("delete-vm", "copy")
+
+
+def test_a_guest_sees_what_its_vm_was_given(fleet: Rollout, web1: str, key: Path) -> None:
+    """Cores, memory and disk at its next boot; a disk that grows while it runs, at once."""
+    fleet.cli("stop-vm", web1)  # unless it is off already
+    fleet.cli("resize-vm", web1, "--cpus", "2", "--memory", "512M", "--disk", "2G")
+    fleet.cli("start-vm", web1)
+    fleet.cli("wait-vm", web1, "--for", "ssh", "--timeout", "60s")
+    cores, total, sectors = ssh(
+        fleet, key, web1, "nproc; awk '/^MemTotal/ {print $2}' /proc/meminfo; cat /sys/block/vda/size"
+    ).split()
+    assert int(cores) == 2
+    assert 400 < int(total) / 1024 < 512, "MiB, without what the kernel keeps for itself"
+    assert int(sectors) * SECTOR == 2 << 30
+    fleet.cli("resize-vm", web1, "--disk", "3G")
+    grown = f"test $(cat /sys/block/vda/size) = {(3 << 30) // SECTOR}"
+    fleet.eventually(lambda: fleet.cli("ssh-vm", "-i", str(key), web1, "--", grown, check=False).returncode == 0, 20)
 
 
 def find_pid(fleet: Rollout, host: str, unit: str) -> str:
