@@ -1,9 +1,13 @@
 """What is asked of the fleet as a whole, on real hosts: places, drains, images, files of VMs, VMs that expire."""
 
+import functools
 import hashlib
+import http.server
 import json
+import os
 import re
 import subprocess
+import threading
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +23,8 @@ SMALL = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
 Site = Callable[..., Any]
 NAMES = ("fleet1", "fleet2", "fleet3", "fleet4")
 NEAR = ("near1", "near2", "near3")
+IMAGES = "/var/lib/aetherscale/images"
+FETCHED = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"], ".cache/images")
 """Names of their own: a host keeps one for a while after its VM is gone, and another can't have it."""
 
 
@@ -27,7 +33,7 @@ def fleet() -> Iterator[Rollout]:
     rollout = Rollout()
     yield rollout
     rollout.cli("undrain-host", "h1", "h2", check=False)
-    rollout.cli("delete-vm", "--if-exists", *NAMES, *NEAR, "rival", check=False)
+    rollout.cli("delete-vm", "--if-exists", *NAMES, *NEAR, "rival", "imaged", check=False)
 
 
 def refused(fleet: Rollout, *arguments: str) -> str:
@@ -152,6 +158,94 @@ def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
     fleet.cli("delete-vm", "fleet1")
     fleet.cli("delete-image", "tiny")
     assert fleet.run("h1", "ls", "/var/lib/aetherscale/images/tiny.json", check=False) == ""
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """The URL of a folder, which the controller can fetch files from; and what came of it is removed."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+    for path in tmp_path.glob("*.raw"):
+        (FETCHED / hashlib.sha256(path.read_bytes()).hexdigest()).unlink(missing_ok=True)
+
+
+def make_raw(path: Path, mib: int) -> str:
+    """A raw disk that looks as if it could boot, and is like no other; its SHA-256."""
+    disk = bytearray(os.urandom(mib << 20))
+    disk[:4], disk[510:512] = bytes(4), b"\x55\xaa"
+    path.write_bytes(disk)
+    return hashlib.sha256(disk).hexdigest()
+
+
+def images(fleet: Rollout, host: str) -> dict[str, dict[str, Any]]:
+    """What a host's images are, by name."""
+    (answer,) = [a for a in fleet.ask("list-images") if a["host"] == host]
+    return {row["image"]: row for row in answer["response"]}
+
+
+def test_images_are_listed_as_they_are(fleet: Rollout) -> None:
+    guest, digest = os.environ["AETHERSCALE_GUEST"], os.environ["AETHERSCALE_GUEST_SHA256"]
+    told = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", guest]))
+    for host, names in (("h1", {"ubuntu_base", "only_on_h1"}), ("h2", {"ubuntu_base"})):
+        found = images(fleet, host)
+        assert set(found) == names
+        for row in found.values():
+            assert (row["sha256"], row["format"]) == (digest, "qcow2")
+            assert (row["size"], row["virtual-size"]) == (Path(guest).stat().st_size, told["virtual-size"])
+    shown = fleet.cli("list-images", "-o", "wide").stdout.splitlines()
+    assert [re.split(" {2,}", line)[::4] for line in shown] == [
+        ["IMAGE", "SHA256"],
+        ["only_on_h1", digest],
+        ["ubuntu_base", digest],
+    ]
+    assert re.search(r"^ubuntu_base .* h1, h2", shown[2])
+
+
+def has_open(fleet: Rollout, pid: str, inode: str) -> bool:
+    """Whether a process of h1 has a file open, whatever it is called now."""
+    return fleet.run("h1", "find", "-L", f"/proc/{pid}/fd", "-type", "f", "-inum", inode, check=False) != ""
+
+
+def test_a_raw_image_comes_by_url_and_a_vm_keeps_it_when_its_name_gets_another(
+    fleet: Rollout, served: str, tmp_path: Path
+) -> None:
+    digests = [make_raw(tmp_path / f"{mib}.raw", mib) for mib in (1, 2)]
+    files = [f"{IMAGES}/sha256-{digest}.raw" for digest in digests]
+    unchecked = refused(fleet, "import-image", f"{served}/1.raw", "--name", "plain")
+    assert "what comes over a network must be checked" in unchecked
+    onto = ("--name", "plain", "--host", "h1")
+    try:
+        by_url = ("import-image", f"{served}/1.raw", *onto, "--sha256", digests[0])
+        fleet.cli(*by_url, environ={"no_proxy": "127.0.0.1"})
+        assert (FETCHED / digests[0]).exists(), "it came another way"
+        row = {"image": "plain", "format": "raw", "sha256": digests[0], "size": 1 << 20, "virtual-size": 1 << 20}
+        assert images(fleet, "h1")["plain"].items() >= row.items()
+        assert "plain" not in images(fleet, "h2")
+        fleet.cli("create-vm", "--name", "imaged", "--image", "plain", "--memory", "64M", "--disk", "1G")
+        vm_id = fleet.show("imaged", 0)["vm-id"]
+        assert images(fleet, "h1")["plain"]["used-by"] == [vm_id]
+        pid, inode = fleet.unit(vm_id, "MainPID"), fleet.run("h1", "stat", "-c", "%i", files[0])
+        assert has_open(fleet, pid, inode)
+        fleet.cli("import-image", str(tmp_path / "2.raw"), *onto)
+        row = {"image": "plain", "format": "raw", "sha256": digests[1], "size": 2 << 20, "virtual-size": 2 << 20}
+        assert images(fleet, "h1")["plain"].items() >= row.items()
+        assert not images(fleet, "h1")["plain"].get("used-by")
+        assert (fleet.unit(vm_id, "MainPID"), fleet.show(vm_id, 0)["state"]) == (pid, "running")
+        assert has_open(fleet, pid, inode)
+        assert fleet.run("h1", "sha256sum", files[0]).split()[0] == digests[0]
+        assert not has_open(fleet, pid, fleet.run("h1", "stat", "-c", "%i", files[1]))  # the control
+    finally:
+        fleet.cli("delete-vm", "--if-exists", "imaged", check=False)
+        fleet.cli("delete-image", "plain", "--host", "h1", check=False)
+        fleet.run("h1", "rm", "-f", *files)  # the first has no name any more, and its host keeps it for a day
 
 
 def test_an_image_that_leads_to_another_file_reaches_no_host(fleet: Rollout, site: Site, tmp_path: Path) -> None:
