@@ -26,6 +26,9 @@ NEAR = ("near1", "near2", "near3")
 IMAGES = "/var/lib/aetherscale/images"
 FETCHED = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"], ".cache/images")
 """Names of their own: a host keeps one for a while after its VM is gone, and another can't have it."""
+SEEN = ("seen1", "seen2", "seen3")
+ALIKE = ("qzqzaaaa", "qzqzbbbb")
+"""Ids that begin alike."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def fleet() -> Iterator[Rollout]:
     rollout = Rollout()
     yield rollout
     rollout.cli("undrain-host", "h1", "h2", check=False)
-    rollout.cli("delete-vm", "--if-exists", *NAMES, *NEAR, "rival", "imaged", check=False)
+    rollout.cli("delete-vm", "--if-exists", *NAMES, *NEAR, *SEEN, *ALIKE, "rival", "imaged", "dry1", check=False)
 
 
 def refused(fleet: Rollout, *arguments: str) -> str:
@@ -96,6 +99,37 @@ def test_a_vm_goes_near_others_and_to_a_host_with_a_label(fleet: Rollout) -> Non
     said = refused(fleet, "create-vm", "--host-label", "disk=tape", *SMALL, "-o", "table")
     assert {line.split(":")[0].strip() for line in said.splitlines() if "disk=tape" in line} >= {"h1", "h2"}
     fleet.cli("delete-vm", *made)
+
+
+def everything(fleet: Rollout) -> dict[str, Any]:
+    """All that the hosts say of themselves and of their VMs, by host."""
+    lists = {command: fleet.ask(command) for command in ("list-hosts", "list-vms")}
+    return {
+        command: {a["host"]: (a["response"], a.get("details")) for a in answers} for command, answers in lists.items()
+    }
+
+
+def queues(fleet: Rollout) -> set[str]:
+    """The broker's queues, claims among them."""
+    return set(fleet.run("broker1", "rabbitmqctl", "--quiet", "list_queues", "-p", "aetherscale", "name").split())
+
+
+def test_a_dry_run_changes_nothing(fleet: Rollout) -> None:
+    """Neither of what would be taken nor of what nobody takes; no name is taken by it."""
+    fleet.cli("create-vm", "--name", "dry1", "--host", "h1", *SMALL, "--label", "role=dry")
+    fleet.eventually(lambda: fleet.show("dry1", 0)["state"] == "running")
+    before, known = everything(fleet), queues(fleet)
+    told = ("--label", "role=dry", "--spread", "role=dry", "--publish", "8081:80", "--ttl", "1h")
+    would = fleet.cli("create-vm", "--dry-run", "-o", "table", "--name", "dry2", *SMALL, *told)
+    assert re.search(r"^h2 +yes, gets it", would.stdout, re.MULTILINE), would.stdout
+    assert "h2 would get it; nothing was changed." in would.stderr
+    huge = ("--image", "ubuntu_base", "--memory", "900G", "--disk", "1G")
+    would = fleet.cli("create-vm", "--dry-run", "-o", "table", *huge, check=False)
+    assert (would.returncode, would.stdout.count("921600 MiB wanted")) == (1, 2)
+    assert everything(fleet) == before
+    assert queues(fleet) <= known  # claims of others may have gone meanwhile
+    assert "dry2 does not exist" in refused(fleet, "show-vm", "dry2")
+    fleet.cli("delete-vm", "dry1")
 
 
 def test_of_several_who_take_one_name_at_once_one_has_it(fleet: Rollout) -> None:
