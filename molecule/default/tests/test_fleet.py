@@ -305,3 +305,91 @@ def test_wrong_uses_are_named(fleet: Rollout) -> None:
     assert "the name fleet1 is taken" in refused(fleet, "create-vm", "--name", "fleet1", *SMALL)
     assert "has no snapshot none" in refused(fleet, "delete-snapshot", "fleet1", "none")
     fleet.cli("delete-vm", "fleet1")
+
+
+# What is asked, and shown, of VMs of a file
+
+
+@pytest.fixture(scope="module")
+def seen(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of three VMs, made by create-vm: two of h1, one of which is off, and one of h2 that expires."""
+    path = tmp_path_factory.mktemp("seen") / "vms.yml"
+    path.write_text(
+        "vms:\n"
+        "  - &one {name: seen1, image: ubuntu_base, memory: 128M, disk: 1G, host: h1, labels: {app: seen}}\n"
+        "  - {<<: *one, name: seen2, host: h2, ttl: 1h}\n"
+        "  - {<<: *one, name: seen3}\n"
+    )
+    assert [a["execution-info"]["status"] for a in fleet.ask("create-vm", "-f", str(path))] == ["success"] * 3
+    fleet.cli("stop-vm", "--kill", "seen3")
+    fleet.eventually(lambda: [fleet.show(name, 0)["state"] for name in SEEN] == ["running", "running", "stopped"])
+    return path
+
+
+def listed(fleet: Rollout, *more: str) -> list[str]:
+    """The names of the file's VMs that list-vms shows."""
+    return sorted(fleet.cli("list-vms", "--label", "app=seen", *more, "-o", "name").stdout.split())
+
+
+@pytest.mark.usefixtures("seen")
+def test_lists_are_narrowed(fleet: Rollout) -> None:
+    assert listed(fleet) == list(SEEN)
+    assert listed(fleet, "--state", "stopped") == ["seen3"]
+    assert listed(fleet, "--state", "running") == ["seen1", "seen2"]
+    assert listed(fleet, "--state", "paused") == []
+    assert listed(fleet, "--host", "h1") == ["seen1", "seen3"]
+    assert listed(fleet, "--host", "h1", "--state", "running") == ["seen1"]
+    assert "host h9 does not exist" in refused(fleet, "list-vms", "--host", "h9")
+
+
+@pytest.mark.usefixtures("seen")
+def test_the_time_left_is_shown_while_there_is_one(fleet: Rollout) -> None:
+    table = ("list-vms", "--label", "app=seen", "-o", "table")
+    header, *rows = (re.split(" {2,}", line) for line in fleet.cli(*table).stdout.splitlines())
+    left = {row[header.index("NAME")]: row[header.index("EXPIRES")] for row in rows}
+    assert (left["seen1"], left["seen3"]) == ("-", "-")
+    assert re.fullmatch("5[0-9]m([0-9]+s)?", left["seen2"])
+    extended = fleet.cli("extend-vm", "seen2", "--ttl", "never", "-o", "table").stdout
+    assert re.search("seen2 +extended +never +h2", extended), extended
+    assert "EXPIRES" not in fleet.cli(*table).stdout
+
+
+def test_the_beginning_of_two_ids_is_neither(fleet: Rollout) -> None:
+    for vm_id in ALIKE:
+        fleet.cli("create-vm", "--vm-id", vm_id, *SMALL)
+    for beginning in ("qz", "qzqz"):
+        said = refused(fleet, "stop-vm", "--kill", beginning)
+        assert f"error: {beginning} is the beginning of 2 VM ids: {', '.join(ALIKE)}" in said
+        assert "hint: give more of the id, or the name" in said
+    assert [fleet.show(vm_id, 0)["state"] for vm_id in ALIKE] == ["running"] * 2
+    assert fleet.show("qzqzb", 0)["vm-id"] == ALIKE[1]
+    fleet.cli("delete-vm", *ALIKE)
+
+
+def test_a_files_differences_are_shown_and_nothing_is_made_so(fleet: Rollout, seen: Path, tmp_path: Path) -> None:
+    before = everything(fleet)
+    again = refused(fleet, "create-vm", "-f", str(seen))
+    assert set(re.findall("the name (seen[123]) is taken", again)) == set(SEEN), again
+    other = tmp_path / "vms.yml"
+    changed = seen.read_text().replace("name: seen2, host: h2, ttl: 1h", "name: seen4")
+    other.write_text(changed.replace("name: seen3", "name: seen3, disk: 2G"))
+    rows = fleet.ask("apply", "-f", str(other), "--diff", "--prune", "--label", "app=seen")
+    assert {row["vm"]: (row["result"], row.get("detail", "")) for row in rows} == {
+        "seen1": ("unchanged", ""),
+        "seen2": ("would delete", ""),
+        "seen3": ("would change", "disk 1G → 2G"),
+        "seen4": ("would create", "ubuntu_base"),
+    }
+    assert everything(fleet) == before
+
+
+@pytest.mark.usefixtures("seen")
+def test_words_are_completed_live(fleet: Rollout) -> None:
+    def words(kind: str) -> set[str]:
+        return set(fleet.cli("__complete", kind).stdout.split())
+
+    assert words("vms") >= {*SEEN, *(fleet.show(name, 0)["vm-id"] for name in SEEN)}
+    assert words("hosts") == {"h1", "h2"}
+    assert words("images") == {"ubuntu_base", "only_on_h1"}
+    contexts = {row["name"] for row in json.loads(fleet.cli("list-contexts").stdout)}
+    assert words("contexts") == contexts != set()
