@@ -94,13 +94,14 @@ def type_in(command: str, environ: dict[str, str]) -> list[str]:
         shlex.split(command), env=environ, stdin=subprocess.DEVNULL, stdout=terminal, stderr=subprocess.PIPE, text=True
     ) as program:
         os.close(terminal)
-        with contextlib.suppress(OSError):  # the program has left its terminal
-            while select.select([screen], [], [], max(0.0, limit - time.monotonic()))[0]:
-                shown += os.read(screen, 4096)
-        os.close(screen)
-        if program.poll() is None and time.monotonic() > limit:
+        try:
+            with contextlib.suppress(OSError):  # the program has left its terminal
+                while select.select([screen], [], [], max(0.0, limit - time.monotonic()))[0]:
+                    shown += os.read(screen, 4096)
+            said = program.communicate(timeout=max(5.0, limit - time.monotonic()))[1]
+        finally:
             program.kill()
-        said = program.communicate(timeout=10)[1]
+            os.close(screen)
     assert program.returncode == 0, f"{command}: {program.returncode}\n{shown.decode()}{said}"
     return shown.decode().splitlines()
 
