@@ -1,13 +1,13 @@
 """Creates with all that belongs to them: keys, user data, offers, clones; and images that go."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from aetherscale_cli.dry_run import Bid, choose
 from aetherscale_protocol import names
-from aetherscale_protocol.answers import Offer
+from aetherscale_protocol.answers import Offer, VmState
 from aetherscale_protocol.options import MOST_KEYS, CreateVm
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
@@ -219,12 +219,17 @@ class TestClones:
         assert f"VM {source} does not exist" in ran.err
         assert "create-vm" not in session.commands
 
-    def test_a_source_that_runs_is_told_before_the_clones_name_is_taken(self, use: Use, cli: Any) -> None:
-        session = use(MemorySession({"h1": [vm(WEB1, name="web1", state="running")]}))
+    @pytest.mark.parametrize("state", get_args(VmState))
+    def test_a_source_that_is_not_off_is_told_before_the_clones_name_is_taken(
+        self, use: Use, cli: Any, state: VmState
+    ) -> None:
+        session = use(MemorySession({"h1": [vm(WEB1, name="web1", state=state)]}))
         ran = cli("clone-vm", "web1", "--name", "web2")
-        assert ran.code == 1
-        assert "VM web1 is running: only one that is off can be cloned" in ran.err
-        assert "create-vm" not in session.commands
+        is_off = state in ("stopped", "failed")
+        assert ran.code == (0 if is_off else 1)
+        assert ("create-vm" in session.commands) == is_off
+        told = f"error: VM web1 is {state}: only one that is off can be cloned\nhint: stop-vm it first\n"
+        assert (told in ran.err) != is_off
 
     def test_a_source_whose_host_is_down(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": []}, down={"h2": [WEB1]}))

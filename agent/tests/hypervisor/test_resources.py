@@ -19,6 +19,15 @@ def test_memory_is_the_hosts_less_a_reserve() -> None:
     assert resources.memory_for_vms(HypervisorConfig(), 512) == 0
 
 
+def test_memory_may_be_promised_more_than_once() -> None:
+    """What there is for VMs is multiplied, found out or told; the reserve is taken away before."""
+    assert resources.memory_for_vms(HypervisorConfig(memory_overcommit=1.5), 16000) == (16000 - 1600) * 3 // 2
+    assert resources.memory_for_vms(HypervisorConfig(memory=1024, memory_overcommit=2.0), 4000) == 2048
+    assert resources.memory_for_vms(HypervisorConfig(memory_reserve=500, memory_overcommit=0.5), 4000) == 1750
+    assert resources.memory_for_vms(HypervisorConfig(memory=3, memory_overcommit=1.5), 4000) == 4, "whole MiB"
+    assert resources.memory_for_vms(HypervisorConfig(memory_overcommit=3.0), 512) == 0
+
+
 def test_cores_are_shared() -> None:
     assert resources.cpus_for_vms(HypervisorConfig(), 2) == 8
     assert resources.cpus_for_vms(HypervisorConfig(cpu_overcommit=1.5), 3) == 4

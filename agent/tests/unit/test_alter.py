@@ -5,16 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pika
 import pytest
 
 from aetherscale_agent import alter
 from aetherscale_agent.alter import AFRESH
+from aetherscale_agent.envelope import Incoming, read_envelope
 from aetherscale_agent.host import Host
 from aetherscale_agent.journal import Altering, Done
 from aetherscale_agent.lifecycle import ANY_STATE, TABLE
 from aetherscale_agent.ports import HypervisorError, OutcomeUnknown, Power
+from aetherscale_agent.streams import Streams
 from aetherscale_protocol.answers import Answer, VmState
-from aetherscale_testing.dealings import Dealings
+from aetherscale_protocol.commands import encode_request
+from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.options import OpenStream
+from aetherscale_testing.dealings import REPLY_TO, Dealings
 from aetherscale_testing.world import DEADLINE, ID, NOW, OTHER, World, create, quiet, record, until
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -76,18 +82,22 @@ def test_each_command_in_each_state_does_its_work_or_changes_nothing(world: Worl
     async def scenario() -> None:
         host, dealings = await in_state(world, state)
         before = promised(host)
+        asked = asyncio.ensure_future(ask(dealings, verb))
         if verb == "stop-vm" and state == "stopping":
+            await until(lambda: bool(host.vms[ID].record.done))  # from here on it waits for the guest
             world.hypervisor.guest_powers_off(ID)
-        answer = await ask(dealings, verb)
+        answer = await asked
         changed = promised(host) != before
         if state not in TABLE[verb]:
             assert (status(answer), bool(answer.execution_info.hint)) == ("wrong-state", True)
-            assert (changed, world.hypervisor.calls) == (False, [])
+            assert (changed, world.hypervisor.calls, host.vms[ID].state) == (False, [], state)
+        elif state == "stopping":
+            assert await world.power() is Power.OFF
+            await quiet(host)  # the shutdown that was at work beside this is over
+            calls = [call for call, _ in world.hypervisor.calls]
+            assert (status(answer), changed, calls, host.vms[ID].state) == HURRIED[verb]
         else:
             assert answer.ok
-            if state == "stopping":  # its shutdown is at work beside this
-                assert await world.power() is Power.OFF
-                return
             is_idle = TABLE[verb][state].name == "NOTHING"
             assert (changed, bool(world.hypervisor.calls)) in ([(False, False)] if is_idle else WORK[verb])
         for task in host._tasks:
@@ -106,6 +116,81 @@ WORK: dict[str, list[tuple[bool, bool]]] = {verb: [ACTS] for verb in TABLE} | {
     "delete-snapshot": [(False, True)],
 }
 """Whether a command that works changes what is promised, and asks its hypervisor to do something."""
+HURRIED: dict[str, tuple[str, bool, list[str], VmState]] = {
+    "stop-vm": ("stopped", False, [], "stopped"),  # joins the shutdown that is at work: no second press
+    "stop-vm --kill": ("stopped", False, ["kill"], "stopped"),
+    "delete-vm": ("deleted", True, ["kill", "remove"], "deleting"),  # its tombstone
+}
+"""What comes of a guest that is shutting down: the answer, whether more is promised than before (it was to be off
+already), what the hypervisor is asked, and the state in the end.
+"""
+
+
+# What is opened, and what is copied, in each state
+
+
+class Nowhere:
+    """What sends a stream's messages to nobody."""
+
+    def post(self, reply_to: str, correlation_id: str | None, headers: dict[str, Any], body: bytes) -> None:
+        pass
+
+
+def opening(**options: Any) -> Incoming:
+    """An open-stream of the VM."""
+    body = encode_request("open-stream", OpenStream(vm_id=ID, **options))
+    properties = pika.BasicProperties(reply_to=REPLY_TO, correlation_id="c1", user_id="alice")
+    return read_envelope(body, properties, own_user="agent-h1")
+
+
+@pytest.mark.parametrize("state", ANY_STATE)
+@pytest.mark.parametrize("options", [{"kind": "console"}, {"kind": "log"}, {"kind": "tcp", "port": 22}])
+def test_a_stream_is_opened_in_each_state_in_which_there_is_a_guest_and_refused_in_each_other(
+    world: World, state: VmState, options: dict[str, Any]
+) -> None:
+    async def scenario() -> None:
+        host, _ = await in_state(world, state)
+        server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        world.hypervisor.guest_ports[22] = server.sockets[0].getsockname()[1]
+        before, streams = promised(host), Streams(host, Nowhere())
+        if state in ("running", "paused", "stopping"):
+            assert (await streams.open(opening(**options))).stream
+            await streams.close("the test is over", 5)
+        else:
+            with pytest.raises(Refused) as caught:
+                await streams.open(opening(**options))
+            error = caught.value
+            assert (error.code, error.changed, bool(error.hint)) == ("wrong-state", False, True)
+            assert error.reason == f"VM {ID} is {state}: there is nothing to connect to"
+        assert (promised(host), world.hypervisor.calls, host.vms[ID].state) == (before, [], state)
+        assert not streams._taken
+        server.close()
+        for task in host._tasks:
+            task.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("state", ANY_STATE)
+def test_a_vm_is_cloned_in_each_state_in_which_it_is_off_and_in_no_other(world: World, state: VmState) -> None:
+    async def scenario() -> None:
+        host, dealings = await in_state(world, state)
+        before = promised(host)
+        options = {"image": "tiny", "vm_id": OTHER, "memory": 512, "disk": 2, "clone_of": ID}
+        answer = await dealings.ask("create-vm", request_id="r9", deadline=DEADLINE, **options)
+        if state in ("stopped", "failed"):
+            assert status(answer) == "starting"
+            assert world.hypervisor.disk_of(OTHER) == 2
+        else:
+            assert (status(answer), host.vms[OTHER].exists) == ("no-host", False)
+            assert answer.execution_info.reasons == {"h1": f"VM {ID} is {state}; stop it first"}
+            assert world.hypervisor.calls == []
+        assert (promised(host), host.vms[ID].state) == (before, state)
+        assert ID not in {vm_id for _, vm_id in world.hypervisor.calls}
+        for task in host._tasks:
+            task.cancel()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

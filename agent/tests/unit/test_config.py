@@ -28,6 +28,7 @@ cpus = 4
 memory = 4096
 disk = 100
 cpu_overcommit = 2.5
+memory_overcommit = 1.5
 reserve_memory = 512
 
 [hypervisor]
@@ -54,6 +55,7 @@ def test_a_whole_file_is_read(tmp_path: Path) -> None:
     assert (config.broker.user, config.broker.password, config.broker.tls) == ("agent-h1", SECRET, True)
     assert (config.resources.cpus, config.resources.memory, config.resources.disk) == (4, 4096, 100)
     assert (config.resources.cpu_overcommit, config.resources.reserve_memory) == (2.5, 512)
+    assert config.resources.memory_overcommit == 1.5
     assert config.hypervisor.accelerator == "tcg"
 
 
@@ -69,6 +71,7 @@ def test_nothing_is_enough_for_a_broker_on_this_machine(
     config = load_config(None, {}) if text is None else load(tmp_path, text)
     assert config.host == "node-7.example.org"
     assert (config.fleet, config.heartbeat) == ([], 5)
+    assert config.resources.memory_overcommit == 1.0, "nobody is promised what is not there, unless told so"
     assert (config.broker.host, config.broker.user, config.broker.vhost) == ("localhost", "guest", "/")
 
 
@@ -109,6 +112,10 @@ BAD = [
     ("[resources]\nreserve_memory = -1", "$.resources.reserve_memory"),
     ("[resources]\ncpu_overcommit = 0", "$.resources.cpu_overcommit"),
     ("[resources]\ncpu_overcommit = -1.0", "$.resources.cpu_overcommit"),
+    ("[resources]\nmemory_overcommit = 0.0", "$.resources.memory_overcommit"),
+    ("[resources]\nmemory_overcommit = -1.5", "$.resources.memory_overcommit"),
+    ("[resources]\nmemory_overcommit = 1001.0", "$.resources.memory_overcommit"),
+    ('[resources]\nmemory_overcommit = "2"', "$.resources.memory_overcommit"),
     ('[hypervisor]\naccelerator = "xen"', "accelerator"),
     ('[hypervisor]\nkvm = "yes"', "kvm"),
     ("host = ", "agent.toml"),

@@ -1,6 +1,7 @@
 """One real guest through all that can be done to it: paused, reset, rebooted, resized, taken back, copied."""
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -82,3 +83,28 @@ def test_a_disk_is_kept_grown_and_taken_back(fleet: Rollout, vm_id: str) -> None
     (listed,) = fleet.ask("list-snapshots", vm_id)
     assert listed["response"] == []
     assert fleet.show(vm_id, 0)["cpus"] == 2
+
+
+def boots(fleet: Rollout, vm_id: str) -> list[int]:
+    """What the guest counted at each of its boots, on its disk."""
+    said = "\n".join(fleet.show(vm_id, 1000)["console"])
+    return [int(count) for count in re.findall(r"GUEST: boot ([0-9]+) of this disk", said)]
+
+
+def boot_again(fleet: Rollout, vm_id: str, *command: str) -> int:
+    """Have the guest boot by this command; what it counts then, which is on its disk when it says so."""
+    before = len(boots(fleet, vm_id))
+    fleet.cli(*command, vm_id)
+    fleet.eventually(lambda: len(boots(fleet, vm_id)) > before, 60)
+    return boots(fleet, vm_id)[-1]
+
+
+def test_a_restored_disk_holds_what_it_held_at_the_snapshot(fleet: Rollout, vm_id: str) -> None:
+    """The guest counts on where it was then. The snapshot is taken while it runs."""
+    fleet.cli("stop-vm", "--kill", vm_id)
+    counted = boot_again(fleet, vm_id, "start-vm")
+    assert told(fleet, "snapshot-vm", vm_id, "counted") == "created"
+    assert boot_again(fleet, vm_id, "reboot-vm", "--kill") == counted + 1
+    assert told(fleet, "stop-vm", "--kill", vm_id) == "stopped"
+    assert told(fleet, "restore-vm", vm_id, "counted") == "restored"
+    assert boot_again(fleet, vm_id, "start-vm") == counted + 1
