@@ -179,7 +179,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from aetherscale_protocol import __version__
 
-        parser.exit(0, f"{PROGRAM} {__version__}\n")
+        parser._print_message(f"{PROGRAM} {__version__}\n", sys.stdout)  # as argparse's own does
+        parser.exit()
 
 
 def parse(argv: Sequence[str]) -> Invocation:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aetherscale_cli.arguments import _ADD, TIMEOUTS, parse
 from aetherscale_cli.main import main
+from aetherscale_protocol import __version__
 from aetherscale_protocol.commands import COMMANDS
 from aetherscale_protocol.names import id_of_name, is_vm_id
 from aetherscale_protocol.options import (
@@ -268,6 +269,11 @@ def test_help_states_exit_codes_and_time_outs(cli: Any) -> None:
 
 def test_a_command_s_help_states_its_own_time_out(cli: Any) -> None:
     assert "(default: 60)" in " ".join(cli("stop-vm", "--help").out.split())
+
+
+def test_the_version_is_an_answer(cli: Any) -> None:
+    done = cli("--version")
+    assert (done.code, done.out, done.err) == (0, f"aetherscale-cli {__version__}\n", "")
 
 
 def test_without_a_command_there_is_help_on_stderr(cli: Any) -> None:
