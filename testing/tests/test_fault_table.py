@@ -1,10 +1,13 @@
 """The matrix as data is complete: every step, both sides of it, every fault; and what is left out says why."""
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from aetherscale_agent.steps import STEPS
+from aetherscale_testing.faults.report import AGENT_KILLED, EVERYWHERE, VM_NET_KILLED, find_gaps
 from aetherscale_testing.faults.table import BROKER_FAULTS, FAULTS, SCENARIOS, Cell, all_cells, why_not
 from aetherscale_testing.faults.trouble import FAULTS as PLAYED
 
@@ -55,3 +58,21 @@ def test_no_step_and_no_fault_is_left_out_altogether() -> None:
 )
 def test_a_fault_falls_only_where_something_can_still_fail(step: str, when: str, fault: str, played: bool) -> None:
     assert (why_not(Cell(step, "before" if when == "before" else "after", fault)) is None) is played
+
+
+def record(folder: Path, rows: list[dict[str, str]]) -> None:
+    (folder / "lab-matrix.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_record_of_the_lab_has_every_step(tmp_path: Path) -> None:
+    cells = [(fault, step) for fault, steps in EVERYWHERE.items() for step in steps]
+    rows = [{"fault": fault, "step": step, "verdict": "held"} for fault, step in (*cells, ("the client is gone", ""))]
+    record(tmp_path, rows)
+    assert find_gaps(tmp_path) == []
+    missing = (VM_NET_KILLED, "down.tap")
+    record(tmp_path, [row for row in rows if (row["fault"], row["step"]) != missing])
+    assert find_gaps(tmp_path) == ["vm-net killed at down.tap"]
+    record(tmp_path, [row | {"verdict": "broken"} if row["step"] == "kill.look" else row for row in rows])
+    assert find_gaps(tmp_path) == ["agent killed at kill.look"]
+    record(tmp_path, [*rows, {"fault": AGENT_KILLED, "step": "create.gone", "verdict": "held"}])
+    assert find_gaps(tmp_path) == ["create.gone, which is no step"]

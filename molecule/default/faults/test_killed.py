@@ -7,6 +7,7 @@ import pytest
 from aetherscale_agent.steps import STEPS
 from aetherscale_testing.faults.lab_courses import ELSEWHERE, Cell, run
 from aetherscale_testing.faults.lab_world import HEARTBEAT_S, LabWorld
+from aetherscale_testing.faults.report import AGENT_KILLED
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
@@ -50,7 +51,7 @@ def test_each_step_is_there() -> None:
 
 @pytest.mark.parametrize("cells", KILLED, ids=lambda cells: ", ".join(map(str, cells)))
 def test_an_agent_killed_at_a_step(world: LabWorld, cells: tuple[Cell, ...]) -> None:
-    hold(world, cells, "agent killed")
+    hold(world, cells, AGENT_KILLED)
 
 
 @pytest.mark.parametrize("cells", FROZEN, ids=lambda cells: ", ".join(map(str, cells)))

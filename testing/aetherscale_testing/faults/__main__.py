@@ -12,12 +12,12 @@ from pathlib import Path
 from aetherscale_agent.steps import STEPS
 from aetherscale_testing.faults.matrix import SIDE_BY_SIDE, Progress, matrix
 from aetherscale_testing.faults.play import Row
-from aetherscale_testing.faults.report import make_page
+from aetherscale_testing.faults.report import find_gaps, make_page
 from aetherscale_testing.faults.table import FAULTS, Cell, all_cells
 
 
 def run() -> int:
-    """Do what the arguments ask for; 1 if a cell failed, or the page is not what the results say."""
+    """Do what the arguments ask for; 1 if a cell failed, the page is not what the results say, or they lack a step."""
     options = _parse()
     return _report(options) if options.verb == "report" else _play(options)
 
@@ -27,10 +27,14 @@ def _report(options: argparse.Namespace) -> int:
     if not options.check:
         options.page.write_text(page)
         return 0
-    if options.page.read_text() == page:
-        return 0
-    print(f"error: {options.page} is not what {options.results} says\nhint: make reliability", file=sys.stderr)
-    return 1
+    if options.page.read_text() != page:
+        print(f"error: {options.page} is not what {options.results} says\nhint: make reliability", file=sys.stderr)
+        return 1
+    if gaps := find_gaps(options.results):
+        lab = options.results / "lab-matrix.jsonl"
+        print(f"error: {lab} is not of these steps: {'; '.join(gaps)}\nhint: make record", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _play(options: argparse.Namespace) -> int:
@@ -55,7 +59,7 @@ def _parse() -> argparse.Namespace:
     page = commands.add_parser("report", help="make docs/reliability.md from what the tests wrote down")
     page.add_argument("--results", type=Path, default=Path("docs/results"))
     page.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
-    page.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    page.add_argument("--check", action="store_true", help="only say whether it is up to date, and of all steps")
     verb = commands.add_parser("matrix", help="every step × every fault, over a fake hypervisor")
     verb.add_argument("--step", action="append", choices=tuple(STEPS), help="only this step; may be repeated")
     verb.add_argument("--fault", action="append", choices=tuple(FAULTS), help="only this fault; may be repeated")

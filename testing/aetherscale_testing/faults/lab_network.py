@@ -1,6 +1,7 @@
 """Faults at the steps of a host's `vm-net`, which is root's: it is killed, or stands still, or what it calls fails.
 
-A program that fails is found before the real one, by the path of units' commands; it tells `vm-net` by its parent.
+A program that fails is found before the real one, by the path of units' commands; it tells by its parent whether that
+is `vm-net`, and at which of its works.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,9 @@ from aetherscale_testing.faults.table import VM_NET_STEPS
 
 _FOLDER = "/run/aetherscale-vm-net"
 _PLACE = "/usr/local/sbin"
+
+_VERBS = {"up": "up", "down": "(down|tidy)"}
+"""By a step's first word: what `vm-net` was asked for, as its command line has it. `tidy` does a `down` again."""
 
 _DO = {
     ("kill", "before"): "kill -s KILL $PPID; exit 1",
@@ -25,7 +29,7 @@ _PROGRAM = """#!/bin/sh
 # A fault at a call of vm-net's, planted by a test.
 PATH=/usr/sbin:/usr/bin:/sbin:/bin
 armed={folder}/{program}.armed
-if grep -q vm-net /proc/$PPID/cmdline && test -e $armed; then
+if test -e $armed && tr '\\0' ' ' </proc/$PPID/cmdline | grep -Eq 'vm-net {verb} '; then
   touch {folder}/{program}.struck
   {disarm}
   {do}
@@ -38,9 +42,9 @@ def finalize_program(cell: Cell) -> str:
     """What is found in the place of the program that `vm-net` calls at this step. A fault that is none of the program's
     own falls once."""
     program, _ = VM_NET_STEPS[cell.step]
-    do = _DO[cell.do, cell.when].format(program=program)
+    verb, do = _VERBS[cell.step.partition(".")[0]], _DO[cell.do, cell.when].format(program=program)
     disarm = ":" if cell.do == "fail" else "rm $armed"
-    return _PROGRAM.format(folder=_FOLDER, program=program, disarm=disarm, do=do)
+    return _PROGRAM.format(folder=_FOLDER, program=program, verb=verb, disarm=disarm, do=do)
 
 
 @contextmanager

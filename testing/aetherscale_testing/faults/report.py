@@ -14,6 +14,10 @@ from aetherscale_testing.faults.table import FAULTS, SCENARIOS, VM_NET_STEPS
 
 Rows = list[dict[str, Any]]
 
+AGENT_KILLED, VM_NET_KILLED, VM_NET_FAILS = "agent killed", "vm-net killed", "ip or nft fails"
+EVERYWHERE = {AGENT_KILLED: STEPS, VM_NET_KILLED: VM_NET_STEPS, VM_NET_FAILS: VM_NET_STEPS}
+"""The faults that the lab's tests bring to every step of an agent, and to every step of `vm-net`."""
+
 HELD = "held"
 """The verdict of a cell on the lab that went well."""
 
@@ -211,6 +215,19 @@ def _lab(folder: Path) -> Iterator[str]:
     if any(row["step"] in VM_NET_STEPS for row in rows):
         yield "\nBeside the agent's steps, those of `vm-net`, which makes and removes a VM's network as root:\n\n"
         yield from (f"- `{step}`: {what} (`{program}`)\n" for step, (program, what) in VM_NET_STEPS.items())
+
+
+def find_gaps(folder: Path) -> list[str]:
+    """Steps that the lab's tests strike, and what is recorded does not have or did not hold; and steps it has that are
+    none any more.
+    """
+    rows = _lines(folder, "lab-matrix.jsonl")
+    held = {(row["fault"], row["step"]) for row in rows if row["verdict"] == HELD}
+    known = {"", *STEPS, *VM_NET_STEPS}
+    return [
+        *(f"{fault} at {step}" for fault, steps in EVERYWHERE.items() for step in steps if (fault, step) not in held),
+        *(f"{step}, which is no step" for step in sorted({row["step"] for row in rows} - known)),
+    ]
 
 
 def _storm(folder: Path) -> Iterator[str]:
