@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -189,3 +189,95 @@ def test_what_is_planted_for_vm_net_is_a_program_that_passes_others_on(
     program.chmod(0o755)
     done = subprocess.run([program, "link", "a b"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("link a b\n", "")
+
+
+@pytest.mark.parametrize(("step", "verbs"), [("up.tap", ["up"]), ("down.tap", ["down", "tidy"])])
+def test_what_is_planted_strikes_vm_net_at_its_own_work_alone(
+    step: str, verbs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VM_NET_STEPS, step, ("echo", "say it"))  # type: ignore[arg-type]
+    monkeypatch.setattr(lab_network, "_FOLDER", tmp_path)
+    program, struck = tmp_path / "echo", tmp_path / "echo.struck"
+    program.write_text(lab_network.finalize_program(Cell(step, "before", "h1", "fail")))
+    program.chmod(0o755)
+    (tmp_path / "echo.armed").touch()
+    for verb in ("up", "down", "tidy", "setup"):
+        parent = ["sh", "-c", f"{program} said; exit $?", "/usr/lib/vm-net", verb, ID]
+        done = subprocess.run(parent, capture_output=True, check=False)
+        assert (done.returncode, struck.exists()) == ((1, True) if verb in verbs else (0, False)), verb
+        struck.unlink(missing_ok=True)
+
+
+RULES = f"""table bridge aetherscale {{
+\tset macs {{
+\t\ttype ifname . ether_addr
+\t\telements = {{ "vm-{ID}" . 52:54:00:00:00:01,
+\t\t\t     "vm-{OTHER}" . 52:54:00:00:00:02 }}
+\t}}
+
+\tset addresses {{
+\t\ttype ifname . ether_addr . ipv4_addr
+\t\telements = {{ "vm-{ID}" . 52:54:00:00:00:01 . 10.126.0.2 }}
+\t}}
+
+\tchain guest {{
+\t\tiifname . ether saddr != @macs drop
+\t}}
+
+\tchain dhcp {{
+\t\tiifname "vm-{ID}" @th,288,48 0x525400000001 return
+\t\tdrop
+\t}}
+}}
+"""
+"""As nft lists them."""
+
+
+@pytest.fixture
+def plugged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host with one VM, all of whose network is there; its tap's folder."""
+    kept, links = tmp_path / "kept", tmp_path / "links"
+    for path in (kept / "vms" / f"{ID}.conf", kept / "reservations" / ID, links / f"vm-{ID}" / "carrier"):
+        path.parent.mkdir(parents=True)
+        path.write_text("1\n")
+    (links / f"vm-{ID}" / "master").symlink_to("../aetherscale0")
+    (tmp_path / "network.conf").write_text("bridge aetherscale0\nown yes\nnetwork 10.126.0.0/22\n")
+    monkeypatch.setattr(look, "NETWORK", kept)
+    monkeypatch.setattr(look, "ALL_LINKS", links)
+    monkeypatch.setattr(look, "CONFIG", tmp_path / "network.conf")
+    monkeypatch.setattr(look, "guarded", lambda: look.parse_rules(RULES))
+    return links / f"vm-{ID}"
+
+
+def test_a_vm_with_all_of_its_network_is_connected(plugged_in: Path) -> None:
+    assert plugged_in.exists()
+    assert look.connected() == {ID}
+    assert look.parse_rules(RULES)["macs"] == {ID, OTHER}
+
+
+def unplug(tap: Path) -> None:
+    (tap / "master").unlink()
+
+
+def plug_in_elsewhere(tap: Path) -> None:
+    unplug(tap)
+    (tap / "master").symlink_to("../br0")
+
+
+def let_go(tap: Path) -> None:
+    (tap / "carrier").write_text("0\n")
+
+
+@pytest.mark.parametrize("harm", [unplug, plug_in_elsewhere, let_go])
+def test_a_tap_that_leads_nowhere_connects_no_vm(plugged_in: Path, harm: Callable[[Path], None]) -> None:
+    harm(plugged_in)
+    assert look.connected() == set()
+
+
+@pytest.mark.parametrize("part", ["macs", "addresses", "dhcp"])
+def test_a_vm_that_a_rule_does_not_know_is_not_connected(
+    plugged_in: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert plugged_in.exists()
+    monkeypatch.setattr(look, "guarded", lambda: {**look.parse_rules(RULES), part: {OTHER}})
+    assert look.connected() == set()

@@ -82,6 +82,34 @@ def a_vm_of_whose_address_the_dhcp_server_knows_nothing(world: LabWorld) -> Iter
     world.client.do("delete", vm)
 
 
+def a_tap_that_is_on_no_bridge(world: LabWorld) -> Iterator[Found]:
+    vm = world.client.create("h1")
+    world.shell("h1", f"ip link set vm-{vm} nomaster")
+    yield {(Kind.CUT_OFF, vm, "h1")}
+    world.shell("h1", f"ip link set vm-{vm} master aetherscale0")
+    world.client.do("delete", vm)
+
+
+def a_tap_that_is_down(world: LabWorld) -> Iterator[Found]:
+    vm = world.client.create("h1")
+    world.shell("h1", f"ip link set vm-{vm} down")
+    yield {(Kind.CUT_OFF, vm, "h1")}
+    world.shell("h1", f"ip link set vm-{vm} up")
+    world.client.do("delete", vm)
+
+
+def an_address_that_the_firewall_does_not_know(world: LabWorld) -> Iterator[Found]:
+    """Beside its reservation. Other VMs of that host that come or go bring it back: this is planted last."""
+    vm = world.client.create("h2")
+    wanted = f"/run/aetherscale-network/vms/{vm}.conf"
+    address = f"$(sed -n 's/^mac //p' {wanted}) . $(sed -n 's/^address //p' {wanted})"
+    change = f'nft {{}} element bridge aetherscale addresses "{{{{ \\"vm-{vm}\\" . {address} }}}}"'
+    world.shell("h2", change.format("delete"))
+    yield {(Kind.CUT_OFF, vm, "h2")}
+    world.shell("h2", change.format("add"))
+    world.client.do("delete", vm)
+
+
 def a_vm_that_is_gone(world: LabWorld) -> Iterator[Found]:
     vm = world.client.create("h1")
     world.client.do("kill", vm)
@@ -146,12 +174,15 @@ PLANTS: tuple[Plant, ...] = (
     a_second_qemu_of_one_vm,
     a_stray_file_of_a_run,
     a_vm_of_whose_address_the_dhcp_server_knows_nothing,
+    a_tap_that_is_on_no_bridge,
+    a_tap_that_is_down,
     a_vm_that_is_gone,
     a_stray_binding,
     a_lost_binding,
     a_forgotten_claim,
     a_claim_of_nobody_with_a_message_in_it,
     a_second_consumer,
+    an_address_that_the_firewall_does_not_know,
 )
 
 

@@ -18,8 +18,10 @@ VM_ID = re.compile(r"[a-z]{8}")
 RECORD = re.compile(VM_ID.pattern + r"\.json")
 OF_THE_HOST = "this-host.json"  # what the journal has of the host itself, beside its VMs
 NETWORK = Path("/run/aetherscale-network")
+CONFIG = Path("/etc/aetherscale/network.conf")
 OF_A_VM = {"disk.qcow2", "console.log", "console.log.1", "seed.iso", "address", "network.conf"}
 LINKS = {"lo", "host0", "aetherscale0"}
+ALL_LINKS = Path("/sys/class/net")
 
 
 def journal() -> dict[str, Any]:
@@ -71,17 +73,41 @@ def runtime() -> set[str]:
     return {path.name for path in entries(RUN / "vms")} | {path.stem for path in entries(RUN / "args")}
 
 
-def guarded() -> set[str]:
-    """VMs that the firewall knows."""
+def guarded() -> dict[str, set[str]]:
+    """VMs that the firewall knows, by the set or chain that names them."""
     listing = ["nft", "list", "table", "bridge", "aetherscale"]
-    rules = subprocess.run(listing, capture_output=True, text=True, check=False)
-    return set(re.findall(r'"vm-([a-z]{8})"', rules.stdout))
+    return parse_rules(subprocess.run(listing, capture_output=True, text=True, check=False).stdout)
+
+
+def parse_rules(text: str) -> dict[str, set[str]]:
+    """The same, from how nft lists the table."""
+    parts = re.findall(r"^\t(?:set|chain) (\w+) \{\n(.*?)^\t\}", text, re.MULTILINE | re.DOTALL)
+    return {name: set(re.findall(r'"vm-([a-z]{8})"', part)) for name, part in parts}
+
+
+def plugged_in(bridge: str) -> set[str]:
+    """VMs whose tap is up, held by a QEMU, and on the bridge that the VMs' network is."""
+    return {path.name.removeprefix("vm-") for path in ALL_LINKS.glob("vm-*") if is_plugged_in(path, bridge)}
+
+
+def is_plugged_in(link: Path, bridge: str) -> bool:
+    """Whether a tap has a bridge at one end, and a carrier, which is QEMU at the other."""
+    try:
+        return (link / "master").readlink().name == bridge and (link / "carrier").read_text() == "1\n"
+    except OSError:  # it has no master, is down, or went meanwhile
+        return False
 
 
 def connected() -> set[str]:
-    """VMs that have all of their network: a tap, its rules, and an address that the DHCP server knows."""
-    parts = [{path.stem for path in entries(NETWORK / folder)} for folder in ("vms", "reservations")]
-    return guarded().intersection(*parts, (name.removeprefix("vm-") for name in os.listdir("/sys/class/net")))
+    """VMs that have all of their network: a tap that is up on the bridge, every rule, and, on the bridge that is our
+    own, an address that the DHCP server knows.
+    """
+    config = {key: value for key, _, value in (line.partition(" ") for line in CONFIG.read_text().splitlines())}
+    own = config["own"] == "yes"
+    rules, files = guarded(), ("vms", "reservations") if own else ("vms",)
+    known = [rules.get(part, set()) for part in ("macs", "addresses", "dhcp")[: 3 if own else 1]]
+    kept = [{path.stem for path in entries(NETWORK / folder)} for folder in files]
+    return plugged_in(config["bridge"]).intersection(*known, *kept)
 
 
 def strays(on: set[str]) -> Iterator[str]:
@@ -94,10 +120,10 @@ def strays(on: set[str]) -> Iterator[str]:
     for folder in (STATE, RUN, RUN / "args", STATE / "images"):
         yield from (str(path) for path in entries(folder) if path.name.startswith(".") or path.suffix == ".new")
     taps = {f"vm-{vm_id}" for vm_id in on}
-    yield from (f"link {name}" for name in os.listdir("/sys/class/net") if name not in LINKS | taps)
+    yield from (f"link {name}" for name in os.listdir(ALL_LINKS) if name not in LINKS | taps)
     for folder in (NETWORK / "vms", NETWORK / "reservations"):
         yield from (str(path) for path in entries(folder) if path.stem not in on)
-    yield from (f"rule for vm-{vm_id}" for vm_id in sorted(guarded() - on))
+    yield from (f"rule for vm-{vm_id}" for vm_id in sorted(set().union(*guarded().values()) - on))
 
 
 def settle() -> None:
