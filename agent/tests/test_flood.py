@@ -26,8 +26,8 @@ EVERY_S = 0.05
 IDLE_ASKED = 20
 MOST_DELAY_S = 0.5
 """How much longer the median list-vms may take than when nobody floods; without turns each waits for all before it."""
-MOST_TENTH_S = 1.0
-"""How much longer nine of ten may take: the last one is the machine's."""
+MOST_TWENTIETH_S = 1.0
+"""How much longer 19 of 20 may take: the last one is the machine's."""
 MOST_GROWTH = 64 << 20
 """Bytes that the agent may grow by."""
 
@@ -83,10 +83,11 @@ def test_a_flood_delays_nobody_else(agents: Fleet, broker: TestBroker, client: S
         assert flood.stdout.readline() == "sent\n"
         told = json.loads(flood.stdout.readline())
     growth, usual = resident(agent) - before, median(idle)
-    delay, tenth = median(took) - usual, quantiles(took, n=10)[-1] - usual
-    print(f"{len(took)} list-vms: {delay:.3f} s longer, nine of ten {tenth:.3f}; grew {growth >> 20} MiB; {told}")
+    delay, most = median(took) - usual, quantiles(took, n=20)[-1] - usual
+    print(f"{len(took)} list-vms: {delay:.3f} s longer, 19 of 20 {most:.3f}, worst {max(took):.3f} s")
+    print(f"the agent grew {growth >> 20} MiB; {told}")
     assert delay < MOST_DELAY_S
-    assert tenth < MOST_TENTH_S
+    assert most < MOST_TWENTIETH_S
     assert told["answers"] == told["wanted"]
     assert growth < MOST_GROWTH
     (listed,) = client.ask("list-vms", 1)

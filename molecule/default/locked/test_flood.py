@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 import pytest
@@ -23,7 +23,9 @@ KINDS = {
 }  # fmt: skip
 IDLE_ASKED = 15
 MOST_DELAY_S = 1.0
-"""How much longer another operator's median list-vms may take than before the flood."""
+"""How much longer 19 of 20 of another operator's list-vms may take than before the flood. The very last is the
+machine's: broker, hosts and both operators share its cores.
+"""
 Vm = tuple[str, str, str]
 
 
@@ -71,9 +73,10 @@ def test_a_flood_delays_nobody_else_and_is_told_in_full(
             took.append(ask(asker))
             time.sleep(0.05)
         told = json.loads(flood.stdout.readline())
-    print(f"{len(took)} list-vms: {median(took) - usual:.3f} s longer, worst {max(took):.3f} s; {told}")
+    delay, most = median(took) - usual, quantiles(took, n=20)[-1] - usual
+    print(f"{len(took)} list-vms: {delay:.3f} s longer, 19 of 20 {most:.3f} s, worst {max(took):.3f} s; {told}")
     assert told["answers"] == told["wanted"], told
-    assert median(took) - usual < MOST_DELAY_S, f"{usual} before, then {took}"
+    assert most < MOST_DELAY_S, f"{usual} before, then {took}"
     assert agents(rollout) == before
     signed = [key for number, (key, *_) in enumerate(make(kept[0], KINDS)) if number % 2]
     # What waits for 2 s in a host's queue is answered by another host, and told by that one.
