@@ -1,11 +1,13 @@
 """New passwords and certificates for everybody by one command: who has the old ones is out, and nobody else notices."""
 
 import contextlib
+import json
 import os
 import ssl
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import pika
 import pytest
 from pika.exceptions import AMQPError, ProbableAuthenticationError
 
+from aetherscale_testing import onlooker
 from aetherscale_testing.certificates import shown_to
 from aetherscale_testing.client import parameters_of
 from aetherscale_testing.rollout import Rollout
+from aetherscale_testing.searching import read_keys
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
@@ -68,10 +72,20 @@ def passwords() -> dict[str, str]:
     return {user: (SECRETS / user).read_text().strip() for user in USERS}
 
 
-def keys() -> dict[str, str]:
-    """A line of each private key, by file."""
-    files = [file for file in (SECRETS / "tls").rglob("*.pem") if "PRIVATE KEY" in file.read_text()]
-    return {file.name: file.read_text().partition("PRIVATE KEY-----\n")[2].splitlines()[0] for file in files}
+@contextlib.contextmanager
+def watched(fleet: Rollout, host: str) -> Iterator[list[str]]:
+    """The command lines of a host's processes while the block lasts; they are there when it has ended."""
+    lines: list[str] = []
+    command = fleet.lab.ssh_command(host, ["/usr/bin/python3", "-I", "-c", Path(onlooker.__file__).read_text()])
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "looking\n"
+        try:
+            yield lines
+        finally:
+            process.stdin.close()
+            lines += json.loads(process.stdout.read())
 
 
 def shown(fleet: Rollout) -> bytes:
@@ -92,18 +106,22 @@ def rotated(fleet: Rollout, site: Callable[..., Any]) -> Iterator[dict[str, Any]
     """What was before: a VM's process, passwords, the broker's certificate; and two thieves, who are still there."""
     fleet.create("--name", "rotated", "--host", "h1")
     pid = fleet.unit(fleet.show("rotated", 0)["vm-id"], "MainPID")
-    before, secrets, certificate = passwords(), [*passwords().values(), *keys().values()], shown(fleet)
+    before, secrets, certificate = passwords(), [*passwords().values(), *read_keys(SECRETS).values()], shown(fleet)
+    planted = uuid.uuid4().hex
     thieves = [Thief(fleet, user, before[user]) for user in ("operator", "agent-h1")]
     try:
-        done = site("-vvv", playbook="rotate.yml")
+        with watched(fleet, "broker1") as lines:
+            fleet.run("broker1", "sh", "-c", "sleep 0.3; true", planted)  # is there for a moment
+            done = site("-vvv", playbook="rotate.yml")
     finally:
         for thief in thieves:
             thief.give_up()
     assert done.code == 0, done.said
     assert " EXEC " in done.said  # as talkative as -vvv
-    secrets += [*passwords().values(), *keys().values()]
+    secrets += [*passwords().values(), *read_keys(SECRETS).values()]
     assert not [number for number, secret in enumerate(secrets) if secret in done.said]
-    yield {**before, "pid": pid, "thieves": thieves, "certificate": certificate}
+    seen = {"lines": lines, "secrets": secrets, "planted": planted}
+    yield {**before, **seen, "pid": pid, "thieves": thieves, "certificate": certificate}
     for thief in thieves:
         with contextlib.suppress(AMQPError):
             thief.connection.close()
@@ -116,6 +134,13 @@ def test_a_thief_who_comes_again_and_again_is_out(rotated: dict[str, Any]) -> No
         with pytest.raises(AMQPError, match=PUT_OUT):
             thief.connection.process_data_events(5)
     assert not list((SECRETS / ".rotated").iterdir())
+
+
+def test_no_process_of_the_brokers_machine_is_given_any_of_it_as_an_argument(rotated: dict[str, Any]) -> None:
+    lines = rotated["lines"]
+    assert any(rotated["planted"] in line for line in lines), "the control: what is there for a moment is seen"
+    assert any("import_definitions" in line for line in lines), "… and so is what tells the broker"
+    assert not [number for number, secret in enumerate(rotated["secrets"]) if any(secret in line for line in lines)]
 
 
 @pytest.mark.parametrize("user", USERS)

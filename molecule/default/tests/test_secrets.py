@@ -15,24 +15,13 @@ from pathlib import Path
 import pytest
 
 from aetherscale_testing.rollout import Rollout
+from aetherscale_testing.searching import read_keys, read_passwords, run_script, search
 
 testinfra_hosts = ["broker1"]
 
 BROKERS = "/etc/rabbitmq/aetherscale.pem"
 HOSTS = ("broker1", "h1", "h2")
 SECRETS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets")
-SEARCH = """
-words=$(cat)  # never an argument
-find_in() { grep --text --only-matching --fixed-strings --file=<(printf '%s\\n' "$words") "$@" 2>/dev/null; }
-find_in --recursive --with-filename --devices=skip \
-    /etc /home /opt /root /run /tmp /usr/lib/aetherscale /usr/local /var/lib /var/log /var/spool /var/tmp
-cat /proc/[0-9]*/cmdline 2>/dev/null | find_in --label=arguments --with-filename
-cat /proc/[0-9]*/environ 2>/dev/null | find_in --label=environment --with-filename
-journalctl --no-pager --output export | find_in --label=journal --with-filename
-systemctl show --all '*' | find_in --label=units --with-filename
-echo searched:
-"""
-"""Prints `place:word` for each find. The journal's own files are compressed in part: it is asked, too."""
 PLANT = """
 read -r word
 umask 077
@@ -59,47 +48,24 @@ systemctl daemon-reload
 CONTEXTS = Path(os.environ["XDG_CONFIG_HOME"], "aetherscale")
 
 
-def passwords() -> dict[str, str]:
-    """The passwords by user."""
-    return {file.name: file.read_text().strip() for file in SECRETS.iterdir() if file.is_file()}
-
-
-def keys() -> dict[str, str]:
-    """The first line of each private key of TLS, by file."""
-    files = [file for file in (SECRETS / "tls").rglob("*.pem") if "PRIVATE KEY" in file.read_text()]
-    return {file.name: file.read_text().partition("PRIVATE KEY-----\n")[2].splitlines()[0] for file in files}
-
-
 def mode(path: Path) -> int:
     """Its permission bits."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_there_is_one_for_each_user_and_nobody_else_reads_it() -> None:
-    assert set(passwords()) == {"operator", "agent-h1", "agent-h2"}
-    assert len(set(passwords().values())) == 3
-    assert all(len(password) >= 32 for password in passwords().values())
+    assert set(read_passwords(SECRETS)) == {"operator", "agent-h1", "agent-h2"}
+    assert len(set(read_passwords(SECRETS).values())) == 3
+    assert all(len(password) >= 32 for password in read_passwords(SECRETS).values())
     assert mode(SECRETS) == 0o700
-    assert {mode(SECRETS / user) for user in passwords()} == {0o600}
+    assert {mode(SECRETS / user) for user in read_passwords(SECRETS)} == {0o600}
 
 
 def test_the_clis_context() -> None:
     context = CONTEXTS / "contexts" / "default.toml"
     assert mode(context) == 0o600
-    assert passwords()["operator"] in context.read_text()
+    assert read_passwords(SECRETS)["operator"] in context.read_text()
     assert (CONTEXTS / "current-context").read_text() == "default\n"
-
-
-def run_script(fleet: Rollout, host: str, script: str, stdin: str) -> str:
-    return fleet.lab.run(host, ["bash", "-c", script], stdin=stdin).stdout
-
-
-def search(fleet: Rollout, host: str, words: dict[str, str]) -> set[tuple[str, str]]:
-    """Where on a host one of these words is, and whose it is; the words themselves are in no message."""
-    lines = run_script(fleet, host, SEARCH, "\n".join(words.values())).splitlines()
-    assert lines[-1] == "searched:"
-    whose = {word: name for name, word in words.items()}
-    return {(place, whose[word]) for place, _, word in (line.rpartition(":") for line in lines[:-1])}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +74,7 @@ def fleet() -> Rollout:
 
 
 def test_none_is_on_a_host_but_where_it_belongs(fleet: Rollout) -> None:
-    words = passwords() | keys()
+    words = read_passwords(SECRETS) | read_keys(SECRETS)
     assert {"authority.pem", "broker.pem"} <= set(words)
     with ThreadPoolExecutor() as pool:
         found = dict(zip(HOSTS, pool.map(lambda host: search(fleet, host, words), HOSTS), strict=True))
