@@ -282,16 +282,33 @@ def test_a_raw_image_comes_by_url_and_a_vm_keeps_it_when_its_name_gets_another(
         fleet.run("h1", "rm", "-f", *files)  # the first has no name any more, and its host keeps it for a day
 
 
-def test_an_image_that_leads_to_another_file_reaches_no_host(fleet: Rollout, site: Site, tmp_path: Path) -> None:
+ABSURD = (1 << 64) - 1
+"""Bytes: the virtual size in the header of a qcow2 file (its bytes 24 to 31) can't be more."""
+
+
+@pytest.mark.parametrize(
+    ("backing", "size", "words"),
+    [
+        (("-b", "/etc/shadow", "-F", "raw"), None, "it has a backing file; flatten it first"),
+        ((), ABSURD, f"its L1 table is too small for a disk of {ABSURD} bytes"),
+    ],
+    ids=["a backing file", "an absurd size"],
+)
+def test_an_image_that_leads_to_another_file_reaches_no_host(
+    fleet: Rollout, site: Site, tmp_path: Path, backing: tuple[str, ...], size: int | None, words: str
+) -> None:
+    """Nor one that says it is larger than anything."""
     evil = tmp_path / "evil.qcow2"
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/shadow", "-F", "raw", str(evil), "16M"]
-    subprocess.run(command, check=True)
-    assert "backing file" in refused(fleet, "import-image", str(evil), "--name", "evil")
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, str(evil), "16M"], check=True)
+    if size is not None:
+        head = evil.read_bytes()
+        evil.write_bytes(head[:24] + size.to_bytes(8, "big") + head[32:])
+    assert words in refused(fleet, "import-image", str(evil), "--name", "evil")
     digest = hashlib.sha256(evil.read_bytes()).hexdigest()
     wish = json.dumps({"image_name": "evil", "image_source": str(evil), "image_sha256": digest})
     done = site("-e", wish, playbook="images.yml")
     assert done.code != 0
-    assert "error: image evil: it has a backing file; flatten it first" in done.said
+    assert f"error: image evil: {words}" in done.said
     for host in ("h1", "h2"):
         held = fleet.run(host, "ls", "/var/lib/aetherscale/images").split()
         assert not {"evil.json", f"sha256-{digest}.qcow2"} & set(held)

@@ -4,7 +4,6 @@ import base64
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -85,11 +84,17 @@ def test_a_guest_speaks_in_nobody_elses_name(
     script = (
         f"sleep 1; ifconfig eth0 down; ifconfig eth0 {lie}; ifconfig eth0 up; "
         f"ping -c 3 -W 1 {GATEWAY} > /dev/null && echo heard > /tmp/lie || echo unheard > /tmp/lie; "
-        f"ifconfig eth0 down; ifconfig eth0 {truth}; ifconfig eth0 up; route add default gw {GATEWAY}"
+        f"ifconfig eth0 down; ifconfig eth0 {truth}; ifconfig eth0 up; route add default gw {GATEWAY}; "
+        "touch /tmp/truth"
     ).format(**names)
-    inside(fleet, key, "net1", f"rm -f /tmp/lie; setsid sh -c '{script}' > /dev/null 2>&1 < /dev/null & sleep 0.2")
-    time.sleep(7)
-    fleet.cli("wait-vm", "net1", "--for", "ssh", "--timeout", "30s")
+    inside(
+        fleet,
+        key,
+        "net1",
+        f"rm -f /tmp/lie /tmp/truth; setsid sh -c '{script}' > /dev/null 2>&1 < /dev/null & sleep 0.2",
+    )
+    told = ("ssh-vm", "-i", str(key), "net1", "--", "test -e /tmp/truth")
+    fleet.eventually(lambda: fleet.cli(*told, check=False).returncode == 0, 60)
     assert inside(fleet, key, "net1", "cat /tmp/lie") == outcome
 
 
