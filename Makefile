@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz bench benchmarks clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz fuzz-briefly bench benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -30,7 +30,7 @@ demo: $(VENV)/deploy ## a lab of three hosts, site.yml onto it, and VMs that rea
 down: ## remove the demo's lab, and leave nothing of it
 	@PYTHONPATH=lab $(PYTHON) -m aetherscale_lab.demo down
 
-test: lint types unit model protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
+test: lint types unit fuzz-briefly model protocol-tests molecule ## all tests: linters, types, units, a real broker, the lab (as root)
 	@echo "make test: all passed"
 
 lint: $(VENV)/dev ## ruff, yamllint, ansible-lint, shellcheck
@@ -94,7 +94,10 @@ fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; f
 	@mkdir -p .cache/fuzz
 	@for target in decoder envelope reply_to image manifest answer console arguments seed_disc; do echo "== $$target"; \
 		(cd .cache/fuzz && PYTHONPATH=$(CURDIR)/testing nice $(CURDIR)/$(BIN)/python -m aetherscale_testing.fuzz $$target \
-		-max_total_time=$$(($(MINUTES) * 60)) -print_final_stats=1) || exit 1; done
+		-max_total_time=$(or $(FUZZ_SECONDS),$$(($(MINUTES) * 60))) -print_final_stats=1) || exit 1; done
+
+fuzz-briefly: ## the same for five seconds each, which is a part of `make test`
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
 bench: $(VENV)/bench wheelhouse ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
 	@tools/install-packages $(LAB_PACKAGES) rabbitmq-server
