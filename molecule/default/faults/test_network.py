@@ -87,6 +87,7 @@ def test_what_vm_net_calls_fails(world: LabWorld) -> None:
         with plant(*FAILS):
             assert outcome(world, Command("create", host="h1")) == REFUSED
             assert outcome(world, Command("start", off)) == REFUSED
+        world.settle()  # what they left is gone, and does not come to the next
         with plant(*FAILS_DOWN):
             world.client.do("delete", deleted)
             world.client.do("kill", killed)
