@@ -1,6 +1,7 @@
 """What reads other people's bytes, as targets for a fuzzer: each may refuse them in its own words alone.
 
-`fuzz` feeds them with atheris (`make fuzz`, and briefly `make test`); testing/tests/test_fuzz.py goes over the seeds in `make unit`.
+`fuzz` feeds them with atheris (`make fuzz`, and briefly `make test`); testing/tests/test_fuzz.py goes over the seeds in
+`make unit`.
 """
 
 import base64
