@@ -85,7 +85,7 @@ def test_the_broker_shows_the_operators_own_certificate(
     works(rollout, kept)
     assert shown(rollout) == own.der
     assert_known(rollout, fleet, own.ca_file)
-    with pytest.raises(ssl.SSLCertVerificationError, match="local issuer|self-signed"):
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"local issuer|self-signed"):
         shown(rollout, FLEETS_CA)
     file = host.file("/etc/rabbitmq/aetherscale.pem")
     assert (file.user, file.group, file.mode) == ("root", "rabbitmq", 0o640)
@@ -219,7 +219,7 @@ def test_the_fleets_own_ca_is_back(
     works(rollout, kept)
     assert ssl.DER_cert_to_PEM_cert(shown(rollout)) in (TLS / "broker.pem").read_text()
     assert_known(rollout, fleet, FLEETS_CA)
-    with pytest.raises(ssl.SSLCertVerificationError, match="local issuer|self-signed"):
+    with pytest.raises(ssl.SSLCertVerificationError, match=r"local issuer|self-signed"):
         shown(rollout, own.ca_file)
 
 
