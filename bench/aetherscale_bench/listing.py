@@ -71,13 +71,18 @@ def frozen(fleet: Fleet, host: str) -> Iterator[None]:
 
 @contextmanager
 def dead(fleet: Fleet, host: str) -> Iterator[None]:
-    """A host without power, after the broker has noticed: its listing no longer waits for it."""
+    """A host without power, after the broker has noticed: another host says that it is down.
+
+    :raise RuntimeError: when the broker has not noticed after a minute.
+    """
     fleet.lab.power_loss(host)
     try:
         for _ in range(60):
-            printed = fleet.cli("list-hosts", "--timeout", "0.5", codes=(0, PARTIAL))
-            if host not in {answer["host"] for answer in json.loads(printed) if "response" in answer}:
+            printed = fleet.cli("list-hosts", "--timeout", "1", codes=(0, PARTIAL))
+            if "host-down" in {answer["execution-info"].get("code") for answer in json.loads(printed)}:
                 break
+        else:
+            raise RuntimeError(f"nobody says that {host} is down")
         yield
     finally:
         fleet.lab.power_on(host)
