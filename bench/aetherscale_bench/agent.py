@@ -18,7 +18,7 @@ UNIT = "aetherscale-agent.service"
 SETTLE_S, WATCH_S = 15, 30
 LIMITS_MIB = {0: 40e6 / (1 << 20), VMS: 60e6 / (1 << 20)}
 CPU_PERCENT = 0.2
-SPEC = {"image": guests.POLITE, "memory": 32, "disk": 1}
+SPEC = {"image": guests.POLITE, "memory": 64, "disk": 1}
 
 
 def measure(fleet: Fleet, runs: int) -> Result:
