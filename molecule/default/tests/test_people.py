@@ -270,7 +270,8 @@ def test_50_mb_go_by_scp_while_viewers_stall(fleet: Rollout, web1: str, key: Pat
     host = fleet.show(web1, 0)["host"]
     data, watched = os.urandom(FILE), tmp_path / "watched"
     (tmp_path / "file").write_bytes(data)
-    scp(fleet, key, str(tmp_path / "file"), f"root@{web1}:/tmp/file")  # so that what grows is the viewers'
+    scp(fleet, key, str(tmp_path / "file"), f"root@{web1}:/tmp/file")
+    scp(fleet, key, f"root@{web1}:/tmp/file", str(tmp_path / "back"))  # both ways, so that what grows is the viewers'
     ssh(fleet, key, web1, f"nc -l -p {PORT} < /dev/zero > /dev/null 2>&1 &")
     with watched.open("wb") as file:
         watcher = fleet.start("console-vm", web1, stdout=file.fileno())
