@@ -45,24 +45,14 @@ class Host:
 
     async def greet(self, path: str) -> None:
         """Connect to a QEMU's monitor as soon as it can be, and read its greeting."""
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(path)
-                break
-            except OSError:
-                await asyncio.sleep(0.0005)
+        reader, writer = await self._connect(path)
         if b"QMP" not in await reader.readline():
             raise RuntimeError(f"{path} does not greet")
         writer.close()
 
     async def running(self, path: str) -> None:
         """Ask a QEMU's monitor, as soon as it can be asked, until the guest runs."""
-        while True:
-            try:
-                reader, writer = await asyncio.open_unix_connection(path)
-                break
-            except OSError:
-                await asyncio.sleep(0.0005)
+        reader, writer = await self._connect(path)
         await reader.readline()
         writer.write(b'{"execute": "qmp_capabilities"}\n')
         await reader.readline()
@@ -84,6 +74,13 @@ class Host:
     async def told(self, path: str) -> list[Any]:
         """What a watched monitor told of until its end, which is EOF: names, and times in s since the epoch."""
         return await self._events.pop(path)
+
+    async def _connect(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while True:
+            try:
+                return await asyncio.open_unix_connection(path)
+            except OSError:
+                await asyncio.sleep(0.0005)
 
     async def _read_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[Any]:
         events = []
