@@ -94,9 +94,9 @@ fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; f
 	@mkdir -p .cache/fuzz
 	@for target in decoder envelope reply_to image manifest answer console arguments seed_disc; do echo "== $$target"; \
 		(cd .cache/fuzz && PYTHONPATH=$(CURDIR)/testing nice $(CURDIR)/$(BIN)/python -m aetherscale_testing.fuzz $$target \
-		-max_total_time=$(or $(FUZZ_SECONDS),$$(($(MINUTES) * 60))) -print_final_stats=1) || exit 1; done
+		-max_total_time=$(or $(FUZZ_SECONDS),$$(($(MINUTES) * 60))) -print_final_stats=1 $(if $(FUZZ_SECONDS),-seed=1)) || exit 1; done
 
-fuzz-briefly: ## the same for five seconds each, which is a part of `make test`
+fuzz-briefly: ## the same for five seconds each and with one seed, which is a part of `make test`
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
 bench: $(VENV)/bench wheelhouse ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
