@@ -73,6 +73,11 @@ class Host:
         lines = self.run("cat", f"/proc/{pid}/status").splitlines()
         return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
+    def settled(self, pid: str) -> dict[str, str]:
+        """The status of a unit's process that has all its walls: while systemd builds them, the process is `(name)`."""
+        self.fleet.eventually(lambda: not self.status(pid)["Name"].startswith("("))
+        return self.status(pid)
+
     def intrude(self, argument: str, *, inside: bool) -> list[str]:
         """What `intruder` says that the first VM's user can do."""
         view = ["nsenter", "--mount", "--target", self.first_pid] if inside else []
@@ -180,7 +185,7 @@ def unfiltered(host: Host) -> Iterator[str]:
 
 def test_the_agent_starts_and_stops_vms_and_qemu_filters_its_own_system_calls(host: Host, unfiltered: str) -> None:
     host.run(*AGENT, "systemctl", "--no-ask-password", "start", unfiltered)
-    by_systemd = host.status(host.run("systemctl", "show", "-P", "MainPID", unfiltered))
+    by_systemd = host.settled(host.run("systemctl", "show", "-P", "MainPID", unfiltered))
     host.run(*AGENT, "systemctl", "--no-ask-password", "kill", "-s", "KILL", unfiltered)
     with_sandbox = host.status(host.first_pid)
     assert with_sandbox["Seccomp"] == "2"

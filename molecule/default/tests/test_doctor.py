@@ -163,13 +163,13 @@ def test_a_disk_that_is_full(fleet: Rollout) -> None:
 
 @pytest.mark.usefixtures("well")
 def test_an_agent_of_another_version(fleet: Rollout) -> None:
-    about = "/opt/aetherscale/current/lib/python3*/site-packages/aetherscale-*.dist-info/METADATA"
-    fleet.run("h2", "sh", "-c", f"sed -i.kept 's/^Version: .*/Version: 0.0.9/' {about}")
+    module = "/opt/aetherscale/current/lib/python3*/site-packages/aetherscale_protocol/__init__.py"
+    fleet.run("h2", "sh", "-c", f"sed -i.kept 's/^__version__ = .*/__version__ = \"0.0.9\"/' {module}")
     restart_agent(fleet, "h2")
     try:
         findings, said = examine(fleet, 0)
     finally:
-        fleet.run("h2", "sh", "-c", f"for kept in {about}.kept; do mv $kept ${{kept%.kept}}; done")
+        fleet.run("h2", "sh", "-c", f"for kept in {module}.kept; do mv $kept ${{kept%.kept}}; done")
         restart_agent(fleet, "h2")
     found = the(findings, "version", "h2")
     assert (found["result"], found["agent-version"]) == ("warning", "0.0.9")
