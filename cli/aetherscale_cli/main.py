@@ -10,9 +10,10 @@ import contextlib
 import gc
 import os
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
+
+from aetherscale_protocol.sparing import spare
 
 if TYPE_CHECKING:
     from aetherscale_cli.errors import CliError
@@ -29,26 +30,11 @@ UNUSED = (
 def run() -> None:
     """The entry point: exits, and shows no traceback unless `--debug` asks for it."""
     gc.disable()  # in so short a life collecting costs more than the garbage
-    _spare_unused()
+    spare(*UNUSED)
     code = main(sys.argv[1:], os.environ)
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
     os._exit(code)  # all is said: taking pika's modules down would cost 10 ms, a resolver that hangs much more
-
-
-def _spare_unused() -> None:
-    for name in UNUSED:
-        sys.modules.setdefault(name, _Unused(name))
-    # msgspec takes typing's own where this is not installed; where it is, it brings inspect, ast and dis along
-    sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
-
-
-class _Unused(types.ModuleType):
-    """Stands for a module that is never used, whatever is imported from it."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
 
 
 def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:

@@ -97,7 +97,7 @@ HELP = {
     "aetherscale_cli.text", "aetherscale_cli.values",
     "aetherscale_protocol", "aetherscale_protocol.answers", "aetherscale_protocol.commands",
     "aetherscale_protocol.errors", "aetherscale_protocol.names", "aetherscale_protocol.options",
-    "aetherscale_protocol.topology",
+    "aetherscale_protocol.sparing", "aetherscale_protocol.topology",
     "msgspec",
 }  # fmt: skip
 """All that a help takes, but for what is Python's own."""
@@ -132,7 +132,8 @@ def test_a_listing_loads_none_of_what_it_never_uses(tmp_path: Path) -> None:
 
 def test_what_is_left_out_can_still_be_named_but_not_used() -> None:
     code = (
-        "from aetherscale_cli import main; main._spare_unused(); import msgspec, pika;"
+        "from aetherscale_cli.main import UNUSED; from aetherscale_protocol.sparing import spare; spare(*UNUSED);"
+        "import msgspec, pika;"
         "from msgspec import inspect; from pika.adapters import AsyncioConnection;"
         "assert AsyncioConnection is None and inspect.type_info is None; pika.SelectConnection.add_on_close_callback"
     )

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
+import pycdlib
+
 from aetherscale_agent.hypervisor import files
 from aetherscale_protocol.options import CreateVm
 
@@ -63,8 +65,6 @@ def make(path: Path, contents: Mapping[str, bytes]) -> None:
 
 def _pack(contents: Mapping[str, bytes]) -> bytes:
     """An ISO 9660 image; Linux reads its names as Rock Ridge has them, others as Joliet has."""
-    import pycdlib  # 2 MiB, which an agent without VMs can do without
-
     disc, packed = pycdlib.PyCdlib(), BytesIO()
     disc.new(vol_ident=LABEL, joliet=3, rock_ridge="1.09")
     try:

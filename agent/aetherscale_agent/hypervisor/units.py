@@ -159,14 +159,18 @@ class Units:
         :raise UnitsError: when it is not in time.
         """
         for _ in range(TIDY_TURNS):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TIDY_TIMEOUT):
+                    return await self._until_tidy(vm_id)
+            await self._manager("StopUnit", "ss", [unit_name(vm_id), "replace"])
+        raise UnitsError(f"{tap_unit_name(vm_id)} does not come to rest")
+
+    async def _until_tidy(self, vm_id: str) -> None:
+        while True:
             tidied = self._tidied
             if await self.find_tidy([vm_id]):
                 return
-            try:
-                await asyncio.wait_for(tidied.wait(), TIDY_TIMEOUT)
-            except TimeoutError:
-                await self._manager("StopUnit", "ss", [unit_name(vm_id), "replace"])
-        raise UnitsError(f"{tap_unit_name(vm_id)} does not come to rest")
+            await tidied.wait()  # for any tap's: those of many VMs may come to rest before this one's
 
     async def kill(self, vm_id: str) -> None:
         """Send SIGKILL to the VM's QEMU; nothing happens if there is none."""

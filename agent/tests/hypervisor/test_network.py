@@ -289,8 +289,9 @@ def test_what_agents_and_roll_outs_of_before_wrote_is_read_and_goes(
     (tmp_path / "vms" / f"{OTHER}.json").write_text(OLD)
     assert vm_net.others(VM) == {OTHER: WISH}
     assert f'macs {{ "vm-{OTHER}" . {MAC} }}' in vm_net.finalize_elements(OWN)
-    monkeypatch.setattr(vm_net, "run", lambda *_command, **_stdin: "")
+    programs = Programs(vm_net, monkeypatch)
     vm_net.take_down(OTHER, OWN)
+    assert "nft" in programs.called
     assert vm_net.others(VM) == {}
     with pytest.raises(ValueError, match="no object"):
         vm_net.parse_old("[1]")
