@@ -37,13 +37,31 @@ def entries(tmp_path: Path) -> list[dict[str, Any]]:
 
 def test_what_is_not_there_is_made_and_a_second_run_changes_nothing(entries: list[dict[str, Any]]) -> None:
     folder, file = (Path(entry["path"]) for entry in entries)
-    assert run(*entries) | {"invocation": 0} == {
-        "changed": True, "paths": [str(folder), str(file)], "invocation": 0,
-    }  # fmt: skip
+    told = run(*entries)
+    assert (told["changed"], told["paths"]) == (True, [str(folder), str(file)])
     assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o750, 0o640)
     assert file.read_text() == "first things first\n"
     again = run(*entries)
-    assert (again["changed"], again["paths"]) == (False, [])
+    assert (again["changed"], again["paths"], again["diff"]) == (False, [], [])
+
+
+def test_a_run_with_diff_shows_what_a_file_was_and_becomes(entries: list[dict[str, Any]]) -> None:
+    run(*entries)
+    path = entries[1]["path"]
+    Path(path).write_text("last things last\n")
+    (shown,) = run(*entries, check=True)["diff"]
+    assert (shown["before_header"], shown["before"], shown["after"]) == (
+        path,
+        "last things last\n",
+        "first things first\n",
+    )
+
+
+def test_what_can_not_be_done_is_told_with_what_was_done_before(entries: list[dict[str, Any]]) -> None:
+    told = run(*entries, {"path": "/proc/nothing", "mode": "0755"})
+    assert told["failed"]
+    assert "/proc/nothing" in told["msg"]
+    assert told["paths"] == [entry["path"] for entry in entries]
 
 
 @pytest.mark.parametrize("drift", ["content", "mode of the file", "mode of the folder", "a link in its place"])

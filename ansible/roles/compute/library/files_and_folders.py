@@ -1,6 +1,7 @@
 """One visit to a host for many small files and folders, where `file` and `copy` in a loop pay one for each."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,21 @@ def main() -> None:
     module = AnsibleModule(
         {"entries": {"type": "list", "elements": "dict", "required": True, "options": ENTRY}}, supports_check_mode=True
     )
+    entries, paths = module.params["entries"], []
     try:
-        paths = [entry["path"] for entry in module.params["entries"] if put(module, entry)]
+        diff = [one for entry in entries for one in differences(entry)]
+        paths += (entry["path"] for entry in entries if put(module, entry))
     except OSError as error:
-        module.fail_json(msg=f"{error.filename}: {error.strerror}")
-    module.exit_json(changed=bool(paths), paths=paths)
+        module.fail_json(msg=str(error), changed=bool(paths), paths=paths)
+    module.exit_json(changed=bool(paths), paths=paths, diff=diff)
+
+
+def differences(entry: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """What a run with `--diff` shows of a file whose text is another."""
+    path, content = Path(entry["path"]), entry["content"]
+    before = path.read_text(errors="replace") if path.is_file() else ""
+    if content is not None and before != content:
+        yield {"before_header": str(path), "after_header": str(path), "before": before, "after": content}
 
 
 def put(module: AnsibleModule, entry: dict[str, Any]) -> bool:
@@ -66,11 +77,11 @@ def put(module: AnsibleModule, entry: dict[str, Any]) -> bool:
     changed = not is_folder(module, path) if content is None else not holds(module, path, content)
     if changed and not module.check_mode:
         if content is None:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)  # until it has the mode that it should have
         else:
             write(module, path, content)
     if not path.exists():
-        return True  # it would be made, and with its mode
+        return True  # it would be made
     wanted = module.load_file_common_arguments(entry, path=str(path))
     return bool(module.set_fs_attributes_if_different(wanted, changed))
 
