@@ -591,3 +591,28 @@ def test_a_vm_runs_when_its_network_is_there(run_vm: Callable[[], "subprocess.Po
     (tmp_path / VM).touch()
     assert process.communicate(timeout=5) == (f"-name {VM}\n", "")
     assert process.returncode == 0
+
+
+# What a start waits for
+
+
+def test_up_and_down_start_no_program_more_than_they_must(vm_net: Any, programs: Programs, tmp_path: Path) -> None:
+    vm_net.__dict__["WANTED"] = str(tmp_path / "homes")
+    (tmp_path / "homes" / VM).mkdir(parents=True)
+    (tmp_path / "homes" / VM / "network.conf").write_text("".join(f"{key} {value}\n" for key, value in WISH.items()))
+    vm_net.take_down(VM, OWN)
+    assert programs.called == ["nft"]  # and `ip`, where QEMU did not take its tap along
+    programs.called.clear()
+    vm_net.bring_up(VM, OWN, 1000)
+    assert sorted(programs.called) == ["ip", "nft"]
+
+
+def test_vm_net_imports_next_to_nothing() -> None:
+    """Each import of the usual ones takes longer than all that `up` does."""
+    folder = Path(__file__).parents[2] / "systemd"
+    told = []
+    for imported in ("", f"sys.path.insert(0, {str(folder)!r}); import vm_net;"):
+        code = f"import os, sys; {imported} print(*sys.modules)"
+        argv = ["/usr/bin/python3", "-I", "-S", "-c", code]
+        told.append(set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()))
+    assert told[1] - told[0] == {"vm_net", "fcntl", "time"} - told[0]
