@@ -422,4 +422,4 @@ class TestForgetting:
 def told(agents: Fleet, host: str, vms: int) -> None:
     """Wait until the broker keeps what this host knows of its VMs."""
     eventually(lambda: f"this host has {vms} VMs" in agents.agents[host].log)
-    time.sleep(1.2)  # its last state, too: a look a second
+    time.sleep(2)  # its last state, too: a look a second

@@ -49,7 +49,7 @@ def two_vms() -> Iterator[None]:
     as_agent(sys.executable, "-m", "aetherscale_testing.real_vm", "start", FIRST, SECOND)
     yield
     as_agent(sys.executable, "-m", "aetherscale_testing.real_vm", "remove", FIRST, SECOND)
-    until = time.monotonic() + 5  # the units of taps go a moment after QEMU
+    until = time.monotonic() + 20  # the units of taps go a moment after QEMU
     while (units := list_units()) and time.monotonic() < until:
         time.sleep(0.05)
     assert units == ""

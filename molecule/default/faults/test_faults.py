@@ -219,7 +219,7 @@ def test_qemu_dies_at_once(world: LabWorld) -> None:
 
 
 def test_a_base_image_is_gone(world: LabWorld) -> None:
-    cell = Cell("build.disk", "before", "h2", "freeze", 1.5)
+    cell = Cell("build.disk", "before", "h2", "freeze", 4)
     with held(world, "base image gone", at=(cell,)):
         off = world.client.create("h2")
         world.client.do("kill", off)

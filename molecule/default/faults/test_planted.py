@@ -160,7 +160,8 @@ def a_claim_of_nobody_with_a_message_in_it(world: LabWorld) -> Iterator[Found]:
 
 def a_second_consumer(world: LabWorld) -> Iterator[Found]:
     with world.as_agent() as channel:
-        channel.basic_consume(names.host_queue("h1"), print)
+        # The agent is given what comes for it all the same: to be deaf is another fault.
+        channel.basic_consume(names.host_queue("h1"), print, arguments={"x-priority": -1})
         yield {(Kind.CONSUMERS_MANY, "", "")}
         channel.cancel()
 

@@ -18,14 +18,14 @@ CANARY = "canary-7e1f-of-user-data"
 BURST = 500
 LIMIT = """
 mkdir -p /run/systemd/journald.conf.d
-printf '[Journal]\\nRateLimitIntervalSec=30s\\nRateLimitBurst=10\\n' >/run/systemd/journald.conf.d/limit.conf
+printf '[Journal]\\nRateLimitIntervalSec=30s\\nRateLimitBurst=30\\n' >/run/systemd/journald.conf.d/limit.conf
 systemctl restart systemd-journald.service
 """
 NO_LIMIT = "rm /run/systemd/journald.conf.d/limit.conf; systemctl restart systemd-journald.service"
 """What others may tell the journal of h1; it multiplies the burst by up to six where the disk has room."""
 FLOOD = f"""
 {{ echo planted-in-a-flood
-until journalctl -o cat -t planted | grep -q planted-in-a-flood; do sleep 0.1; done
+for _ in $(seq 100); do journalctl -o cat -t planted | grep -q planted-in-a-flood && break; sleep 0.1; done
 yes planted-in-a-flood | head -n {BURST}; }} | systemd-cat -t planted
 """
 """Begun by one line that has come: journald limits nobody whose unit it could not read, for instance who is gone."""
@@ -69,7 +69,9 @@ def test_who_did_what_to_which_vm_and_what_came_of_it(fleet: Rollout, vm_id: str
 
 
 def test_each_entry_has_a_time_a_request_a_name_and_is_the_agents_own(fleet: Rollout, vm_id: str) -> None:
-    for entry in entries(fleet, f"AETHERSCALE_VM={vm_id}", "PRIORITY=6"):
+    told = entries(fleet, f"AETHERSCALE_VM={vm_id}", "PRIORITY=6")
+    assert len(told) == 4
+    for entry in told:
         assert int(entry["__REALTIME_TIMESTAMP"]) > 0
         assert len(entry["AETHERSCALE_REQUEST_ID"]) == 32
         assert entry["AETHERSCALE_VM_NAME"] == "audited"

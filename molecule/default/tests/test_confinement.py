@@ -40,7 +40,7 @@ NOT_THE_AGENTS = (
 )
 REFUSALS = ("ccess denied", "authentication required", "has a fragment file")
 UNFILTERED = "unfilter"
-"""A VM's id, whose unit runs a QEMU without a sandbox of its own."""
+"""A VM's id, whose unit comes to no QEMU with a sandbox of its own."""
 INSIDE = """
 [Service]
 Type=oneshot
@@ -74,8 +74,8 @@ class Host:
         return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
     def settled(self, pid: str) -> dict[str, str]:
-        """The status of a unit's process that has all its walls: while systemd builds them, the process is `(name)`."""
-        self.fleet.eventually(lambda: not self.status(pid)["Name"].startswith("("))
+        """The status of a VM's process that has all its walls: while systemd builds them, it has another name."""
+        self.fleet.eventually(lambda: self.status(pid)["Name"] == "vm-run")
         return self.status(pid)
 
     def intrude(self, argument: str, *, inside: bool) -> list[str]:
@@ -173,7 +173,9 @@ def test_a_vm_reaches_no_sockets_but_its_own(host: Host) -> None:
 
 @pytest.fixture
 def unfiltered(host: Host) -> Iterator[str]:
-    """The unit of a VM that has no disk and whose QEMU was told to have no sandbox."""
+    """The unit of a VM that waits for a tap that never comes: it has what systemd gives it, and QEMU is to begin."""
+    tap = f"aetherscale-tap@{UNFILTERED}.service"
+    host.run("systemctl", "mask", "--runtime", tap)
     homes = (f"{HOME}/{UNFILTERED}", f"{RUN}/{UNFILTERED}")
     host.run("mkdir", *homes)
     env = f"/run/aetherscale/args/{UNFILTERED}.env"
@@ -181,6 +183,7 @@ def unfiltered(host: Host) -> Iterator[str]:
     yield f"aetherscale-vm@{UNFILTERED}.service"
     host.run("systemctl", "stop", f"aetherscale-vm@{UNFILTERED}.service", check=False)
     host.run("rm", "-r", env, *homes)
+    host.run("systemctl", "unmask", "--runtime", tap)
 
 
 def test_the_agent_starts_and_stops_vms_and_qemu_filters_its_own_system_calls(host: Host, unfiltered: str) -> None:

@@ -253,7 +253,7 @@ def test_ansible_goes_through_the_broker(fleet: Rollout, web1: str, key: Path, t
 def test_a_wait_that_takes_too_long_fails_and_the_vm_does_not(fleet: Rollout) -> None:
     sized = ("--memory", "128M", "--disk", "1G")
     waited = fleet.cli(
-        "create-vm", "--name", "web2", "--image", "ubuntu_base", *sized, "--wait", "ssh", "--timeout", "1s", check=False
+        "create-vm", "--name", "web2", "--image", "ubuntu_base", *sized, "--wait", "ssh", "--timeout", "2s", check=False
     )
     assert waited.returncode == 4
     assert "wait-vm web2 --for ssh" in waited.stderr

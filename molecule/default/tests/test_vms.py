@@ -13,6 +13,9 @@ from aetherscale_testing.memory import read_rollup
 from aetherscale_testing.rollout import Rollout
 
 HOSTS = ("h1", "h2")
+NOT_WAITED_S = 4.5
+"""Less than the CLI waits for a host by itself, which is 5 s; the rest is for a slow machine."""
+
 TTL_S = 15
 """Seconds: for longer than a broker takes to stop."""
 
@@ -72,10 +75,11 @@ def test_each_vm_has_a_user_of_its_own(fleet: Rollout, pair: dict[str, str]) -> 
     thief = fleet.run("h1", "stat", "-c", "%u", f"/proc/{fleet.unit(first, 'MainPID')}")
     disk = f"/var/lib/aetherscale/vms/{second}/disk.qcow2"
     fleet.run("h1", "test", "-s", disk)
-    steal = ["setpriv", f"--reuid={thief}", f"--regid={thief}", "--clear-groups", "head", "-c1", disk]
-    assert fleet.lab.run("h1", steal, check=False).returncode != 0
-    inside = ["nsenter", "-m", "-t", fleet.unit(first, "MainPID"), "ls", f"/var/lib/aetherscale/vms/{second}"]
-    assert fleet.lab.run("h1", inside, check=False).returncode != 0
+    inside = ["nsenter", "-m", "-t", fleet.unit(first, "MainPID")]
+    user = ["setpriv", f"--reuid={thief}", f"--regid={thief}", "--clear-groups"]
+    own = f"/var/lib/aetherscale/vms/{first}/disk.qcow2"
+    for view, path, can in ([], disk, False), (inside, disk, False), (inside, own, True):
+        assert (fleet.lab.run("h1", [*view, *user, "head", "-c1", path], check=False).returncode == 0) == can
 
 
 def test_a_guest_obeys_the_power_button_even_while_it_boots(fleet: Rollout) -> None:
@@ -99,9 +103,9 @@ def test_a_deleted_vm_leaves_nothing(fleet: Rollout) -> None:
     assert fleet.run(host, "find", *ours, "-name", f"*{vm_id}*") == ""
     # What is root's goes a moment later.
     root = ("/run/systemd/system.control", "/run/aetherscale-network", "/sys/class/net")
-    fleet.eventually(lambda: fleet.run(host, "find", *root, "-name", f"*{vm_id}*") == "", 5)
+    fleet.eventually(lambda: fleet.run(host, "find", *root, "-ignore_readdir_race", "-name", f"*{vm_id}*") == "", 20)
     listing = ("systemctl", "list-units", "--all", "--no-legend", f"aetherscale-*@{vm_id}.service")
-    fleet.eventually(lambda: fleet.run(host, *listing) == "", 5)
+    fleet.eventually(lambda: fleet.run(host, *listing) == "", 20)
     assert fleet.cli("show-vm", vm_id, check=False).returncode == 1
 
 
@@ -130,7 +134,7 @@ def test_a_frozen_agent_is_named_and_the_others_are_shown(fleet: Rollout, pair: 
     try:
         begin = time.monotonic()
         done = fleet.cli("list-vms", "--timeout", "2", check=False)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < NOT_WAITED_S
     finally:
         fleet.run("h2", "systemctl", "kill", "-s", "CONT", "aetherscale-agent.service")
     assert done.returncode == 4
@@ -144,7 +148,7 @@ def test_a_stopped_agent_is_named_without_waiting(fleet: Rollout, pair: dict[str
     try:
         begin = time.monotonic()
         listed = fleet.cli("list-vms", check=False)
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < NOT_WAITED_S
         asked = fleet.cli("stop-vm", pair["h2"], check=False)
     finally:
         fleet.run("h2", "systemctl", "start", "aetherscale-agent.service")
@@ -245,4 +249,4 @@ def test_an_unknown_vm_is_not_waited_for(fleet: Rollout) -> None:
     done = fleet.cli("show-vm", "zzzzzzzz", check=False)
     assert done.returncode == 1
     assert "VM does not exist" in done.stdout
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < NOT_WAITED_S

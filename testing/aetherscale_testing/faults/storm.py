@@ -9,6 +9,7 @@ have against what clients were told. Exit code 1: something was lost, doubled, l
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -136,6 +137,8 @@ def _quantile(values: list[float], share: float) -> float | None:
 
 
 def _find_commit() -> str:
+    if shutil.which("git") is None:
+        return ""
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=REPOSITORY, capture_output=True, text=True,
         check=False,
