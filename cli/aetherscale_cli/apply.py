@@ -19,7 +19,7 @@ from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit, ManifestError
 from aetherscale_cli.manifest import Wanted, read_manifest
 from aetherscale_cli.report import Outcome
-from aetherscale_cli.settle import Call
+from aetherscale_cli.settle import Call, not_sent
 from aetherscale_cli.targets import is_unknown
 from aetherscale_cli.wire import Session
 from aetherscale_protocol.answers import VmReport
@@ -63,12 +63,23 @@ class Run(Struct):
         self.rows.append(Row(vm.name, vm.vm_id, result, detail, needs))
 
     def send(self, command: str, options: Sequence[tuple[Options, str]]) -> list[Call]:
-        """Send these, each with its VM's name; what was not done is told."""
+        """Send these, each with its VM's name; what became of each. After Ctrl-C nothing more is sent."""
         timeout = self.invocation.timeout
         calls = [ask.make_call(COMMANDS[command], one, timeout, None, name) for one, name in options]
-        if calls:
-            ask.ask_each(self.session, calls, timeout)
+        try:
+            if calls and not self.interrupted:
+                ask.ask_each(self.session, calls, timeout)
+        except KeyboardInterrupt:
+            self.outcome.exit_code = Exit.INTERRUPTED
+        for call in calls:
+            if call.pending:
+                call.trouble = not_sent(call, CliError("interrupted", exit_code=Exit.INTERRUPTED))
         return calls
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the operator has had enough."""
+        return self.outcome.exit_code is Exit.INTERRUPTED
 
     def find_least_disk(self, vm: VmReport) -> int:
         """The GiB that a VM's disk has at least, because of the image that it stands on; 0 if nobody says."""
@@ -124,7 +135,7 @@ def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]
     with connect() as session:
         run = Run(session, invocation, Outcome())
         _make_so(run, vms)
-        if space.prune:
+        if space.prune and not run.interrupted:
             _prune(run, vms)
     return _finish(run, len(vms))
 
@@ -199,7 +210,11 @@ def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Diff
 
 def _prune(run: Run, vms: Sequence[Wanted]) -> None:
     """Delete what has the label and is not in the file, if all hosts tell of their VMs."""
-    everyone = ask.ask_everyone(run.session, "list-vms", _LOOK_S)
+    try:
+        everyone = ask.ask_everyone(run.session, "list-vms", _LOOK_S)
+    except CliError as error:  # what was made before is still to be told
+        run.outcome.fail(f"nothing was pruned: {error}", error.hint, error.exit_code)
+        return
     refused = [reply.answer.host or "?" for reply in everyone.replies if not reply.answer.ok]
     if everyone.missing or everyone.nameless or everyone.unreadable or refused:
         report.report_missing(run.outcome, everyone, _LOOK_S)

@@ -43,9 +43,13 @@ def make_message(command: str, options: Options, key: str, timeout: float, reque
         body=encode_request(command, options),
         correlation_id=os.urandom(8).hex(),
         request_id=request_id or names.new_request_id(),
-        deadline_ms=int((time.time() + timeout) * 1000),
+        deadline_ms=_deadline_ms(timeout),
         changes=COMMANDS[command].changes,
     )
+
+
+def _deadline_ms(timeout: float) -> int:
+    return int((time.time() + timeout) * 1000)
 
 
 def make_call(command: Command, options: Options, timeout: float, request_id: str | None, name: str = "") -> Call:
@@ -134,7 +138,10 @@ def _count(session: Session, queue: str, deadline: float) -> int | None:
 
 
 def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
-    """Send the calls, all at once, and wait until each is settled: by an answer, or by why there is none.
+    """Send the calls, and wait until each is settled: by an answer, or by why there is none.
+
+    They are sent all at once, but of creates only some (`settle.CREATES_AT_ONCE`), the next when one is answered. Each
+    has `timeout` seconds from when it is sent.
 
     What changes something is only sent when the broker knows of an agent: left in a queue it might be
     done later, behind the back of somebody who was told that no agent is running.
@@ -157,20 +164,22 @@ def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
 
 
 def _send_and_wait(session: Session, settling: Settling, timeout: float) -> None:
-    deadline = time.monotonic() + timeout + GRACE_S
-    for call in settling.calls:
-        session.publish(call.message)
     while not settling.complete:
-        event = session.next_event(deadline)
-        if event is None:
-            return settling.time_out(timeout, _find_holders(session, settling))
-        settling.take(event)
-    return None
+        for call in settling.release(time.monotonic() + timeout + GRACE_S):
+            call.message = msgspec.structs.replace(call.message, deadline_ms=_deadline_ms(timeout))
+            session.publish(call.message)
+        until = settling.wake_at
+        event = session.next_event(until)
+        if event is not None:
+            settling.take(event)
+        else:
+            late = settling.find_late(until)
+            settling.time_out(late, timeout, _find_holders(session, settling, late))
 
 
-def _find_holders(session: Session, settling: Settling) -> dict[str, str]:
+def _find_holders(session: Session, settling: Settling, late: Sequence[Call]) -> dict[str, str]:
     """The hosts, by VM id, that hold the VMs of commands which nobody answered, as far as they or others say so."""
-    silent = [c for c in settling.calls if c.pending and c.command.changes and c.command.reach is Reach.HOLDER]
+    silent = [call for call in late if call.command.changes and call.command.reach is Reach.HOLDER]
     questions = {}
     for call in silent:
         question = make_message("show-vm", ShowVm(vm_id=call.vm_id, console_lines=0), call.message.key, _HOLDER_S)

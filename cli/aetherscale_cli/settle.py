@@ -1,6 +1,7 @@
-"""Commands that get one answer each: what became of every one of them. Pure: events in, decisions out."""
+"""Commands that get one answer each: when each is sent, and what became of it. Pure: events in, decisions out."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -13,6 +14,11 @@ from aetherscale_protocol.commands import Command, Reach
 from aetherscale_protocol.errors import VM_UNKNOWN, Refused
 from aetherscale_protocol.options import Options
 
+CREATES_AT_ONCE = 20
+"""How many creates may be unanswered at a time. Of those that lie in the queue every agent is given one whenever it is
+free, however full its host: of 1,000 VMs the fullest host of 200 was given 14 more than the emptiest, with 20 at a time
+one more. And none may lie there for longer than `topology.COMPETING_TTL_MS`."""
+
 
 class Call(Struct):
     """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither."""
@@ -23,6 +29,7 @@ class Call(Struct):
     message: Message
     reply: Reply | None = None
     trouble: CliError | None = None
+    until: float = 0.0  #: when to wait no longer for its answer, once it is sent
     name: str = ""  #: of the VM, if it was named so
 
     @property
@@ -43,11 +50,40 @@ class Call(Struct):
 
 
 class Settling:
-    """Takes what the session reports until every call is settled."""
+    """Says what is to be sent, and takes what the session reports until every call is settled.
+
+    Times are on `time.monotonic()`'s clock.
+    """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.calls = calls
-        self._by_correlation = {call.message.correlation_id: call for call in calls}
+        self._unsent = deque(calls)
+        self._unanswered: dict[str, Call] = {}  #: what was sent, the first first; also those whose time is over
+
+    def release(self, until: float) -> Iterator[Call]:
+        """The calls to be sent now, whose answers are waited for until then; what was handed over counts as sent.
+
+        A create that gets no answer in time keeps its place. It may still be under way; and where nobody answers, no
+        more are sent in vain.
+        """
+        while self._unsent and (self._unsent[0].command.reach is not Reach.ONE or self._has_room):
+            call = self._unsent.popleft()
+            call.until = until
+            self._unanswered[call.message.correlation_id] = call
+            yield call
+
+    @property
+    def wake_at(self) -> float:
+        """When the first answer that is waited for is too late."""
+        return next(call.until for call in self._unanswered.values() if call.pending)
+
+    def find_late(self, now: float) -> list[Call]:
+        """The calls whose answers are not waited for any more."""
+        return [call for call in self._unanswered.values() if call.pending and call.until <= now]
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._unanswered) < CREATES_AT_ONCE
 
     @property
     def complete(self) -> bool:
@@ -60,8 +96,9 @@ class Settling:
             if event.queue == topology.HOSTS and event.consumers == 0:
                 self.give_up(NoAgent())
             return
-        call = self._by_correlation.get(event.correlation_id)
-        if call is not None and call.pending:
+        call = self._unanswered.pop(event.correlation_id, None)
+        if call is not None:
+            call.trouble = None  # that it was too late, perhaps
             settle(call, event)
 
     def give_up(self, trouble: CliError) -> None:
@@ -71,17 +108,23 @@ class Settling:
                 call.trouble = trouble
 
     def lose(self, why: CliError) -> None:
-        """No answer will come any more to what was sent: what changes something may have been done."""
+        """No answer will come any more: of what was sent, what changes something may have been done."""
         for call in self.calls:
-            if call.pending:
-                call.trouble = unknown_outcome(call, why) if call.command.changes else why
+            if call.pending and call.command.changes:
+                sent = call.message.correlation_id in self._unanswered
+                call.trouble = unknown_outcome(call, why) if sent else not_sent(call, why)
+            elif call.pending:
+                call.trouble = why
 
-    def time_out(self, timeout: float, holders: Mapping[str, str] | None = None) -> None:
-        """The time for answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
-        for call in self.calls:
+    def time_out(self, late: Sequence[Call], timeout: float, holders: Mapping[str, str] | None = None) -> None:
+        """The time for these answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
+        for call in late:
             if call.pending:
                 why = silence(call, timeout, (holders or {}).get(call.vm_id, ""))
                 call.trouble = unknown_outcome(call, why) if call.command.changes else why
+        if not any(call.pending for call in self._unanswered.values()) and not self._has_room:
+            hint = f"{PROGRAM} doctor shows which hosts hang"
+            self.lose(CliError(f"{CREATES_AT_ONCE} creates before it got no answer", hint, Exit.PARTIAL))
 
 
 def silence(call: Call, timeout: float, holder: str = "") -> CliError:
@@ -89,6 +132,11 @@ def silence(call: Call, timeout: float, holder: str = "") -> CliError:
     known = f"; {holder}" if holder else ""
     hint = f"its host may hang: {PROGRAM} doctor shows which do"
     return CliError(f"{call.subject}: no answer within {timeout:g} s{known}", hint, Exit.PARTIAL)
+
+
+def not_sent(call: Call, why: CliError) -> CliError:
+    """It was not even asked for, because of what befell those before it."""
+    return CliError(f"{call.subject}: {why}; {call.command.name} was not sent", why.hint, why.exit_code)
 
 
 def settle(call: Call, event: Delivered | Returned | Nacked) -> None:

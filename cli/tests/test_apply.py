@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aetherscale_cli import outlet
+from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
@@ -178,6 +179,37 @@ def test_a_vm_whose_host_is_down_is_not_made_twice_and_the_others_are_made(use: 
     assert [row[0] for row in rows(ran) if row[1] == "created"] == ["web2"]
     assert "host h2, which holds this VM, is not running" in ran.err
     assert session.changes == ["create-vm"]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; create-vm was not sent"),
+        (CliError("lost", None, Exit.UNREACHABLE), 5, "lost; create-vm was not sent"),
+    ],
+)
+def test_what_ends_it_midway_hides_nothing_of_what_was_done(
+    use: Use, cli: Any, file: Path, end: BaseException, code: int, said: str
+) -> None:
+    cloud = Cloud({"h1": []})
+
+    def do(host: str, command: str, options: dict[str, Any]) -> Any:
+        if command == "list-vms" or len(cloud.changes) > 10:
+            raise end
+        return cloud._do(host, command, options)
+
+    cloud.behave = do
+    use(cloud)
+    file.write_text("vms:\n" + "".join(f"- {{name: vm{i}, image: u, ssh-keys: []}}\n" for i in range(30)))
+    ran = cli("apply", "-f", str(file), "--prune", "--label", "a=b", "--yes", "-o", "table")
+    assert ran.code == code
+    assert [row[1] for row in rows(ran)] == ["not created"] * 30
+    assert ran.err.count("it is not known whether create-vm was done") == 11
+    assert ran.err.count(said) == 19
+    assert ("nothing was pruned: lost" in ran.err) == (code == 5)
+    cloud.behave = cloud._do
+    assert cli("apply", "-f", str(file)).code == 0
+    assert len(cloud.hosts["h1"]) == 30
 
 
 class TestPruning:

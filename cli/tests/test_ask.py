@@ -1,13 +1,22 @@
 """Asking, with a session that plays a script: what no broker of ours can be made to do in a test."""
 
 import json
+import random
 from collections.abc import Callable
 from typing import Any
 
-from aetherscale_cli.ask import ask_everyone
+import pytest
+
+from aetherscale_cli import ask
+from aetherscale_cli.ask import ask_each, ask_everyone, make_call
+from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.gather import Missing
+from aetherscale_cli.settle import CREATES_AT_ONCE, Call
 from aetherscale_cli.wire import Counted, Delivered, Event, Message
+from aetherscale_protocol import names
 from aetherscale_protocol.answers import fleet_digest
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.options import CreateVm, VmRef
 
 FLEET = ["h1", "h2"]
 
@@ -82,3 +91,165 @@ def test_an_informant_that_falls_silent_leaves_the_missing_nameless() -> None:
     script = Script(lambda m: only_h1(m) if m.key == "list-vms" else [], {"computing-hosts": [2, 2]})
     everyone = ask_everyone(script, "list-vms", 5)
     assert (everyone.missing, everyone.nameless) == ((), 1)
+
+
+TIMEOUT = 5.0
+PACE_S = 1 / 32
+Choose = Callable[[list[Message]], Message | None]
+
+
+class Queue:
+    """A session with a clock of its own: of what is unanswered a test chooses one after the other to be answered."""
+
+    def __init__(self, choose: Choose = lambda unanswered: unanswered[0]) -> None:
+        self._choose = choose
+        self._counts: list[Event] = []
+        self.now = 1000.0
+        self.unanswered: list[Message] = []
+        self.most_unanswered = 0
+        self.sent: dict[str, tuple[float, Message]] = {}  #: when, and what, by correlation id
+
+    def publish(self, message: Message) -> None:
+        assert message.correlation_id not in self.sent
+        self.sent[message.correlation_id] = (self.now, message)
+        self.unanswered.append(message)
+        self.most_unanswered = max(self.most_unanswered, len(self.unanswered))
+
+    def count_consumers(self, queue: str) -> None:
+        self._counts.append(Counted(queue, 200))
+
+    def next_event(self, deadline: float) -> Event | None:
+        if self._counts:
+            return self._counts.pop()
+        chosen = self._choose(self.unanswered)
+        if chosen is None or self.now + PACE_S > deadline:
+            self.now = deadline
+            return None
+        self.now += PACE_S
+        self.unanswered.remove(chosen)
+        return answer(chosen, "h1")
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Queue, list[Call]], None]:
+    """Ask each, on the queue's clock."""
+
+    def run(queue: Queue, calls: list[Call]) -> None:
+        monkeypatch.setattr(ask, "time", queue)
+        ask_each(queue, calls, TIMEOUT)
+
+    return run
+
+
+def creates(many: int) -> list[Call]:
+    options = [CreateVm(image="u", vm_id=names.new_vm_id()) for _ in range(many)]
+    return [make_call(COMMANDS["create-vm"], one, TIMEOUT, None) for one in options]
+
+
+def outcomes(calls: list[Call]) -> list[Exit]:
+    assert not any(call.pending for call in calls)
+    return [Exit.DONE if call.trouble is None else call.trouble.exit_code for call in calls]
+
+
+def troubles(calls: list[Call]) -> list[str]:
+    return [str(call.trouble).removeprefix(f"{call.subject}: ") for call in calls if call.trouble is not None]
+
+
+chance = random.Random(1)
+UNKNOWN = "it is not known whether create-vm was done: "
+
+
+class TestCreatesAtOnce:
+    @pytest.mark.parametrize(
+        "choose", [lambda some: some[0], lambda some: some[-1], chance.choice], ids=["first", "last", "any"]
+    )
+    def test_so_many_are_unanswered_and_no_more_in_whatever_order_they_are_answered(
+        self, run: Any, choose: Choose
+    ) -> None:
+        queue, calls = Queue(choose), creates(100)
+        asked = [call.message.request_id for call in calls]
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.DONE] * 100
+        assert queue.most_unanswered == CREATES_AT_ONCE
+        assert [message.request_id for _, message in queue.sent.values()] == asked
+
+    def test_each_has_the_whole_time_from_when_it_is_sent(self, run: Any) -> None:
+        queue, calls = Queue(), creates(400)
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.DONE] * 400
+        assert queue.now > 1000 + 2 * TIMEOUT
+        for sent_at, message in queue.sent.values():
+            assert message.deadline_ms == int((sent_at + TIMEOUT) * 1000)
+
+    def test_few_are_sent_at_once(self, run: Any) -> None:
+        queue, calls = Queue(), creates(CREATES_AT_ONCE)
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.DONE] * CREATES_AT_ONCE
+        assert {sent_at for sent_at, _ in queue.sent.values()} == {1000.0}
+
+    @pytest.mark.parametrize("command", ["stop-vm", "delete-vm", "show-vm"])
+    def test_what_does_not_go_to_the_shared_queue_is_sent_at_once(self, run: Any, command: str) -> None:
+        calls = [make_call(COMMANDS[command], VmRef(vm_id=names.new_vm_id()), TIMEOUT, None) for _ in range(100)]
+        queue = Queue()
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.DONE] * 100
+        assert queue.most_unanswered == 100
+
+    def test_one_that_is_never_answered_keeps_its_place_and_the_others_go_on(self, run: Any) -> None:
+        queue, calls = Queue(lambda some: some[1] if some[1:] else None), creates(400)
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.UNKNOWN] + [Exit.DONE] * 399
+        assert troubles(calls) == [f"{UNKNOWN}no answer within 5 s"]
+        assert queue.most_unanswered == CREATES_AT_ONCE
+
+    def test_where_nobody_answers_no_more_are_sent(self, run: Any) -> None:
+        queue, calls = Queue(lambda _: None), creates(100)
+        run(queue, calls)
+        assert outcomes(calls) == [Exit.UNKNOWN] * 20 + [Exit.PARTIAL] * 80
+        assert troubles(calls)[20:] == ["20 creates before it got no answer; create-vm was not sent"] * 80
+        assert queue.now == 1000 + TIMEOUT + ask.GRACE_S
+        assert len(queue.sent) == 20
+
+    @pytest.mark.parametrize(
+        ("why", "code"), [(CliError("lost", "log in", Exit.UNREACHABLE), Exit.UNREACHABLE), (None, Exit.INTERRUPTED)]
+    )
+    def test_what_was_not_sent_when_it_ended_is_said_to_be_so(self, run: Any, why: CliError | None, code: Exit) -> None:
+        calls = creates(100)
+
+        def end_after_30(unanswered: list[Message]) -> Message:
+            if len(queue.sent) - len(unanswered) < 30:
+                return unanswered[0]
+            raise why or KeyboardInterrupt
+
+        queue = Queue(end_after_30)
+        if why is None:
+            with pytest.raises(KeyboardInterrupt):
+                run(queue, calls)
+        else:
+            run(queue, calls)
+        said = "lost" if why else "interrupted"
+        assert outcomes(calls) == [Exit.DONE] * 30 + [Exit.UNKNOWN] * 20 + [code] * 50
+        assert troubles(calls) == [f"{UNKNOWN}{said}"] * 20 + [f"{said}; create-vm was not sent"] * 50
+        assert calls[-1].trouble is not None
+        assert calls[-1].trouble.hint == ("log in" if why else None)
+
+    def test_one_whose_sending_was_cut_short_may_have_been_sent(
+        self, run: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        queue, calls = Queue(), creates(3)
+        publish = queue.publish
+
+        def cut_short(message: Message) -> None:
+            publish(message)
+            if len(queue.sent) == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(queue, "publish", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            run(queue, calls)
+        assert outcomes(calls) == [Exit.UNKNOWN, Exit.UNKNOWN, Exit.INTERRUPTED]

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from aetherscale_cli.ask import make_call
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import report_each
-from aetherscale_cli.settle import Call, Settling
+from aetherscale_cli.settle import CREATES_AT_ONCE, Call, Settling
 from aetherscale_cli.wire import Counted, Delivered, Event, Nacked, Returned
 from aetherscale_protocol.commands import COMMANDS
 from aetherscale_protocol.options import CreateVm, VmRef
 
 VM = "abcdefgh"
+UNTIL = 31.0
 
 
 def call(command: str, vm_id: str = VM) -> Call:
@@ -29,8 +30,14 @@ def delivered(one: Call, body: bytes | None = None, **answer: Any) -> Delivered:
     return Delivered(one.message.correlation_id, body)
 
 
+def sent(*calls: Call) -> Settling:
+    settling = Settling(calls)
+    assert list(settling.release(UNTIL)) == list(calls)
+    return settling
+
+
 def settle(one: Call, *events: Event) -> Settling:
-    settling = Settling([one])
+    settling = sent(one)
     for event in events:
         settling.take(event)
     return settling
@@ -83,7 +90,7 @@ def test_how_to_ask_again_speaks_of_the_name() -> None:
     ):
         one = call(command)
         one.name = "web1"
-        Settling([one]).time_out(5)
+        sent(one).time_out([one], 5)
         assert "VM web1: it is not known" in str(one.trouble)
         assert again in ((one.trouble and one.trouble.hint) or "")
 
@@ -98,7 +105,7 @@ def test_a_full_queue_is_a_plain_failure() -> None:
 @pytest.mark.parametrize("command", [c.name for c in COMMANDS.values() if c.changes])
 def test_silence_after_a_command_that_changes_something_is_an_unknown_outcome(command: str) -> None:
     one = call(command)
-    settle(one).time_out(30)
+    settle(one).time_out([one], 30)
     assert one.trouble is not None
     assert one.trouble.exit_code is Exit.UNKNOWN
     assert "no answer within 30 s" in str(one.trouble)
@@ -111,19 +118,32 @@ def test_silence_after_a_command_that_changes_something_is_an_unknown_outcome(co
 
 def test_silence_after_a_question_is_no_more_than_that() -> None:
     one = call("show-vm")
-    settle(one).time_out(5)
+    settle(one).time_out([one], 5)
     assert one.trouble is not None
     assert one.trouble.exit_code is Exit.PARTIAL
 
 
 def test_a_lost_connection_leaves_what_was_answered_and_makes_the_rest_unknown() -> None:
     first, second = call("stop-vm", "aaaaaaaa"), call("stop-vm", "bbbbbbbb")
-    settling = Settling([first, second])
+    settling = sent(first, second)
     settling.take(delivered(first, response={"status": "stopped", "vm-id": "aaaaaaaa"}))
     settling.lose(CliError("the connection was lost", exit_code=Exit.UNREACHABLE))
     outcome = report_each([first, second], 0, as_json=False)
     assert outcome.stdout.splitlines()[1].split() == ["aaaaaaaa", "stopped", "h1"]
     assert outcome.exit_code is Exit.UNKNOWN
+
+
+def test_an_answer_that_is_late_counts_and_makes_room() -> None:
+    first, *others, last = calls = [call("create-vm") for _ in range(CREATES_AT_ONCE + 1)]
+    settling = Settling(calls)
+    assert list(settling.release(UNTIL)) == [first, *others]
+    settling.time_out([first], 30)
+    assert list(settling.release(UNTIL + 1)) == []
+    settling.take(delivered(first, response={"status": "starting", "vm-id": VM}))
+    assert (first.trouble, first.pending) == (None, False)
+    assert list(settling.release(UNTIL + 2)) == [last]
+    assert settling.wake_at == UNTIL
+    assert settling.find_late(UNTIL) == others
 
 
 def test_no_agent_alive_settles_all_that_is_left() -> None:
