@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -18,6 +18,9 @@ from aetherscale_protocol.options import NoOptions, Options, ShowVm
 
 GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""
+
+PROMPT_S = 0.3
+"""How long answers are waited for before those that are there are shown. Hosts that are well take a tenth of it."""
 
 _INQUIRY_S = 2.0
 """How long finding out who is missing may take."""
@@ -65,18 +68,32 @@ def _key(command: Command, options: Options) -> str:
     return command.name if command.reach is Reach.ONE else names.vm_key(getattr(options, "vm_id", ""))
 
 
-def ask_everyone(session: Session, command: str, timeout: float, options: Options | None = None) -> Everyone:
+def ask_everyone(
+    session: Session,
+    command: str,
+    timeout: float,
+    options: Options | None = None,
+    tell: Callable[[Sequence[Reply]], None] | None = None,
+) -> Everyone:
     """What all hosts answer to `command`; waits for the last of those alive, at most `timeout` seconds.
 
+    :param tell: is called with the answers so far when there are still some to come after `PROMPT_S`, and then with
+        each that comes.
     :raise CliError: when no agent is running, or the broker fails.
     """
     deadline = time.monotonic() + timeout
     message = make_message(command, options or NoOptions(), command, timeout)
     session.publish(message)
     session.count_consumers(topology.HOSTS)
-    gathering = Gathering()
-    while not gathering.complete and (event := session.next_event(deadline)) is not None:
+    gathering, told = Gathering(), 0
+    until = deadline if tell is None else min(deadline, time.monotonic() + PROMPT_S)
+    while not gathering.complete:
+        event = session.next_event(until)
+        if event is None and until == deadline:
+            break
         match event:
+            case None:
+                until = deadline
             case Delivered(message.correlation_id, body):
                 gathering.take(decode_reply(body))
             case Counted(topology.HOSTS, consumers):
@@ -85,6 +102,9 @@ def ask_everyone(session: Session, command: str, timeout: float, options: Option
                     raise NoAgent
             case Returned(message.correlation_id):
                 raise NoAgent
+        if tell is not None and until == deadline and len(gathering.replies) > told:
+            tell(gathering.replies[told:])
+            told = len(gathering.replies)
     missing = _find_missing(session, gathering)
     replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
     nameless = max(0, (gathering.silent or 0) - sum(m.state == "silent" for m in missing))

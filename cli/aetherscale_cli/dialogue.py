@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from aetherscale_cli import report, targets
+from aetherscale_cli import outlet, report, targets
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.ask import GRACE_S, ask_each, ask_everyone
 from aetherscale_cli.errors import Exit, NoAgent
-from aetherscale_cli.lists import Filter
+from aetherscale_cli.lists import Filter, Growing
 from aetherscale_cli.report import Outcome
 from aetherscale_cli.settle import Call
-from aetherscale_cli.wire import Session
+from aetherscale_cli.wire import Reply, Session
 from aetherscale_protocol.commands import COMMANDS, Reach
 
 if TYPE_CHECKING:
@@ -66,19 +67,28 @@ def nobody(error: NoAgent, invocation: Invocation) -> Outcome:
 
 
 def _ask_everyone(session: Session, invocation: Invocation) -> Outcome:
-    command, timeout = invocation.command, invocation.timeout
-    everyone = ask_everyone(session, command, timeout)
-    wanted = Filter()
+    command, timeout, now = invocation.command, invocation.timeout, time.time()
+    wanted, wide = Filter(), invocation.output == "wide"
     if command == "list-vms":
         space = invocation.space
         wanted = Filter(tuple(space.label), space.state, space.host)
+    growing = Growing(command, now, wide=wide, wanted=wanted)
+    grows = command in ("list-vms", "list-hosts") and not invocation.as_json
+    everyone = ask_everyone(session, command, timeout, tell=partial(_show_some, growing) if grows else None)
     if wanted.active:
         replies = tuple(wanted.narrow(reply) for reply in everyone.replies)
         everyone = msgspec.structs.replace(everyone, replies=replies)
-    wide = invocation.output == "wide"
     return report.report_everyone(
-        command, everyone, timeout, time.time(), as_json=invocation.as_json, wide=wide, wanted=wanted
+        command, everyone, timeout, now, as_json=invocation.as_json, wide=wide, wanted=wanted, growing=growing
     )
+
+
+def _show_some(growing: Growing, replies: Sequence[Reply]) -> None:
+    """Show the rows of hosts that have answered while others are waited for."""
+    try:
+        outlet.answer(growing.more([reply for reply in replies if reply.answer.host]))
+    except (ValueError, OSError):  # an answer that can't be read, a full disk: said in the end, when all is tried again
+        growing.start_over()
 
 
 def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: "Callable[[Sequence[Call]], None]") -> Outcome:

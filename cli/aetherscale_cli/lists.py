@@ -117,6 +117,46 @@ def missing_row(missing: Missing) -> Sequence[str]:
     return (missing.host, missing.state, *[""] * (len(HOST_COLUMNS) - 2))
 
 
+class Growing:
+    """VMs or hosts of which some are shown before all hosts have answered: what is to be shown beneath what was.
+
+    It has every column, since nobody knows yet what the others have to say, as wide as the first rows want it.
+    """
+
+    def __init__(self, command: str, now: float, *, wide: bool, wanted: Filter) -> None:
+        self._is_vms, self._now, self._wanted = command == "list-vms", now, wanted
+        columns = VM_COLUMNS if self._is_vms else HOST_COLUMNS
+        hidden = ("PUBLISHED", "LABELS") if self._is_vms and not wide else ()
+        self._places = [place for place, column in enumerate(columns) if column not in hidden]
+        self._head = [columns[place] for place in self._places]
+        self._widths: list[int] = []
+        self._told: set[str] = set()
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was shown."""
+        return bool(self._widths)
+
+    def more(self, replies: Sequence[Reply], missing: Sequence[Missing] = ()) -> str:
+        """Their lines, without those that were shown, and a line for each host that is missing."""
+        new = [reply for reply in replies if reply.answer.ok and reply.answer.host not in self._told]
+        rows = [row for reply in sorted(new, key=lambda one: one.answer.host or "") for row in self._rows(reply)]
+        self._told |= {reply.answer.host for reply in new if reply.answer.host}
+        rows += [] if self._is_vms else [missing_row(host) for host in missing]
+        cells = [[row[place] for place in self._places] for row in rows]
+        if cells and not self._widths:
+            cells.insert(0, self._head)
+            self._widths = text.find_widths(cells)
+        return text.lines(cells, self._widths)
+
+    def start_over(self) -> None:
+        """Nothing was shown: it could not be."""
+        self._widths, self._told = [], set()
+
+    def _rows(self, reply: Reply) -> list[Sequence[str]]:
+        return vm_rows(self._wanted.narrow(reply), self._now) if self._is_vms else [host_row(reply)]
+
+
 def images_of(reply: Reply) -> list[ImageRow]:
     """The images of one host."""
     rows: list[ImageRow] = _response("list-images", reply)

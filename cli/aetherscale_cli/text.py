@@ -46,10 +46,18 @@ def _escape_json(match: re.Match[str]) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A left-aligned table with a header; cells are made safe, empty ones become `-`."""
-    cells = [list(columns)] + [[safe(cell) or "-" for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
-    return "".join(line.rstrip() + "\n" for line in lines)
+    return lines([columns, *rows], find_widths([columns, *rows]))
+
+
+def find_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    """The widths of columns that hold these cells."""
+    return [max(len(safe(cell) or "-") for cell in column) for column in zip(*rows, strict=True)]
+
+
+def lines(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    """Rows of a table, in columns of these widths; a cell that is longer moves what follows it."""
+    cells = ([(safe(cell) or "-").ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return "".join("  ".join(line).rstrip() + "\n" for line in cells)
 
 
 def partial_table(

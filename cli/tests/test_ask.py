@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -253,3 +254,55 @@ class TestCreatesAtOnce:
         with pytest.raises(KeyboardInterrupt):
             run(queue, calls)
         assert outcomes(calls) == [Exit.UNKNOWN, Exit.UNKNOWN, Exit.INTERRUPTED]
+
+
+# What is shown before all hosts have answered
+
+
+class Slow(Script):
+    """A session where nothing more comes in time after the first answers, and some later."""
+
+    def __init__(self, first: list[str], later: list[str], alive: int) -> None:
+        super().__init__(lambda m: [answer(m, host) for host in first] if m.key == "list-vms" else [], {})
+        self._counts = {"computing-hosts": [alive, alive]}
+        self._later, self.waits = later, list[float]()
+        self._message: Message | None = None
+
+    def publish(self, message: Message) -> None:
+        self._message = self._message or message
+        super().publish(message)
+
+    def count_consumers(self, queue: str) -> None:
+        if queue in self._counts:
+            super().count_consumers(queue)
+
+    def next_event(self, deadline: float) -> Event | None:
+        event = super().next_event(deadline)
+        if event is None:
+            self.waits.append(deadline - time.monotonic())
+            assert self._message is not None
+            self._events += [answer(self._message, host) for host in self._later]
+            self._later = []
+        return event
+
+
+def told_of(script: Script) -> list[list[str | None]]:
+    batches: list[list[str | None]] = []
+    ask_everyone(script, "list-vms", 5, tell=lambda replies: batches.append([r.answer.host for r in replies]))
+    return batches
+
+
+def test_answers_that_are_all_there_at_once_are_not_told_one_by_one() -> None:
+    script = Script(lambda m: [answer(m, "h1"), answer(m, "h2")], {"computing-hosts": [2]})
+    assert told_of(script) == []
+
+
+def test_answers_are_told_when_others_are_late_and_then_as_they_come() -> None:
+    slow = Slow(["h1"], ["h3", "h2"], 4)
+    assert told_of(slow) == [["h1"], ["h3"], ["h2"]]
+    assert 0 < slow.waits[0] <= ask.PROMPT_S < slow.waits[1]  # a moment for those that are well; then to the deadline
+
+
+def test_who_is_not_to_be_told_waits_for_all() -> None:
+    slow = Slow(["h1"], ["h2"], 3)
+    assert len(ask_everyone(slow, "list-vms", 5).replies) == 1  # the script is silent once, as at the deadline

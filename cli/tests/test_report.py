@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from aetherscale_cli.ask import Everyone
 from aetherscale_cli.errors import Exit, worst
 from aetherscale_cli.gather import Missing
+from aetherscale_cli.lists import Filter, Growing
 from aetherscale_cli.report import Outcome, report_everyone
 from aetherscale_cli.wire import Reply, decode_reply
 
@@ -145,3 +146,66 @@ def test_whatever_a_host_responds_there_is_no_traceback(
     assert not [
         c for c in shown if (ord(c) < 0x20 and c != "\n") or 0x7F <= ord(c) < 0xA0 or 0x202A <= ord(c) <= 0x202E
     ]
+
+
+# Rows that are shown before all hosts have answered
+
+
+def listing(name: str, *ids: str) -> Reply:
+    return reply(host=name, response=[f"vm-{one}" for one in ids], details=[vm(one, name=f"of-{name}") for one in ids])
+
+
+def grow(*batches: tuple[Reply, ...], command: str = "list-vms", **more: Any) -> tuple[list[str], Outcome]:
+    """What was shown before the end, and the outcome."""
+    growing = Growing(command, NOW, wide=more.pop("wide", False), wanted=more.pop("wanted", Filter()))
+    shown = [growing.more(batch) for batch in batches]
+    replies = (*(one for batch in batches for one in batch), *more.pop("late", ()))
+    everyone = Everyone(replies, more.pop("missing", ()), 0, 0)
+    return shown, report_everyone(command, everyone, 5, NOW, as_json=False, growing=growing)
+
+
+def test_rows_come_beneath_each_other_and_none_twice() -> None:
+    shown, outcome = grow((listing("h2", "bbbbbbbb"), listing("h1", "aaaaaaaa")), (listing("h3", "cccccccc"),))
+    whole = "".join([*shown, outcome.stdout]).splitlines()
+    assert [line.split()[:4] for line in whole] == [
+        ["VM", "ID", "NAME", "STATE"],
+        ["aaaaaaaa", "of-h1", "running", "h1"],
+        ["bbbbbbbb", "of-h2", "running", "h2"],
+        ["cccccccc", "of-h3", "running", "h3"],
+    ]
+    assert len({line.index("running") for line in whole[1:]}) == 1
+    assert outcome.stdout == ""
+
+
+def test_nothing_but_a_row_brings_a_header() -> None:
+    shown, outcome = grow((listing("h1"),), late=(listing("h2", "bbbbbbbb"),))
+    assert shown == [""]
+    assert [line.split()[0] for line in outcome.stdout.splitlines()] == ["VM", "bbbbbbbb"]
+
+
+def test_what_only_a_late_host_has_to_say_has_its_column() -> None:
+    late = reply(host="h2", response=["vm-bbbbbbbb"], details=[vm("bbbbbbbb", expires=NOW + 3600)])
+    shown, outcome = grow((listing("h1", "aaaaaaaa"),), late=(late,))
+    assert shown[0].split("\n")[0].endswith("EXPIRES")
+    assert outcome.stdout.split()[-1] == "1h"
+
+
+def test_hosts_that_are_missing_come_last() -> None:
+    shown, outcome = grow((host("h2"),), command="list-hosts", missing=(Missing("h1", "silent"),))
+    assert [line.split()[0] for line in shown[0].splitlines()] == ["HOST", "h2"]
+    assert outcome.stdout.split()[:2] == ["h1", "silent"]
+    assert outcome.exit_code is Exit.PARTIAL
+
+
+def test_a_filter_holds_for_rows_that_are_shown_early() -> None:
+    shown, outcome = grow((listing("h1", "aaaaaaaa"), listing("h2", "bbbbbbbb")), wanted=Filter(host="h2"))
+    assert "aaaaaaaa" not in shown[0]
+    assert "bbbbbbbb" in shown[0]
+    assert outcome.stdout == ""
+
+
+def test_what_could_not_be_shown_is_shown_in_the_end() -> None:
+    growing = Growing("list-vms", NOW, wide=False, wanted=Filter())
+    first = growing.more((listing("h1", "aaaaaaaa"),))
+    growing.start_over()
+    assert growing.more((listing("h1", "aaaaaaaa"),)) == first

@@ -1,6 +1,7 @@
 """VMs on real hosts, commanded by the operator's CLI: they boot, obey, and outlive agents, brokers and hosts."""
 
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -140,6 +141,21 @@ def test_a_frozen_agent_is_named_and_the_others_are_shown(fleet: Rollout, pair: 
     assert done.returncode == 4
     assert "h2 did not answer within 2 s" in done.stderr
     assert f"vm-{pair['h1']}" in done.stdout
+    wait_up(fleet)
+
+
+def test_the_rows_of_a_table_come_while_a_frozen_agent_is_waited_for(fleet: Rollout, pair: dict[str, str]) -> None:
+    fleet.run("h2", "systemctl", "kill", "-s", "STOP", "aetherscale-agent.service")
+    try:
+        begin = time.monotonic()
+        with fleet.start("list-vms", "--timeout", "2", "--output", "table", stdout=subprocess.PIPE) as program:
+            assert program.stdout is not None
+            lines = [(time.monotonic() - begin, line.decode()) for line in program.stdout]
+        assert time.monotonic() - begin > 2
+    finally:
+        fleet.run("h2", "systemctl", "kill", "-s", "CONT", "aetherscale-agent.service")
+    shown = next(at for at, line in lines if line.startswith(pair["h1"]))
+    assert shown < 1.5, lines
     wait_up(fleet)
 
 
