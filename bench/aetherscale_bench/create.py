@@ -13,7 +13,7 @@ from typing import Any
 
 from aetherscale_bench import peers
 from aetherscale_bench.asking import Asker, asking_at, vm_of
-from aetherscale_bench.figures import Result, Sample, Target, machine, ratio
+from aetherscale_bench.figures import Result, Sample, Target, ratio
 from aetherscale_bench.fleet import IMAGE, Fleet
 from aetherscale_bench.on_host import OnHost, Step, on_host
 from aetherscale_bench.timing import in_turn, milliseconds
@@ -116,7 +116,7 @@ class Bench:
 def measure(fleet: Fleet, runs: int) -> Result:
     """ms until QEMU runs the guest, and of whole processes."""
     peers.install(fleet, HOST)
-    facts = machine() | {"host": f"{HOST}, Debian 13, {fleet.run(HOST, 'virsh', '--version').strip()} is its libvirt"}
+    facts = {"host": f"{HOST}, Debian 13, {fleet.run(HOST, 'virsh', '--version').strip()} is its libvirt"}
     with on_host(fleet, HOST) as host, asking_at(fleet.target()) as client:
         base = fleet.run(HOST, "sh", "-c", "ls /var/lib/aetherscale/images/sha256-*").strip()
         bench = Bench(fleet, host, client, base)

@@ -14,7 +14,7 @@ from typing import Any
 
 from aetherscale_bench.asking import Asker, asking_at
 from aetherscale_bench.create import HOST, alone, created
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_bench.fleet import Fleet
 from aetherscale_bench.on_host import OnHost, on_host
 from aetherscale_bench.timing import in_turn, milliseconds
@@ -99,7 +99,7 @@ def expect(client: Asker, command: str, vm_id: str, status: str, **options: Any)
 
 def measure(fleet: Fleet, runs: int) -> Result:
     """ms by a client that is connected already."""
-    facts = machine() | {"host": f"{HOST}, Debian 13"}
+    facts = {"host": f"{HOST}, Debian 13"}
     with on_host(fleet, HOST) as host, asking_at(fleet.target()) as client, alone(fleet):
         bench = Bench(fleet, host, client)
         samples = starts(bench, runs)

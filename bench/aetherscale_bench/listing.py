@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from aetherscale_bench import installed
-from aetherscale_bench.figures import Result, Sample, Target, machine, ratio
+from aetherscale_bench.figures import Result, Sample, Target, ratio
 from aetherscale_bench.fleet import CLI, Fleet
 from aetherscale_bench.timing import milliseconds, run, side_by_side
 
@@ -21,7 +21,7 @@ NOTICED_S = 60
 
 def measure(fleet: Fleet, runs: int) -> Result:
     """ms of whole processes; each state of the fleet beside the same floor."""
-    facts = machine() | {"hosts": len(fleet.computes), "VMs": VMS}
+    facts = {"hosts": len(fleet.computes), "VMs": VMS}
     made = [fleet.create() for _ in range(VMS)]
     try:
         samples = beside_the_floor(fleet, ALL, runs)

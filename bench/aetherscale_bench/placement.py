@@ -8,7 +8,7 @@ import msgspec
 
 from aetherscale_bench import node
 from aetherscale_bench.asking import Asker, asking
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_protocol.answers import Answer, HostReport
 from aetherscale_testing.swarm import Swarm
 
@@ -26,7 +26,7 @@ LIMIT_MS = 400
 
 def measure(runs: int) -> Result:
     """Placements per second, ms from publish to answer, MiB of memory between the fullest host and the emptiest."""
-    facts = machine() | {"hosts": HOSTS, "GiB of hosts": ", ".join(map(str, SIZES)), "GiB of a VM": VM_GIB}
+    facts = {"hosts": HOSTS, "GiB of hosts": ", ".join(map(str, SIZES)), "GiB of a VM": VM_GIB}
     samples: list[Sample] = []
     targets: list[Target] = []
     for at_once, words in AT_ONCE.items():
