@@ -26,7 +26,7 @@ def measure(fleet: Fleet, runs: int) -> Result:
     fleet.give_sectors(HOST)
     samples = watch(fleet, 0, runs)
     with alone(fleet), asking_at(fleet.target()) as client:
-        made = [vm_of(answer) for answer in client.ask_each("create-vm", [SPEC] * VMS, AT_ONCE)]
+        made = [vm_of(answer) for answer in client.ask_each("create-vm", [SPEC] * VMS, AT_ONCE).answers]
     try:
         samples += watch(fleet, VMS, runs)
     finally:

@@ -112,6 +112,7 @@ class Fleet:
 
     def facts(self) -> dict[str, Any]:
         """What its results must say: what runs the guests, by the agents' own word, and whether disks really sync."""
+        self.wait_connected()
         accelerators = {answer["response"]["accelerator"] for answer in self.ask("list-hosts")}
         return {"accelerator": ", ".join(sorted(accelerators)), **SYNCS}
 
