@@ -56,10 +56,11 @@ def main() -> int:
 def count(word: str) -> int:
     """How often, of the command line.
 
-    :raise ValueError: when it is no number, or less than one: argparse says so.
+    :raise argparse.ArgumentTypeError: when it is less than one.
+    :raise ValueError: when it is no number.
     """
     if (number := int(word)) < 1:
-        raise ValueError(word)
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
 
 
