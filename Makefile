@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz fuzz-briefly bench benchmarks clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz fuzz-briefly bench bench-names benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -99,12 +99,18 @@ fuzz: $(VENV)/dev ## fuzz every reader of other people's bytes, MINUTES each ; f
 fuzz-briefly: ## the same for five seconds each and with one seed, which is a part of `make test`
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=5
 
-bench: $(VENV)/bench wheelhouse ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
+# What takes minutes comes after a look at ONLY: at --list there is nothing more to do.
+bench: $(if $(filter --list,$(ONLY)),bench-names,bench-names wheelhouse) ## measure everything, or ONLY one benchmark, on labs of its own (as root; docs/benchmarks.md)
+ifeq ($(filter --list,$(ONLY)),)
 	@tools/install-packages $(LAB_PACKAGES) rabbitmq-server
 	@$(LAB) prepare
 	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_bench --prepare
 	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_lab isolated -- $(CURDIR)/$(BIN)/python \
 		-m aetherscale_bench $(ONLY)
+endif
+
+bench-names: $(VENV)/bench
+	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_bench --check $(ONLY)
 
 benchmarks: $(VENV)/bench ## docs/benchmarks.md and its plots, from bench/results
 	@PYTHONPATH=lab:testing:bench $(BIN)/python -m aetherscale_bench --report

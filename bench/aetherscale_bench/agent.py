@@ -8,7 +8,7 @@ import time
 
 from aetherscale_bench.asking import asking_at, vm_of
 from aetherscale_bench.create import HOST, alone
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_bench.fleet import Fleet
 from aetherscale_testing import guests
 from aetherscale_testing.memory import read_rollup
@@ -26,7 +26,7 @@ def measure(fleet: Fleet, runs: int) -> Result:
     fleet.give_sectors(HOST)
     samples = watch(fleet, 0, runs)
     with alone(fleet), asking_at(fleet.target()) as client:
-        made = [vm_of(answer) for answer in client.ask_each("create-vm", [SPEC] * VMS, AT_ONCE)]
+        made = [vm_of(answer) for answer in client.ask_each("create-vm", [SPEC] * VMS, AT_ONCE).answers]
     try:
         samples += watch(fleet, VMS, runs)
     finally:
@@ -35,9 +35,7 @@ def measure(fleet: Fleet, runs: int) -> Result:
     for vms, (memory, cpu) in zip(LIMITS_MIB, (samples[:2], samples[2:]), strict=True):
         targets.append(Target(f"{memory.name}: at most {LIMITS_MIB[vms]:.1f} MiB", memory.median, LIMITS_MIB[vms]))
         targets.append(Target(f"{cpu.name}: under {CPU_PERCENT} % of a core", cpu.median, CPU_PERCENT))
-    return Result(
-        "agent", tuple(samples), tuple(targets), machine() | {"host": f"{HOST}, Debian 13", "s each": WATCH_S}
-    )
+    return Result("agent", tuple(samples), tuple(targets), {"host": f"{HOST}, Debian 13", "s each": WATCH_S})
 
 
 def watch(fleet: Fleet, vms: int, runs: int) -> list[Sample]:

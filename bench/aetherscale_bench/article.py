@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 
 from aetherscale_bench import installed
-from aetherscale_bench.figures import Result, Sample, machine
+from aetherscale_bench.figures import Result, times
 from aetherscale_bench.fleet import BROKER, Fleet
 from aetherscale_bench.rollout import started
 from aetherscale_bench.timing import run, side_by_side
@@ -48,13 +48,12 @@ def measure(runs: int) -> Result:
     """ms of whole processes, and how many times the one takes as long as the other."""
     with started(HOSTS, "article") as fleet:
         fleet.roll_out("-e", "rabbitmq_loopback_users=none")
+        facts = fleet.facts() | {"hosts": HOSTS, "VMs": VMS}
         for _ in range(VMS):
             fleet.create()
         actions = {OURS: whole(lambda: fleet.cli("list-vms")), THEIRS: whole(lambda: ask(fleet))}
         ours, theirs = side_by_side(actions, runs)
-    ratios = tuple(round(long / short, 1) for short, long in zip(ours.values, theirs.values, strict=True))
-    times = Sample("theirs, in times of ours", "×", ratios)
-    return Result("article", (ours, theirs, times), (), machine() | {"hosts": HOSTS, "VMs": VMS})
+    return Result("article", (ours, theirs, times("theirs, in times of ours", theirs, ours)), (), facts)
 
 
 def ask(fleet: Fleet) -> str:

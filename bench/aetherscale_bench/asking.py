@@ -20,7 +20,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What came of one command: the answers as they came, and when, in ms since it was published."""
+    """What came of commands: the answers, and when they came, in ms since the (first) command was published."""
 
     bodies: tuple[bytes, ...]
     times: tuple[float, ...]
@@ -76,20 +76,27 @@ class Asker:
             times.append((time.perf_counter() - begin) * 1000)
         return Asked(tuple(bodies), tuple(times))
 
-    def ask_each(self, command: str, options: Sequence[dict[str, Any]], at_once: int) -> list[Answer]:
-        """Publish a command with each of these options, so many of them unanswered at a time; the answers to each.
+    def ask_each(self, command: str, options: Sequence[dict[str, Any]], at_once: int) -> Asked:
+        """Publish a command with each of these options, so many of them unanswered at a time; the answer to each.
 
         :raise TimeoutError: when they don't come.
         """
+        begin = time.perf_counter()
         numbers: dict[str, int] = {}
-        answers: dict[int, Answer] = {}
+        answers: dict[int, tuple[bytes, float]] = {}
+
+        def take() -> None:
+            event = self._next()
+            answers[numbers[event.correlation_id]] = event.body, (time.perf_counter() - begin) * 1000
+
         for number, one in enumerate(options):
             while len(numbers) - len(answers) >= at_once:
-                self._take(numbers, answers)
+                take()
             numbers[self._publish(command, one)] = number
         while len(answers) < len(options):
-            self._take(numbers, answers)
-        return [answers[number] for number in range(len(options))]
+            take()
+        bodies, times = zip(*(answers[number] for number in range(len(options))), strict=True)
+        return Asked(bodies, times)
 
     def _publish(self, command: str, options: dict[str, Any], key: str = "") -> str:
         request_id = names.new_request_id()
@@ -103,10 +110,6 @@ class Asker:
         if not isinstance(event, Delivered):
             raise TimeoutError(f"no answer came, but {event}")
         return event
-
-    def _take(self, numbers: dict[str, int], answers: dict[int, Answer]) -> None:
-        event = self._next()
-        answers[numbers[event.correlation_id]] = decode_answer(event.body)
 
 
 @contextmanager

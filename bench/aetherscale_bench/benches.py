@@ -1,11 +1,13 @@
 """The benchmarks by name. A module of each is imported when it runs: none pays for what another needs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
+from typing import Any
 
 from aetherscale_bench import installed
+from aetherscale_bench.facts import machine
 from aetherscale_bench.figures import Result
 from aetherscale_bench.fleet import Fleet
 
@@ -18,6 +20,7 @@ class Bench:
     module: str
     runs: int
     hosts: int = 0  #: how many compute hosts its lab has; 0: it needs none
+    least: int = 1  #: the fewest runs that say anything
 
 
 BENCHES = {
@@ -26,7 +29,7 @@ BENCHES = {
     "create": Bench("create-vm beside its floor and beside libvirt, and 20 at once", "create", runs=21, hosts=3),
     "lifecycle": Bench("start, stop, delete: what they take beyond systemd's and the guest's own", "lifecycle", 21, 3),
     "agent": Bench("what an agent takes of its host, without VMs and with 100", "agent", runs=3, hosts=3),
-    "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100),
+    "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100, least=2),
     "placement": Bench("where 1,000 creates go on 200 simulated hosts; one for a single host", "placement", 21),
     "queues": Bench("classic and quorum queue, for the queue of creates", "queues", runs=201),
     "recovery": Bench("200 agents, from their broker's return until all consume again", "recovery", runs=3),
@@ -46,9 +49,17 @@ def run(names: Sequence[str], runs: int | None = None) -> Iterator[Result]:
         for name in (name for name in BENCHES if name in names):
             bench = BENCHES[name]
             measure: Callable[..., Result] = import_module(f"aetherscale_bench.{bench.module}").measure
+            count = runs or bench.runs
             if not bench.hosts:
-                yield measure(runs or bench.runs)
+                facts = machine(count)
+                yield told_of(measure(count), facts)
                 continue
             if bench.hosts not in fleets:
                 fleets[bench.hosts] = stack.enter_context(Fleet(bench.hosts))
-            yield measure(fleets[bench.hosts], runs or bench.runs)
+            facts = machine(count) | fleets[bench.hosts].facts()
+            yield told_of(measure(fleets[bench.hosts], count), facts)
+
+
+def told_of(result: Result, facts: Mapping[str, Any]) -> Result:
+    """A result that says on what it was measured, too."""
+    return replace(result, facts={**facts, **result.facts})

@@ -16,7 +16,7 @@ import pika
 
 from aetherscale_agent.broker import Connection
 from aetherscale_bench import node
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_protocol import topology
 from aetherscale_protocol.answers import KnownVms, VmDetails
 from aetherscale_protocol.names import host_queue, vm_key
@@ -47,7 +47,7 @@ class Taken:
 
 def measure(runs: int) -> Result:  # noqa: ARG001 (what it takes is the same every time)
     """KiB for each host, VM and claim: the slope between two sizes; MiB in all."""
-    facts = machine()
+    facts = {}
     with node.node() as (broker, folder):
         facts["RabbitMQ"] = node.version(broker)
         swarms: list[Swarm] = []

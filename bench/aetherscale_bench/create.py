@@ -1,19 +1,21 @@
-"""create-vm on one host, beside the floor and beside libvirt; and 20 at once on three hosts.
+"""create-vm on one host, beside its floors and beside libvirt; and 20 at once on three hosts.
 
 The floor is what nobody can leave out: `qemu-img create`, systemd starting the very QEMU that the agent starts (in a
-plain unit, with a tap that is there already), and that QEMU's greeting. Guest, overlay and host are the same for all.
+plain unit, with a tap that is there already), and that QEMU's greeting. Higher ones are the same until the guest runs,
+which is what a create waits for; and the VM's own unit, with its sandbox and its tap, started by systemd alone.
+Guest, overlay and host are the same for all.
 """
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
-from aetherscale_bench import peers
+from aetherscale_bench import installed, peers, units
 from aetherscale_bench.asking import Asker, asking_at, vm_of
-from aetherscale_bench.figures import Result, Sample, Target, machine, ratio
+from aetherscale_bench.figures import Result, Sample, Target, ratio, times
 from aetherscale_bench.fleet import IMAGE, Fleet
 from aetherscale_bench.on_host import OnHost, Step, on_host
 from aetherscale_bench.timing import in_turn, milliseconds
@@ -37,6 +39,8 @@ ExecStart=/usr/bin/qemu-system-x86_64 {argv}
 OURS = "create-vm, publish to QEMU running"
 FLOOR = "floor: qemu-img create, systemd start, QMP greeting"
 RUNS = "the same, until QEMU runs the guest"
+OWN = "qemu-img create and the VM's own unit started over D-Bus, to QEMU running"
+FIRST, FIRSTS = "create-vm, the first after the agent's start", 5
 PROCESS = "aetherscale-cli create-vm, whole process"
 VIRSH = "qemu-img create and virsh create, whole processes"
 VIRT_INSTALL = "virt-install --import, whole process"
@@ -50,6 +54,7 @@ class Bench:
     host: OnHost
     client: Asker
     base: str  #: the image's file on the host
+    idle: str = ""  #: a VM that is off, for its unit
     made: list[str] = field(default_factory=list)
 
     def ours(self) -> float:
@@ -61,9 +66,18 @@ class Bench:
         return milliseconds(lambda: self.made.append(self.fleet.create()))
 
     def delete(self) -> None:
-        """Delete what was made."""
+        """Delete what was made, and wait until nothing is left of it."""
         self.fleet.cli("delete-vm", *self.made)
         self.made.clear()
+        units.rest(self.host)
+
+    def first(self) -> float:
+        """A create by an agent that has done nothing yet."""
+        self.fleet.run(HOST, "systemctl", "restart", "aetherscale-agent.service")
+        self.fleet.wait_connected()
+        took = self.ours()
+        self.delete()
+        return round(took, 3)
 
     def overlay(self, disk: str) -> Step:
         """The same overlay as the agent's."""
@@ -77,9 +91,23 @@ class Bench:
         """The floor, and what QEMU has to do after its greeting."""
         return self.host.ms(self.overlay(f"{FOLDER}/disk.qcow2"), ["start", UNIT], ["running", SOCKET])
 
+    def own(self) -> float:
+        """All of a create that is not the agent's: the overlay, and the unit of a VM."""
+        return units.start(self.host, self.idle, self.overlay(f"{FOLDER}/disk.qcow2"))
+
+    def clear_own(self) -> None:
+        """Switch that VM off again."""
+        units.kill(self.host, self.client, self.idle)
+        self.clear_files()
+
     def clear_floor(self) -> None:
         """Stop that QEMU, and remove what it had."""
-        self.host.do(["stop", UNIT], ["run", "sh", "-c", f"rm -f {FOLDER}/*.sock {FOLDER}/*.qcow2 {FOLDER}/*.log"])
+        self.host.do(["stop", UNIT])
+        self.clear_files()
+
+    def clear_files(self) -> None:
+        """Remove what a floor had."""
+        self.host.do(["run", "sh", "-c", f"rm -f {FOLDER}/*.sock {FOLDER}/*.qcow2 {FOLDER}/*.log"])
 
     def virsh(self) -> float:
         """libvirt's own."""
@@ -109,19 +137,22 @@ class Bench:
         return self.host.ms(["run", "virt-install", "--name", "peer", *guest, *devices, *how])
 
     def clear_peer(self) -> None:
-        """Remove libvirt's guest."""
+        """Remove libvirt's guest, and wait until its QEMU and its tap are gone."""
         self.host.do(["run", "virsh", "-q", "destroy", "peer"], ["run", "rm", f"{peers.IMAGES}/peer.qcow2"])
+        units.rest(self.host)
 
 
 def measure(fleet: Fleet, runs: int) -> Result:
     """ms until QEMU runs the guest, and of whole processes."""
     peers.install(fleet, HOST)
-    facts = machine() | {"host": f"{HOST}, Debian 13, {fleet.run(HOST, 'virsh', '--version').strip()} is its libvirt"}
+    facts = {"host": f"{HOST}, Debian 13, {fleet.run(HOST, 'virsh', '--version').strip()} is its libvirt"}
     with on_host(fleet, HOST) as host, asking_at(fleet.target()) as client:
         base = fleet.run(HOST, "sh", "-c", "ls /var/lib/aetherscale/images/sha256-*").strip()
         bench = Bench(fleet, host, client, base)
         with alone(fleet), prepared(bench):
             samples = serial(bench, runs)
+            samples += by_floors(samples)
+            samples.append(Sample(FIRST, "ms", tuple(bench.first() for _ in range(FIRSTS))))
         samples += at_once(fleet, client)
     return Result("create", tuple(samples), tuple(targets(samples)), facts)
 
@@ -132,6 +163,8 @@ def serial(bench: Bench, runs: int) -> list[Sample]:
         OURS: bench.ours,
         FLOOR: bench.floor,
         RUNS: bench.floor_runs,
+        OWN: bench.own,
+        installed.FLOOR: lambda: milliseconds(installed.floor),
         PROCESS: bench.process,
         VIRSH: bench.virsh,
         VIRT_INSTALL: bench.virt_install,
@@ -140,6 +173,7 @@ def serial(bench: Bench, runs: int) -> list[Sample]:
         OURS: bench.delete,
         FLOOR: bench.clear_floor,
         RUNS: bench.clear_floor,
+        OWN: bench.clear_own,
         PROCESS: bench.delete,
         VIRSH: bench.clear_peer,
         VIRT_INSTALL: bench.clear_peer,
@@ -147,18 +181,29 @@ def serial(bench: Bench, runs: int) -> list[Sample]:
     return in_turn(timers, runs, after)
 
 
+def by_floors(samples: list[Sample]) -> list[Sample]:
+    """How many times the higher floors create-vm takes, round by round."""
+    of = {sample.name: sample for sample in samples}
+    names = {RUNS: "create-vm, in times of the floor until QEMU runs the guest", OWN: "the same, of the VM's own unit"}
+    return [times(name, of[OURS], of[floor]) for floor, name in names.items()]
+
+
 def at_once(fleet: Fleet, client: Asker) -> list[Sample]:
     """Many creates at once on all hosts, of guests that take no CPU from the others' start."""
-    took = []
+    middle, last = [], []
     for host in fleet.computes:
         fleet.give_sectors(host)
     fleet.wait_connected()
     for _ in range(ROUNDS + 1):
-        begin = time.perf_counter()
-        answers = client.ask_each("create-vm", [OPTIONS | {"image": guests.POLITE}] * AT_ONCE, AT_ONCE)
-        took.append((time.perf_counter() - begin) * 1000)
-        fleet.cli("delete-vm", *map(vm_of, answers))
-    return [Sample(f"{AT_ONCE} at once on {len(fleet.computes)} hosts, to the last answer", "ms", tuple(took[1:]))]
+        asked = client.ask_each("create-vm", [OPTIONS | {"image": guests.POLITE}] * AT_ONCE, AT_ONCE)
+        middle.append(round(median(asked.times), 3))
+        last.append(round(max(asked.times), 3))
+        fleet.cli("delete-vm", *map(vm_of, asked.answers))
+        for host in fleet.computes:
+            fleet.run(host, *units.REST)
+    name = f"{AT_ONCE} at once on {len(fleet.computes)} hosts, to the"
+    took = {f"{name} median answer": middle, f"{name} last answer": last}
+    return [Sample(one, "ms", tuple(values[1:])) for one, values in took.items()]
 
 
 def targets(samples: list[Sample]) -> Iterator[Target]:
@@ -205,8 +250,11 @@ def prepared(bench: Bench) -> Iterator[None]:
     bench.fleet.run(HOST, "sh", "-c", write, "sh", domain, f"{FOLDER}/peer.xml")
     bench.fleet.run(HOST, "sh", "-c", 'printf %s "$1" | ip -batch -', "sh", tap)
     bench.fleet.run(HOST, "systemctl", "daemon-reload")
+    bench.idle = bench.fleet.create()
+    units.kill(bench.host, bench.client, bench.idle)
     try:
         yield
     finally:
+        bench.fleet.cli("delete-vm", bench.idle)
         bench.fleet.run(HOST, "ip", "link", "del", "bench0")
         bench.fleet.run(HOST, "rm", "-rf", FOLDER, f"/run/systemd/system/{UNIT}")

@@ -1,8 +1,8 @@
 """What was measured, as values: samples, targets, and the file of JSON that a benchmark leaves."""
 
+import hashlib
 import json
 import os
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,11 +63,18 @@ class Result:
         return {sample.name: sample for sample in self.samples}[name]
 
     def write(self, folder: Path = RESULTS) -> Path:
-        """Write `<name>.json`; the file."""
+        """Write `<name>.json`, whole or not at all; the file."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
         return path
+
+    @property
+    def digest(self) -> str:
+        """Of the samples: a plot of them carries it, so that one of others is noticed."""
+        return hashlib.sha256(json.dumps([asdict(sample) for sample in self.samples]).encode()).hexdigest()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -86,14 +93,9 @@ def ratio(one: Sample, other: Sample) -> float:
     return one.median / other.median
 
 
-def machine() -> dict[str, Any]:
-    """What every benchmark's facts begin with."""
-    return {
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "kvm": os.access("/dev/kvm", os.R_OK | os.W_OK),
-        "load before": round(os.getloadavg()[0], 2),
-    }
+def times(name: str, one: Sample, other: Sample) -> Sample:
+    """How many times another one is, run by run: what was measured in the same round."""
+    return Sample(name, "×", tuple(round(a / b, 2) for a, b in zip(one.values, other.values, strict=True)))
 
 
 def table(samples: Sequence[Sample]) -> list[str]:

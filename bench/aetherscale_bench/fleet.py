@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,9 @@ PROGRAMS = Path(sys.executable).parent
 CLI = installed.CLI
 IMAGE = "ubuntu_base"
 BROKER = "broker1"
+
+SYNCS = {"hosts' syncs": "done"}
+"""A fact of results. Those without it are of a lab that suppressed them, as tests' labs do."""
 
 INVENTORY = """\
 [broker]
@@ -53,7 +57,7 @@ class Fleet:
     """A lab of `hosts` compute hosts named h1, h2 …; odd ones run Debian 13, even ones Debian 12."""
 
     def __init__(self, hosts: int, name: str = "bench", memory_mib: int = 32768) -> None:
-        self.lab = Lab(name)
+        self.lab = Lab(name, sync=True)
         self.computes = [f"h{number}" for number in range(1, hosts + 1)]
         self._memory_mib = memory_mib
         self._scratch = tempfile.TemporaryDirectory(prefix="aetherscale-bench-")
@@ -67,8 +71,11 @@ class Fleet:
         }
 
     def __enter__(self) -> Self:
-        self.start()
-        self.roll_out()
+        with ExitStack() as stack:
+            stack.push(self)  # a lab whose roll-out fails is torn down, too
+            self.start()
+            self.roll_out()
+            stack.pop_all()
         return self
 
     def __exit__(
@@ -102,6 +109,12 @@ class Fleet:
         """What the CLI answers."""
         answers: list[dict[str, Any]] = json.loads(self.cli(*arguments))
         return answers
+
+    def facts(self) -> dict[str, Any]:
+        """What its results must say: what runs the guests, by the agents' own word, and whether disks really sync."""
+        self.wait_connected()
+        accelerators = {answer["response"]["accelerator"] for answer in self.ask("list-hosts")}
+        return {"accelerator": ", ".join(sorted(accelerators)), **SYNCS}
 
     def wait_connected(self) -> None:
         """Wait until every agent takes commands.

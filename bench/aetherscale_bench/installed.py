@@ -16,6 +16,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDER = REPOSITORY / ".cache" / "bench" / "cli"
 CLI = str(FOLDER / "bin" / "aetherscale-cli")
 PYTHON = str(FOLDER / "bin" / "python3")
+FLOOR = "python3 importing pika and ssl"
+"""What no client of RabbitMQ over TLS in Python is without."""
+
+
+def floor() -> None:
+    """A process that does that."""
+    run([PYTHON, "-c", "import pika, ssl"])
 
 
 def install() -> None:

@@ -10,14 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
+from aetherscale_bench import units
 from aetherscale_bench.asking import Asker, asking_at
 from aetherscale_bench.create import HOST, alone, created
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_bench.fleet import Fleet
 from aetherscale_bench.on_host import OnHost, on_host
 from aetherscale_bench.timing import in_turn, milliseconds
+from aetherscale_bench.units import expect
 
 START, BY_HAND = "start-vm, publish to QEMU running", "the same unit started over D-Bus, to QEMU running"
 OFF, RUNNING = "delete-vm of a VM that is off", "delete-vm of a VM that runs, but for QEMU's own end"
@@ -35,30 +36,25 @@ class Bench:
     host: OnHost
     client: Asker
 
-    def socket(self, vm_id: str, name: str) -> str:
-        """A monitor's socket of a VM."""
-        return f"/run/aetherscale/vms/{vm_id}/{name}.sock"
-
     def start(self, vm_id: str) -> float:
         """By the agent."""
         return milliseconds(lambda: expect(self.client, "start-vm", vm_id, "starting"))
 
     def start_by_hand(self, vm_id: str) -> float:
         """By systemd alone."""
-        monitor = self.socket(vm_id, "qmp")
-        self.host.do(["run", "rm", "-f", monitor, self.socket(vm_id, "stop")])
-        return self.host.ms(["start", f"aetherscale-vm@{vm_id}.service"], ["running", monitor])
+        return units.start(self.host, vm_id)
 
     def kill(self, vm_id: str) -> None:
-        """Pull the plug, and wait until systemd has tidied up: what is timed next does not wait for that."""
-        expect(self.client, "stop-vm", vm_id, "stopped", kill=True)
-        tap = f"aetherscale-tap@{vm_id}.service"
-        look = 'until systemctl show -P ActiveState "$1" | grep -qxE "inactive|failed"; do :; done'
-        self.host.do(["run", "sh", "-c", look, "sh", tap])
+        """Pull the plug: what is timed next does not wait for what systemd then tidies up."""
+        units.kill(self.host, self.client, vm_id)
+
+    def rest(self) -> None:
+        """Wait until nothing is left of what was deleted."""
+        units.rest(self.host)
 
     def watched(self, vm_id: str, action: Callable[[], object]) -> tuple[float, float, dict[str, float]]:
         """When an action began and ended, and when QEMU told of what, as times in s."""
-        monitor = self.socket(vm_id, "stop")
+        monitor = units.monitor(vm_id, "stop")
         self.host.do(["watch", monitor])
         begin = time.time()
         action()
@@ -71,6 +67,7 @@ class Bench:
         vm_id = self.fleet.create("--wait", "cloud-init")
         begin, end, told = self.watched(vm_id, partial(expect, self.client, "stop-vm", vm_id, "stopped"))
         expect(self.client, "delete-vm", vm_id, "deleted")
+        self.rest()
         whole, guest = (end - begin) * 1000, (told["EOF"] - told["POWERDOWN"]) * 1000
         return whole, guest, whole - guest
 
@@ -87,23 +84,14 @@ class Bench:
         return milliseconds(partial(expect, self.client, "delete-vm", vm_id, "deleted"))
 
 
-def expect(client: Asker, command: str, vm_id: str, status: str, **options: Any) -> None:
-    """Ask, and see that it was done.
-
-    :raise RuntimeError: when it was not.
-    """
-    (answer,) = client.ask_vm(command, vm_id, **options).answers
-    if f'"status":"{status}"'.encode() not in bytes(answer.response):
-        raise RuntimeError(f"{command} {vm_id}: {answer}")
-
-
 def measure(fleet: Fleet, runs: int) -> Result:
     """ms by a client that is connected already."""
-    facts = machine() | {"host": f"{HOST}, Debian 13"}
+    facts = {"host": f"{HOST}, Debian 13"}
     with on_host(fleet, HOST) as host, asking_at(fleet.target()) as client, alone(fleet):
         bench = Bench(fleet, host, client)
         samples = starts(bench, runs)
-        samples += in_turn({OFF: bench.delete_off, RUNNING: bench.delete_running}, runs)
+        deletes = {OFF: bench.delete_off, RUNNING: bench.delete_running}
+        samples += in_turn(deletes, runs, dict.fromkeys(deletes, bench.rest))
         stops = [bench.stop() for _ in range(STOPS)]
         for name, values in zip((WHOLE, GUEST, STOP), zip(*stops, strict=True), strict=True):
             samples.append(Sample(name, "ms", tuple(round(value, 3) for value in values)))

@@ -6,7 +6,7 @@ It is not forked, so that its memory is its own; its VMs are in its journal when
 from pathlib import Path
 
 from aetherscale_bench import node
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import fleet
@@ -24,7 +24,7 @@ def measure(runs: int) -> Result:
     """MiB from the kernel's smaps_rollup: idle, after lists, and after VMs were created and deleted."""
     samples, targets = [], []
     with node.node() as (broker, folder):
-        facts = machine() | {"RabbitMQ": node.version(broker)}
+        facts = {"RabbitMQ": node.version(broker)}
         for vms in VMS:
             rows = [work(broker, folder / f"{vms}-{run}", vms) for run in range(runs)]
             moments = ("idle", f"after {LISTS:,} list-vms", f"and {CHANGES} created and deleted")

@@ -8,7 +8,7 @@ import msgspec
 
 from aetherscale_bench import node
 from aetherscale_bench.asking import Asker, asking
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_protocol.answers import Answer, HostReport
 from aetherscale_testing.swarm import Swarm
 
@@ -26,7 +26,7 @@ LIMIT_MS = 400
 
 def measure(runs: int) -> Result:
     """Placements per second, ms from publish to answer, MiB of memory between the fullest host and the emptiest."""
-    facts = machine() | {"hosts": HOSTS, "GiB of hosts": ", ".join(map(str, SIZES)), "GiB of a VM": VM_GIB}
+    facts = {"hosts": HOSTS, "GiB of hosts": ", ".join(map(str, SIZES)), "GiB of a VM": VM_GIB}
     samples: list[Sample] = []
     targets: list[Target] = []
     for at_once, words in AT_ONCE.items():
@@ -65,7 +65,7 @@ def place(client: Asker, at_once: int) -> tuple[float, int]:
     """Ask for all of them; seconds, and how many outcomes were not what they should have been."""
     wanted = [spec(TOO_LARGE_GIB if number % (CREATES // TOO_LARGE) == 0 else VM_GIB) for number in range(CREATES)]
     begin = time.perf_counter()
-    answers = client.ask_each("create-vm", wanted, at_once)
+    answers = client.ask_each("create-vm", wanted, at_once).answers
     took = time.perf_counter() - begin
     return took, sum(wrong(one, answer) for one, answer in zip(wanted, answers, strict=True))
 
@@ -99,7 +99,7 @@ def unevenness(client: Asker) -> float:
 def fill(client: Asker) -> int:
     """Ask for more than the fleet has room for; how many places were left, or given twice."""
     room = sum(one.memory_free // (VM_GIB * GIB) for one in reports(client))
-    answers = client.ask_each("create-vm", [spec(VM_GIB)] * (room + TOO_LARGE), at_once=20)
+    answers = client.ask_each("create-vm", [spec(VM_GIB)] * (room + TOO_LARGE), at_once=20).answers
     return abs(room - sum(answer.ok for answer in answers)) + sum(one.memory_free for one in reports(client))
 
 

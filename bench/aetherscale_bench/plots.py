@@ -23,7 +23,7 @@ def draw(result: Result, path: Path) -> None:
         draw_unit(axis, unit, [sample for sample in result.samples if sample.unit == unit])
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None, "Description": result.digest})
     plt.close(figure)
 
 

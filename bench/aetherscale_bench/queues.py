@@ -15,7 +15,7 @@ from typing import Any
 import pika
 
 from aetherscale_bench import node
-from aetherscale_bench.figures import Result, Sample, machine
+from aetherscale_bench.figures import Result, Sample
 from aetherscale_bench.timing import side_by_side
 from aetherscale_protocol import topology
 from aetherscale_testing.broker import TestBroker
@@ -81,7 +81,7 @@ class Subject:
 
 def measure(runs: int) -> Result:
     """ms of what is done for each create; s until creates pass again after the broker was killed."""
-    facts = machine() | {"other consumers": CONSUMERS}
+    facts: dict[str, Any] = {"other consumers": CONSUMERS}
     with node.node() as (broker, _folder):
         facts["RabbitMQ"] = node.version(broker)
         parameters = pika.ConnectionParameters("127.0.0.1", broker.port, heartbeat=600)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aetherscale_bench import node
-from aetherscale_bench.figures import Result, Sample, Target, machine
+from aetherscale_bench.figures import Result, Sample, Target
 from aetherscale_testing.forkserver import ForkServer
 from aetherscale_testing.recovery import Herd, Recovery, count_calls
 
@@ -38,7 +39,7 @@ SHOWN = {
 
 def measure(runs: int) -> Result:
     """s since the broker's return, the moment its log says that it listens."""
-    facts = machine() | {"agents": AGENTS, "VMs of each": VMS}
+    facts: dict[str, Any] = {"agents": AGENTS, "VMs of each": VMS}
     found: dict[Fall, list[Recovery]] = {fall: [] for fall in FALLS}
     with node.node() as (broker, folder), ForkServer() as server:
         facts["RabbitMQ"] = node.version(broker)

@@ -7,6 +7,7 @@ What a table can't say (which call the floor is, what was mended) is prose, kept
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from aetherscale_bench.benches import BENCHES
 from aetherscale_bench.figures import RESULTS, Result, Target, rounded, table
@@ -23,18 +24,32 @@ def write() -> int:
 
     results = read_results()
     for result in results:
-        plots.draw(result, PLOTS / f"{result.name}.svg")
+        plots.draw(result, plot(result))
     PAGE.write_text(page(results))
     return 0
 
 
 def check() -> int:
-    """0 if the page is what the results make; else 1, and it is said."""
-    if PAGE.read_text() == page(read_results()):
+    """0 if page and plots are what the results make; else 1, and it is said."""
+    results = read_results()
+    stale = [plot(result).name for result in results if not drawn(result)]
+    if PAGE.read_text() != page(results):
+        stale.append(PAGE.name)
+    if not stale:
         return 0
-    print("error: docs/benchmarks.md is not what bench/results and bench/notes make", file=sys.stderr)
+    print(f"error: not what bench/results and bench/notes make: {', '.join(stale)}", file=sys.stderr)
     print("hint: make benchmarks", file=sys.stderr)
     return 1
+
+
+def drawn(result: Result) -> bool:
+    """Whether its plot is there, and of these samples."""
+    return plot(result).exists() and result.digest in plot(result).read_text()
+
+
+def plot(result: Result) -> Path:
+    """Where the plot of a result is."""
+    return PLOTS / f"{result.name}.svg"
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
@@ -62,12 +77,11 @@ def overview(results: Sequence[Result]) -> Iterator[str]:
 def section(result: Result) -> Iterator[str]:
     """One benchmark."""
     yield f"## {result.name}\n"
-    yield f"    make bench ONLY={result.name}\n"
-    yield (
-        BENCHES[result.name].about.capitalize() + ". " + "; ".join(f"{k}: {v}" for k, v in result.facts.items()) + ".\n"
-    )
+    yield f"    {command(result)}\n"
+    about = BENCHES[result.name].about
+    yield f"{about[0].upper()}{about[1:]}. {'; '.join(f'{k}: {v}' for k, v in shown(result).items())}.\n"
     yield "\n".join(table(result.samples))
-    if (PLOTS / f"{result.name}.svg").exists():
+    if plot(result).exists():
         yield f"\n![{result.name}](benchmarks/{result.name}.svg)"
     if result.targets:
         yield ""
@@ -75,6 +89,18 @@ def section(result: Result) -> Iterator[str]:
     notes = NOTES / f"{result.name}.md"
     if notes.exists():
         yield "\n" + notes.read_text().rstrip()
+
+
+def command(result: Result) -> str:
+    """What made it. Results of before this was written down are said to be of the usual number of runs."""
+    runs = result.facts.get("runs", BENCHES[result.name].runs)
+    usual = runs == BENCHES[result.name].runs
+    return f"make bench ONLY={result.name}" if usual else f"make bench ONLY='{result.name} --runs {runs}'"
+
+
+def shown(result: Result) -> dict[str, Any]:
+    """The facts, but for `kvm` of older results: the controller's, which said nothing of the hosts that run guests."""
+    return {name: fact for name, fact in result.facts.items() if name != "kvm"}
 
 
 def verdict(target: Target) -> str:

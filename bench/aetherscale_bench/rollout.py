@@ -8,16 +8,17 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from aetherscale_bench.figures import Result, Sample, Target, machine
-from aetherscale_bench.fleet import Fleet
+from aetherscale_bench.figures import Result, Sample, Target
+from aetherscale_bench.fleet import SYNCS, Fleet
 from aetherscale_bench.timing import milliseconds
 
 NAME = "rollout"
 HOSTS, FEW, MANY = 3, 4, 12
 AGAIN = f"second run, {HOSTS} hosts"
 LIMIT_S = 25
+LIST = "the new list of the fleet and their agents' restart for it"
 FLEET_LIST = {"Say what differs", "Write the agent's configuration", "Restart the agent"}
-"""The tasks that bring a new list of the fleet to a host's agent."""
+"""The tasks that bring a new list of the fleet to a host's agent, which reads it when it starts."""
 
 
 class Run:
@@ -65,7 +66,7 @@ def measure(runs: int) -> Result:
         seconds(f"{what}: each host between {FEW} and {MANY}", (large.median - small.median) / (MANY - FEW))
         for what, small, large in zip(("from nothing", "second run"), few, many, strict=True)
     ]
-    return Result(NAME, (*samples, *few, *many, *growth), tuple(targets), machine())
+    return Result(NAME, (*samples, *few, *many, *growth), tuple(targets), SYNCS)
 
 
 def add_one(runs: int) -> tuple[list[Sample], list[Target]]:
@@ -87,7 +88,7 @@ def add_one(runs: int) -> tuple[list[Sample], list[Target]]:
     ]
     return samples, [
         Target(f"{AGAIN}: under {LIMIT_S} s", samples[1].median, LIMIT_S),
-        Target("one host added: tasks that change the others, but for the list of the fleet", len(touched), 0),
+        Target(f"one host added: tasks that change the others, but for {LIST}", len(touched), 0),
     ]
 
 

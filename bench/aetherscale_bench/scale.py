@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from aetherscale_bench import node
 from aetherscale_bench.asking import Asker, asking
-from aetherscale_bench.figures import Result, Sample, Target, machine, ratio
+from aetherscale_bench.figures import Result, Sample, Target, ratio
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.swarm import Swarm, remember
 
@@ -19,7 +20,7 @@ REST_S = 0.3
 
 def measure(runs: int) -> Result:
     """ms from publish to answers; MiB of all agents' processes, and of the broker."""
-    facts = machine() | {"hosts": HOSTS, "VMs": HOSTS * VMS, "processes": PROCESSES}
+    facts: dict[str, Any] = {"hosts": HOSTS, "VMs": HOSTS * VMS, "processes": PROCESSES}
     hosts = {f"h{number:04}": {"vms": VMS} for number in range(HOSTS)}
     with node.node() as (broker, folder):
         facts["RabbitMQ"] = node.version(broker)

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from aetherscale_bench import installed
-from aetherscale_bench.figures import Result, Target, machine
+from aetherscale_bench.figures import Result, Target
 from aetherscale_bench.installed import CLI, PYTHON
 from aetherscale_bench.timing import run, side_by_side
 
@@ -60,4 +60,4 @@ def measure_in(folder: Path, runs: int) -> Result:
         runs,
     )
     targets = [Target(f"{one.name}: at most {LIMIT_MS} ms", one.median, LIMIT_MS) for one in samples[4:]]
-    return Result("startup", tuple(samples), tuple(targets), machine() | {"installed": "from the wheel"})
+    return Result("startup", tuple(samples), tuple(targets), {"installed": "from the wheel"})

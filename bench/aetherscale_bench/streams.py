@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aetherscale_bench import node
-from aetherscale_bench.figures import Result, Sample, machine
+from aetherscale_bench.figures import Result, Sample
 from aetherscale_bench.fleet import CLI
 from aetherscale_bench.timing import milliseconds
 from aetherscale_testing import peers
@@ -29,7 +30,7 @@ FROM_GUEST, TO_GUEST = 1, 2
 
 def measure(runs: int) -> Result:
     """MB/s in both directions, and ms of list-vms while bytes flow and while none do."""
-    facts = machine() | {"MB of each run": SIZE_MB}
+    facts: dict[str, Any] = {"MB of each run": SIZE_MB}
     data = os.urandom(SIZE_MB * MB)
     with (
         node.node() as (broker, folder),

@@ -34,11 +34,22 @@ def in_turn(
     Each is asked once before, uncounted: that loads the files that any second run of a user finds in memory, too.
     """
     times: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(runs + 1):
-        for name, timer in timers.items():
-            times[name].append(timer())
+    for turn in range(runs + 1):
+        for name in order(list(timers), turn):
+            times[name].append(timers[name]())
             (after or {}).get(name, nothing)()
     return [Sample(name, "ms", tuple(round(value, 3) for value in values[1:])) for name, values in times.items()]
+
+
+def order(names: Sequence[str], turn: int) -> list[str]:
+    """The order of a round: another in each, so that what one leaves behind does not always fall on the same other.
+
+    A row of a balanced Latin square: each follows each other equally often. (E. J. Williams, 1949, Aust. J. Sci. Res.)
+    """
+    count = len(names)
+    zigzag = [(step + 1) // 2 * (1 if step % 2 else -1) for step in range(count)]
+    row = [names[(place + turn) % count] for place in zigzag]
+    return row[::-1] if count % 2 and turn % 2 else row
 
 
 def run(argv: Sequence[str], codes: tuple[int, ...] = (0,), **options: object) -> str:

@@ -102,7 +102,7 @@ class Launch:
         return cls(**json.loads(directory.launch_file.read_text()))
 
 
-def finalize_nspawn(plan: model.LabPlan, host: model.Host, root: Path, build: Path) -> list[str]:
+def finalize_nspawn(plan: model.LabPlan, host: model.Host, root: Path, build: Path, *, sync: bool = False) -> list[str]:
     """The systemd-nspawn command line of a host."""
     return [
         "systemd-nspawn",
@@ -111,7 +111,7 @@ def finalize_nspawn(plan: model.LabPlan, host: model.Host, root: Path, build: Pa
         "--register=no",
         "--settings=no",
         "--kill-signal=SIGRTMIN+3",
-        "--suppress-sync=yes",
+        f"--suppress-sync={'no' if sync else 'yes'}",
         "--console=read-only",
         "--resolv-conf=off",
         "--timezone=off",

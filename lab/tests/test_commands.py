@@ -16,7 +16,14 @@ def test_nspawn_runs_a_host_of_its_own_with_its_packages_read_only() -> None:
     assert "--hostname=a" in argv
     assert "--network-bridge=al-mine" in argv
     assert "--bind-ro=/cache/suite/packages:/srv/packages" in argv
+    assert "--suppress-sync=yes" in argv
     assert argv[-1].endswith("exec /lib/systemd/systemd")
+
+
+def test_a_host_syncs_where_the_disk_is_measured() -> None:
+    plan = model.plan_lab("mine", "10.80.1.0/24", [HostSpec("a", "trixie")])
+    argv = host.finalize_nspawn(plan, plan.hosts[0], Path("/state/root"), Path("/cache/suite"), sync=True)
+    assert "--suppress-sync=no" in argv
 
 
 def test_ssh_keeps_arguments_apart_and_knows_the_host() -> None:
