@@ -1,6 +1,7 @@
 """list-vms as a user types it: a process that starts, asks all hosts over TLS, prints and ends."""
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from aetherscale_bench.timing import milliseconds, side_by_side
 
 VMS = 30
 ALL, DEAD, FROZEN = "list-vms, 3 hosts, 30 VMs", "list-vms, one of 3 hosts dead", "list-vms, one of 3 hosts frozen"
+ROW = "the first VM of its table, one of 3 hosts frozen"
+ROW_LIMIT_MS = 500
 WORD = "completion of a VM's name, the process that the shell runs"
 WORD_LIMIT_MS = 60
 PARTIAL = 4
@@ -35,6 +38,9 @@ def measure(fleet: Fleet, runs: int) -> Result:
         samples += beside_the_floor(WORD, lambda: completed(fleet, made), runs)
         with frozen(fleet, GONE):
             samples += beside_the_floor(FROZEN, lambda: waited_for(fleet, left), min(runs, FROZEN_RUNS))
+        with frozen(fleet, GONE):
+            rows = [first_row(fleet, made) for _ in range(min(runs, FROZEN_RUNS) + 1)]
+        samples.append(Sample(ROW, "ms", tuple(rows[1:])))
         with dead(fleet, GONE):
             samples += beside_the_floor(DEAD, lambda: listed(fleet, left, PARTIAL), runs)
     finally:
@@ -48,6 +54,7 @@ def targets(samples: list[Sample]) -> Iterator[Target]:
     for name in (ALL, DEAD):
         yield Target(f"{name}: at most 1.3 × {FLOOR}", ratio(of[name], of[f"{FLOOR} (beside {name})"]), 1.3)
     yield Target(f"{WORD}: at most {WORD_LIMIT_MS} ms", of[WORD].median, WORD_LIMIT_MS)
+    yield Target(f"{ROW}: at most {ROW_LIMIT_MS} ms", of[ROW].median, ROW_LIMIT_MS)
     waited = of[FROZEN].median - TIMEOUT_S * 1000
     yield Target(f"{FROZEN}: the stated time-out and at most 200 ms", waited, 200)
 
@@ -80,6 +87,23 @@ def waited_for(fleet: Fleet, there: dict[str, set[str]]) -> None:
     took = milliseconds(lambda: listed(fleet, there, PARTIAL, "--timeout", str(TIMEOUT_S)))
     if took < TIMEOUT_S * 1000:
         raise RuntimeError(f"{CLI} list-vms waited {took:.0f} ms for a frozen host")
+
+
+def first_row(fleet: Fleet, made: list[str]) -> float:
+    """ms until a table shows a VM, of a listing that waits for a host that does not answer.
+
+    :raise RuntimeError: when it shows none, or did not wait.
+    """
+    argv = [CLI, "list-vms", "--output", "table", "--timeout", str(TIMEOUT_S)]
+    begin, took = time.perf_counter(), 0.0
+    with subprocess.Popen(argv, env=fleet.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as listing:
+        assert listing.stdout is not None
+        for line in listing.stdout:
+            if not took and line.split()[0] in made:
+                took = (time.perf_counter() - begin) * 1000
+    if not took or time.perf_counter() - begin < TIMEOUT_S:
+        raise RuntimeError(f"{' '.join(argv)} showed no VM, or waited for nobody")
+    return round(took, 3)
 
 
 def completed(fleet: Fleet, made: list[str]) -> None:
