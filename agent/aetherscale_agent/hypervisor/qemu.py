@@ -151,7 +151,6 @@ class QemuHypervisor:
             raise HypervisorError(f"VM {vm_id} has no disk")
         if await self._is_up(vm_id):
             return
-        await self._units.wait_tidy(vm_id)
         self._starting.add(vm_id)
         try:
             await self._start_unit(vm_id, spec, paths)
@@ -259,6 +258,8 @@ class QemuHypervisor:
 
     async def power(self, vm_ids: list[str]) -> dict[str, Power]:
         """The power of each of these VMs."""
+        if len(vm_ids) == 1:  # of all that there are, most of them others' business
+            return {vm_id: find_power(await self._units.state(vm_id)) for vm_id in vm_ids}
         states = await self._units.states()
         return {vm_id: find_power(states.get(vm_id, "inactive")) for vm_id in vm_ids}
 
@@ -364,11 +365,16 @@ class QemuHypervisor:
     # -- starting
 
     async def _is_up(self, vm_id: str) -> bool:
-        """Whether the unit runs; one on its way down is waited for."""
-        state = (await self._units.states()).get(vm_id, "inactive")
-        if state == "deactivating":
+        """Whether the unit runs. One on its way down is waited for, and that of its tap."""
+        unit, tap = unit_name(vm_id), tap_unit_name(vm_id)
+        states = await self._units.states_of([unit, tap])
+        if states[unit] == "deactivating":
             await self._wait_end(vm_id, self._config.start_timeout)
-        return state in ("active", "activating", "reloading")
+        elif find_power(states[unit]) is Power.ON:
+            return True
+        if find_power(states[tap]) is Power.ON:
+            await self._units.wait_tidy(vm_id)
+        return False
 
     async def _start_unit(self, vm_id: str, spec: CreateVm, paths: VmPaths) -> None:
         bridged = self._network.bridged

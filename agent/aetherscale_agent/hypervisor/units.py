@@ -107,14 +107,24 @@ class Units:
 
     async def states(self) -> dict[str, str]:
         """The ActiveState of every VM's unit that systemd knows; one that it does not know is off."""
-        rows = await self._manager("ListUnitsByPatterns", "asas", [[], [f"{UNIT_PREFIX}*.service"]])
-        found = ((find_vm_id(row[0]), row[3]) for row in rows[0])
+        known = await self._known_units([f"{UNIT_PREFIX}*.service"])
+        found = ((find_vm_id(name), state) for name, state in known.items())
         return {vm_id: state for vm_id, state in found if vm_id is not None}
 
     async def states_of(self, names: Sequence[str]) -> dict[str, str]:
         """The ActiveState of each of these units; of one that systemd does not know: inactive."""
-        (rows,) = await self._manager("ListUnitsByNames", "as", [list(names)])
+        known = await self._known_units(names) if names else {}
+        return {name: known.get(name, "inactive") for name in names}
+
+    async def _known_units(self, patterns: Sequence[str]) -> dict[str, str]:
+        # ListUnitsByNames would load those that systemd does not know, and tell everybody of each.
+        (rows,) = await self._manager("ListUnitsByPatterns", "asas", [[], list(patterns)])
         return {row[0]: row[3] for row in rows}
+
+    async def state(self, vm_id: str) -> str:
+        """The ActiveState of the VM's unit."""
+        name = unit_name(vm_id)
+        return (await self.states_of([name]))[name]
 
     async def set_limits(self, vm_id: str, limits: Mapping[str, int]) -> None:
         """Set properties of the VM's unit until it is off."""
@@ -148,7 +158,7 @@ class Units:
 
     async def find_tidy(self, vm_ids: Collection[str]) -> set[str]:
         """Those of these VMs whose tap's unit is at rest; it comes to rest a moment after the VM's own."""
-        states = await self.states_of([tap_unit_name(vm_id) for vm_id in vm_ids]) if vm_ids else {}
+        states = await self.states_of([tap_unit_name(vm_id) for vm_id in vm_ids])
         return {vm_id for vm_id in vm_ids if find_power(states[tap_unit_name(vm_id)]) is not Power.ON}
 
     async def wait_tidy(self, vm_id: str) -> None:
@@ -188,7 +198,7 @@ class Units:
         waiters = self._waiters.setdefault(vm_id, [])
         waiters.append(future)
         try:
-            state = (await self.states()).get(vm_id, "inactive")
+            state = await self.state(vm_id)
             if not future.done() and find_power(state) is not Power.ON:
                 return await self.end(vm_id)
             return await future
@@ -199,7 +209,7 @@ class Units:
 
     async def end(self, vm_id: str) -> UnitEnd:
         """What systemd says of the VM's unit now; OFF if it does not know it."""
-        if vm_id not in await self.states():
+        if not await self._known_units([unit_name(vm_id)]):
             return UnitEnd("inactive")
         (path,) = await self._manager("LoadUnit", "s", [unit_name(vm_id)])
         end = UnitEnd("inactive")

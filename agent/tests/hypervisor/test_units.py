@@ -27,8 +27,8 @@ class Systemd:
         if member == "StopUnit":
             self.stopped.append(body[0])
             return [""]
-        assert member == "ListUnitsByNames"
-        return [[[name, "", "", self.states.get(name, "inactive")] for name in body[0]]]
+        assert member == "ListUnitsByPatterns"
+        return [[[name, "", "", state] for name, state in self.states.items() if name in body[1]]]
 
     def rest(self, vm_id: str) -> None:
         """The VM's tap comes to rest, and systemd tells."""
