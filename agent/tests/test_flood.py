@@ -28,8 +28,6 @@ MOST_DELAY_S = 0.5
 """How much longer the median list-vms may take than when nobody floods; without turns each waits for all before it."""
 MOST_TWENTIETH_S = 1.0
 """How much longer 19 of 20 may take: the last one is the machine's."""
-MOST_OF_IT = 0.1
-"""… and on a machine that is slow: of the flood's own length. Without turns it would be most of it."""
 MOST_GROWTH = 64 << 20
 """Bytes that the agent may grow by."""
 
@@ -80,9 +78,7 @@ def test_a_flood_delays_nobody_else(agents: Fleet, broker: TestBroker, client: S
     before, left = resident(agent), iter(range(IDLE_ASKED))
     idle = ask_until(bob, lambda: next(left, None) is None)
     with start_flood(broker, created["response"]["vm-id"]) as flood:
-        begun = time.monotonic()
         took = ask_until(bob, lambda: flood.poll() is not None)
-        lasted = time.monotonic() - begun
         assert flood.stdout is not None
         assert flood.stdout.readline() == "sent\n"
         told = json.loads(flood.stdout.readline())
@@ -90,8 +86,8 @@ def test_a_flood_delays_nobody_else(agents: Fleet, broker: TestBroker, client: S
     delay, most = median(took) - usual, quantiles(took, n=20)[-1] - usual
     print(f"{len(took)} list-vms: {delay:.3f} s longer, 19 of 20 {most:.3f}, worst {max(took):.3f} s")
     print(f"the agent grew {growth >> 20} MiB; {told}")
-    assert delay < max(MOST_DELAY_S, MOST_OF_IT * lasted)
-    assert most < max(MOST_TWENTIETH_S, MOST_OF_IT * lasted)
+    assert delay < MOST_DELAY_S
+    assert most < MOST_TWENTIETH_S
     assert told["answers"] == told["wanted"]
     assert growth < MOST_GROWTH
     (listed,) = client.ask("list-vms", 1)

@@ -44,7 +44,8 @@ def in_turn(
 def order(names: Sequence[str], turn: int) -> list[str]:
     """The order of a round: another in each, so that what one leaves behind does not always fall on the same other.
 
-    A row of a balanced Latin square: each follows each other equally often. (E. J. Williams, 1949, Aust. J. Sci. Res.)
+    A row of a balanced Latin square: within rounds each follows each other equally often.
+    (E. J. Williams, 1949, Aust. J. Sci. Res.)
     """
     count = len(names)
     zigzag = [(step + 1) // 2 * (1 if step % 2 else -1) for step in range(count)]

@@ -64,17 +64,27 @@ class Run(Struct):
 
     def send(self, command: str, options: Sequence[tuple[Options, str]]) -> list[Call]:
         """Send these, each with its VM's name; what became of each. After Ctrl-C nothing more is sent."""
-        timeout = self.invocation.timeout
+        timeout, why = self.invocation.timeout, CliError("interrupted", exit_code=Exit.INTERRUPTED)
         calls = [ask.make_call(COMMANDS[command], one, timeout, None, name) for one, name in options]
         try:
             if calls and not self.interrupted:
                 ask.ask_each(self.session, calls, timeout)
         except KeyboardInterrupt:
             self.outcome.exit_code = Exit.INTERRUPTED
+        except CliError as error:
+            why = error
         for call in calls:
             if call.pending:
-                call.trouble = not_sent(call, CliError("interrupted", exit_code=Exit.INTERRUPTED))
+                call.trouble = not_sent(call, why)
         return calls
+
+    def conclude(self, call: Call, done: str) -> str:
+        """Report what became of a call, in a word: it was `done`, it was not, or nobody knows."""
+        if not report.report_trouble(self.outcome, call, True):
+            return done
+        answered = call.reply.answer.execution_info.code if call.reply is not None else None
+        code = call.trouble.code if call.trouble is not None else answered
+        return f"perhaps {done}" if code == "outcome-unknown" else f"not {done}"
 
     @property
     def interrupted(self) -> bool:
@@ -134,9 +144,15 @@ def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]
         raise CliError(message, "--yes does it without asking; --diff only shows", Exit.USAGE)
     with connect() as session:
         run = Run(session, invocation, Outcome())
-        _make_so(run, vms)
-        if space.prune and not run.interrupted:
-            _prune(run, vms)
+        try:
+            _make_so(run, vms)
+            if space.prune and not run.interrupted:
+                _prune(run, vms)
+        except (KeyboardInterrupt, CliError) as error:
+            if not run.rows:
+                raise
+            why = error if isinstance(error, CliError) else CliError("interrupted", exit_code=Exit.INTERRUPTED)
+            run.outcome.fail(str(why), why.hint, why.exit_code)  # what was done before is still to be told
     return _finish(run, len(vms))
 
 
@@ -152,6 +168,8 @@ def _make_so(run: Run, vms: Sequence[Wanted]) -> None:
     for vm, call in zip(vms, calls, strict=True):
         if is_unknown(call):
             missing.append(vm)
+        elif run.interrupted:
+            run.tell(vm, "not looked at")
         elif report.report_trouble(run.outcome, call, True):
             run.tell(vm, "not known")
         else:
@@ -167,11 +185,9 @@ def _create(run: Run, missing: Sequence[Wanted]) -> None:
     warn_of_no_key(missing)
     calls = run.send("create-vm", [(vm.options, vm.name) for vm in missing])
     for vm, call in zip(missing, calls, strict=True):
-        if report.report_trouble(run.outcome, call, True):
-            run.tell(vm, "not created")
-        else:
-            assert call.reply is not None, "reported if there is none"
-            run.tell(vm, "created", f"on {call.reply.answer.host}")
+        result = run.conclude(call, "created")
+        host = call.reply.answer.host if call.reply is not None else None
+        run.tell(vm, result, f"on {host}" if result == "created" else "")
 
 
 def _compare(run: Run, wanted: Wanted, call: Call) -> None:
@@ -184,16 +200,20 @@ def _compare(run: Run, wanted: Wanted, call: Call) -> None:
         return run.tell(wanted, "not known")
     least = run.find_least_disk(vm) if vm.disk > wanted.options.disk else 0
     found = differences.compare(wanted, vm, now, least_disk=least)
-    refused = False
+    results = ["would change"]
     if not run.only_shown:
+        results = ["changed"]
         for command, options in differences.find_commands(wanted, vm, found, now):
             (done,) = run.send(command, [(options, wanted.name)])
-            refused |= report.report_trouble(run.outcome, done, True)
-    _tell_differences(run, wanted, found, refused=refused)
+            results.append(run.conclude(done, "changed"))
+    _tell_differences(run, wanted, found, max(results, key=_WORSE.index))
     return None
 
 
-def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Difference], *, refused: bool) -> None:
+_WORSE = ("would change", "changed", "not changed", "perhaps changed")
+
+
+def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Difference], result: str) -> None:
     if not found:
         run.tell(wanted, "unchanged")
     for one in found:
@@ -201,8 +221,7 @@ def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Diff
             run.tell(wanted, "differs", str(one), one.needs)
             run.outcome.fail(f"VM {wanted.name} differs: {one} ({one.needs})")
         else:
-            done = "not changed" if refused else "changed"
-            run.tell(wanted, "would change" if run.only_shown else done, str(one))
+            run.tell(wanted, result, str(one))
 
 
 # --prune
@@ -212,9 +231,8 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
     """Delete what has the label and is not in the file, if all hosts tell of their VMs."""
     try:
         everyone = ask.ask_everyone(run.session, "list-vms", _LOOK_S)
-    except CliError as error:  # what was made before is still to be told
-        run.outcome.fail(f"nothing was pruned: {error}", error.hint, error.exit_code)
-        return
+    except CliError as error:
+        raise CliError(f"nothing was pruned: {error}", error.hint, error.exit_code) from None
     refused = [reply.answer.host or "?" for reply in everyone.replies if not reply.answer.ok]
     if everyone.missing or everyone.nameless or everyone.unreadable or refused:
         report.report_missing(run.outcome, everyone, _LOOK_S)
@@ -284,8 +302,7 @@ def _delete(run: Run, names: Sequence[tuple[str, str]]) -> None:
         return
     calls = run.send("delete-vm", [(VmRef(vm_id=vm_id), name) for vm_id, name in names])
     for call in calls:
-        failed = report.report_trouble(run.outcome, call, True)
-        run.rows.append(Row(call.spoken, call.vm_id, "not deleted" if failed else "deleted"))
+        run.rows.append(Row(call.spoken, call.vm_id, run.conclude(call, "deleted")))
 
 
 def _finish(run: Run, vms: int) -> Outcome:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -72,23 +71,28 @@ def _ask_everyone(session: Session, invocation: Invocation) -> Outcome:
     if command == "list-vms":
         space = invocation.space
         wanted = Filter(tuple(space.label), space.state, space.host)
-    growing = Growing(command, now, wide=wide, wanted=wanted)
-    grows = command in ("list-vms", "list-hosts") and not invocation.as_json
-    everyone = ask_everyone(session, command, timeout, tell=partial(_show_some, growing) if grows else None)
+    growing, failures = Growing(command, now, wide=wide, wanted=wanted), list[OSError]()
+
+    def tell(replies: Sequence[Reply]) -> None:
+        try:
+            outlet.answer(growing.more(replies))
+        except OSError as error:
+            failures.append(error)
+
+    grows = command in ("list-vms", "list-hosts") and not invocation.as_json and outlet.is_terminal()
+    everyone = ask_everyone(session, command, timeout, tell=tell if grows else None)
+    shown = growing.more(everyone.replies, everyone.missing) if growing.begun else None
     if wanted.active:
         replies = tuple(wanted.narrow(reply) for reply in everyone.replies)
         everyone = msgspec.structs.replace(everyone, replies=replies)
-    return report.report_everyone(
-        command, everyone, timeout, now, as_json=invocation.as_json, wide=wide, wanted=wanted, growing=growing
+    outcome = report.report_everyone(
+        command, everyone, timeout, now, as_json=invocation.as_json, wide=wide, wanted=wanted
     )
-
-
-def _show_some(growing: Growing, replies: Sequence[Reply]) -> None:
-    """Show the rows of hosts that have answered while others are waited for."""
-    try:
-        outlet.answer(growing.more([reply for reply in replies if reply.answer.host]))
-    except (ValueError, OSError):  # an answer that can't be read, a full disk: said in the end, when all is tried again
-        growing.start_over()
+    if shown is not None:
+        outcome.stdout = shown
+    for error in failures[:1]:
+        outcome.fail(f"can't write the output: {error.strerror}")
+    return outcome
 
 
 def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: "Callable[[Sequence[Call]], None]") -> Outcome:

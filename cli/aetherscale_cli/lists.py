@@ -130,7 +130,7 @@ class Growing:
         self._places = [place for place, column in enumerate(columns) if column not in hidden]
         self._head = [columns[place] for place in self._places]
         self._widths: list[int] = []
-        self._told: set[str] = set()
+        self._seen: list[Reply] = []
 
     @property
     def begun(self) -> bool:
@@ -138,10 +138,10 @@ class Growing:
         return bool(self._widths)
 
     def more(self, replies: Sequence[Reply], missing: Sequence[Missing] = ()) -> str:
-        """Their lines, without those that were shown, and a line for each host that is missing."""
-        new = [reply for reply in replies if reply.answer.ok and reply.answer.host not in self._told]
+        """The lines of those of these answers that it has not seen yet, and of hosts that are missing."""
+        new = [reply for reply in replies if not any(reply is seen for seen in self._seen)]
+        self._seen += new
         rows = [row for reply in sorted(new, key=lambda one: one.answer.host or "") for row in self._rows(reply)]
-        self._told |= {reply.answer.host for reply in new if reply.answer.host}
         rows += [] if self._is_vms else [missing_row(host) for host in missing]
         cells = [[row[place] for place in self._places] for row in rows]
         if cells and not self._widths:
@@ -149,12 +149,13 @@ class Growing:
             self._widths = text.find_widths(cells)
         return text.lines(cells, self._widths)
 
-    def start_over(self) -> None:
-        """Nothing was shown: it could not be."""
-        self._widths, self._told = [], set()
-
     def _rows(self, reply: Reply) -> list[Sequence[str]]:
-        return vm_rows(self._wanted.narrow(reply), self._now) if self._is_vms else [host_row(reply)]
+        if not reply.answer.ok:
+            return []
+        try:
+            return vm_rows(self._wanted.narrow(reply), self._now) if self._is_vms else [host_row(reply)]
+        except ValueError:  # is said in the end
+            return []
 
 
 def images_of(reply: Reply) -> list[ImageRow]:

@@ -24,6 +24,11 @@ def answer(shown: str) -> None:
         sys.stdout.buffer.flush()
 
 
+def is_terminal() -> bool:
+    """Whether somebody looks on. (A pipe's reader may stand still, and we with it.)"""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def say(lines: Sequence[str]) -> None:
     """Write lines to stderr; nothing happens where nobody listens."""
     with contextlib.suppress(OSError):

@@ -77,17 +77,12 @@ def report_everyone(
     as_json: bool,
     wide: bool = False,
     wanted: lists.Filter | None = None,
-    growing: lists.Growing | None = None,
 ) -> Outcome:
-    """The outcome of a command that went to all hosts; `wanted`: which of the VMs it was asked for; `growing`: what was
-    shown of it before, if anything was.
-    """
+    """The outcome of a command that went to all hosts; `wanted`: which of the VMs it was asked for."""
     outcome = Outcome()
     usable = [reply for reply in everyone.replies if not _report_refusal(outcome, reply)]
     try:
         body, rows = _everyone_table(command, usable, everyone.missing, now, wide=wide)
-        if growing is not None and growing.begun:
-            body = growing.more(usable, everyone.missing)
     except ValueError as error:
         body, rows = "", -1
         outcome.fail(f"an answer can't be read: {error}", "are all agents and the CLI of one version?")

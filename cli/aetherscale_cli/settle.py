@@ -136,7 +136,8 @@ def silence(call: Call, timeout: float, holder: str = "") -> CliError:
 
 def not_sent(call: Call, why: CliError) -> CliError:
     """It was not even asked for, because of what befell those before it."""
-    return CliError(f"{call.subject}: {why}; {call.command.name} was not sent", why.hint, why.exit_code)
+    said = f"{call.subject}: {why}; {call.command.name} was not sent"
+    return CliError(said, why.hint, why.exit_code, "deadline-passed")
 
 
 def settle(call: Call, event: Delivered | Returned | Nacked) -> None:

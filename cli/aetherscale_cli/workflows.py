@@ -8,7 +8,7 @@ import msgspec
 
 from aetherscale_cli import dialogue, inputs, milestones, report
 from aetherscale_cli.arguments import PROGRAM, Invocation
-from aetherscale_cli.errors import NoAgent, worst
+from aetherscale_cli.errors import Exit, NoAgent, worst
 from aetherscale_cli.milestones import Watched
 from aetherscale_cli.report import Outcome
 from aetherscale_cli.resolve import Found, UnknownVm, find_each
@@ -60,10 +60,14 @@ def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, st
         with connect() as session:
             return _ask_and_wait(session, invocation)
     outcome = dialogue.insist(connect, invocation)
-    if not invocation.until or not outcome.done:
+    if not _is_to_wait(invocation, outcome):
         return outcome
     with connect() as session:
         return _wait(session, invocation, outcome)
+
+
+def _is_to_wait(invocation: Invocation, outcome: Outcome) -> bool:
+    return bool(invocation.until and outcome.done) and outcome.exit_code is not Exit.INTERRUPTED
 
 
 def _clone(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
@@ -89,7 +93,7 @@ def _delete_image(connect: "Connect", invocation: Invocation) -> Outcome:
 
 def _ask_and_wait(session: Session, invocation: Invocation) -> Outcome:
     outcome = dialogue.ask(session, invocation)
-    return _wait(session, invocation, outcome) if invocation.until and outcome.done else outcome
+    return _wait(session, invocation, outcome) if _is_to_wait(invocation, outcome) else outcome
 
 
 def _wait(session: Session, invocation: Invocation, outcome: Outcome) -> Outcome:

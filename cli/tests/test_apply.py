@@ -1,6 +1,7 @@
 """Files of VMs, made so: what is missing is made, a second run changes nothing, and what differs is told."""
 
 import io
+import json
 import re
 import sys
 import time
@@ -203,13 +204,29 @@ def test_what_ends_it_midway_hides_nothing_of_what_was_done(
     file.write_text("vms:\n" + "".join(f"- {{name: vm{i}, image: u, ssh-keys: []}}\n" for i in range(30)))
     ran = cli("apply", "-f", str(file), "--prune", "--label", "a=b", "--yes", "-o", "table")
     assert ran.code == code
-    assert [row[1] for row in rows(ran)] == ["not created"] * 30
+    assert [row[1] for row in rows(ran)] == ["perhaps created"] * 11 + ["not created"] * 19
     assert ran.err.count("it is not known whether create-vm was done") == 11
     assert ran.err.count(said) == 19
     assert ("nothing was pruned: lost" in ran.err) == (code == 5)
     cloud.behave = cloud._do
     assert cli("apply", "-f", str(file)).code == 0
     assert len(cloud.hosts["h1"]) == 30
+
+
+def test_creates_that_were_not_sent_have_an_answer_for_programs(use: Use, cli: Any, file: Path) -> None:
+    cloud = Cloud({"h1": []})
+
+    def do(host: str, command: str, options: dict[str, Any]) -> Any:
+        if len(cloud.changes) > 10:
+            raise CliError("lost", None, Exit.UNREACHABLE)
+        return cloud._do(host, command, options)
+
+    cloud.behave = do
+    use(cloud)
+    file.write_text("vms:\n" + "".join(f"- {{name: vm{i}, image: u, ssh-keys: []}}\n" for i in range(30)))
+    answers = json.loads(cli("create-vm", "-f", str(file), "-o", "json").out)
+    codes = [answer["execution-info"]["code"] for answer in answers]
+    assert codes == ["outcome-unknown"] * 11 + ["deadline-passed"] * 19
 
 
 class TestPruning:
@@ -254,6 +271,21 @@ class TestPruning:
         ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web")
         assert (ran.code, session.changes) == (code, changes)
         assert "Delete old, and its disk? [y/N]" in ran.err
+
+    def test_who_ends_it_at_the_question_is_told_what_was_done(
+        self, use: Use, cli: Any, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = use(Cloud({"h1": [web1(), vm(OLD, name="old", labels={"role": "web"})]}))
+
+        def interrupt(_: str) -> bool:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(outlet, "agreed", interrupt)
+        monkeypatch.setattr(sys, "stdin", keyboard := io.StringIO())
+        monkeypatch.setattr(keyboard, "isatty", lambda: True)
+        ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "-o", "table")
+        assert (ran.code, session.changes) == (130, ["create-vm"])
+        assert [row[:2] for row in rows(ran)] == [["web1", "unchanged"], ["web2", "created"]]
 
     @pytest.mark.parametrize(
         ("meanwhile", "said"),

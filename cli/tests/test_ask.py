@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from aetherscale_cli import ask
+from aetherscale_cli import ask, dialogue, outlet
+from aetherscale_cli.arguments import parse
 from aetherscale_cli.ask import ask_each, ask_everyone, make_call
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.gather import Missing
@@ -262,8 +263,8 @@ class TestCreatesAtOnce:
 class Slow(Script):
     """A session where nothing more comes in time after the first answers, and some later."""
 
-    def __init__(self, first: list[str], later: list[str], alive: int) -> None:
-        super().__init__(lambda m: [answer(m, host) for host in first] if m.key == "list-vms" else [], {})
+    def __init__(self, first: list[str], later: list[str], alive: int, key: str = "list-vms") -> None:
+        super().__init__(lambda m: [answer(m, host) for host in first] if m.key == key else [], {})
         self._counts = {"computing-hosts": [alive, alive]}
         self._later, self.waits = later, list[float]()
         self._message: Message | None = None
@@ -301,6 +302,26 @@ def test_answers_are_told_when_others_are_late_and_then_as_they_come() -> None:
     slow = Slow(["h1"], ["h3", "h2"], 4)
     assert told_of(slow) == [["h1"], ["h3"], ["h2"]]
     assert 0 < slow.waits[0] <= ask.PROMPT_S < slow.waits[1]  # a moment for those that are well; then to the deadline
+
+
+@pytest.mark.parametrize(
+    ("output", "is_terminal", "early"), [("table", True, 1), ("table", False, 0), ("json", True, 0)]
+)
+def test_rows_of_a_table_on_a_terminal_come_while_a_host_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, output: str, is_terminal: bool, early: int
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(outlet, "is_terminal", lambda: is_terminal)
+    monkeypatch.setattr(outlet, "answer", shown.append)
+    slow = Slow(["h1"], ["h2"], 3, key="list-hosts")
+    outcome = dialogue.ask(slow, parse(["list-hosts", "--output", output]))
+    assert len(shown) == 2 * early
+    if output == "table":
+        lines = "".join([*shown, outcome.stdout]).splitlines()
+        # Who does not look twice takes the script's first silence for the deadline.
+        assert [line.split()[0] for line in lines] == ["HOST", "h1", "h2"][: 2 + early]
+    assert outcome.exit_code is Exit.PARTIAL
+    assert "did not answer within 5 s" in outcome.notes[0]
 
 
 def test_who_is_not_to_be_told_waits_for_all() -> None:

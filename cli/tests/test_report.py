@@ -155,57 +155,56 @@ def listing(name: str, *ids: str) -> Reply:
     return reply(host=name, response=[f"vm-{one}" for one in ids], details=[vm(one, name=f"of-{name}") for one in ids])
 
 
-def grow(*batches: tuple[Reply, ...], command: str = "list-vms", **more: Any) -> tuple[list[str], Outcome]:
-    """What was shown before the end, and the outcome."""
-    growing = Growing(command, NOW, wide=more.pop("wide", False), wanted=more.pop("wanted", Filter()))
-    shown = [growing.more(batch) for batch in batches]
-    replies = (*(one for batch in batches for one in batch), *more.pop("late", ()))
-    everyone = Everyone(replies, more.pop("missing", ()), 0, 0)
-    return shown, report_everyone(command, everyone, 5, NOW, as_json=False, growing=growing)
+def grow(*batches: tuple[Reply, ...], command: str = "list-vms", wanted: Filter | None = None) -> list[list[str]]:
+    """What is shown of each batch: lines, each with its first words."""
+    growing = Growing(command, NOW, wide=False, wanted=wanted or Filter())
+    return [growing.more(batch).splitlines() for batch in batches]
 
 
 def test_rows_come_beneath_each_other_and_none_twice() -> None:
-    shown, outcome = grow((listing("h2", "bbbbbbbb"), listing("h1", "aaaaaaaa")), (listing("h3", "cccccccc"),))
-    whole = "".join([*shown, outcome.stdout]).splitlines()
-    assert [line.split()[:4] for line in whole] == [
+    one, two, three = listing("h1", "aaaaaaaa"), listing("h2", "bbbbbbbb"), listing("h3", "cccccccc")
+    first, then, end = grow((two, one), (three,), (one, two, three))
+    assert [line.split()[:4] for line in first + then] == [
         ["VM", "ID", "NAME", "STATE"],
         ["aaaaaaaa", "of-h1", "running", "h1"],
         ["bbbbbbbb", "of-h2", "running", "h2"],
         ["cccccccc", "of-h3", "running", "h3"],
     ]
-    assert len({line.index("running") for line in whole[1:]}) == 1
-    assert outcome.stdout == ""
+    assert len({line.index("running") for line in first[1:] + then}) == 1
+    assert end == []
 
 
 def test_nothing_but_a_row_brings_a_header() -> None:
-    shown, outcome = grow((listing("h1"),), late=(listing("h2", "bbbbbbbb"),))
-    assert shown == [""]
-    assert [line.split()[0] for line in outcome.stdout.splitlines()] == ["VM", "bbbbbbbb"]
+    first, then = grow((listing("h1"),), (listing("h2", "bbbbbbbb"),))
+    assert first == []
+    assert [line.split()[0] for line in then] == ["VM", "bbbbbbbb"]
 
 
 def test_what_only_a_late_host_has_to_say_has_its_column() -> None:
     late = reply(host="h2", response=["vm-bbbbbbbb"], details=[vm("bbbbbbbb", expires=NOW + 3600)])
-    shown, outcome = grow((listing("h1", "aaaaaaaa"),), late=(late,))
-    assert shown[0].split("\n")[0].endswith("EXPIRES")
-    assert outcome.stdout.split()[-1] == "1h"
+    first, then = grow((listing("h1", "aaaaaaaa"),), (late,))
+    assert first[0].endswith("EXPIRES")
+    assert then[0].split()[-1] == "1h"
 
 
-def test_hosts_that_are_missing_come_last() -> None:
-    shown, outcome = grow((host("h2"),), command="list-hosts", missing=(Missing("h1", "silent"),))
-    assert [line.split()[0] for line in shown[0].splitlines()] == ["HOST", "h2"]
-    assert outcome.stdout.split()[:2] == ["h1", "silent"]
-    assert outcome.exit_code is Exit.PARTIAL
+def test_two_who_claim_to_be_one_host_are_both_shown() -> None:
+    first, then = grow((listing("h1", "aaaaaaaa"),), (listing("h1", "bbbbbbbb"),))
+    assert [line.split()[0] for line in first[1:] + then] == ["aaaaaaaa", "bbbbbbbb"]
+
+
+def test_an_answer_that_can_not_be_read_takes_no_other_row_with_it() -> None:
+    broken = reply(host="h0", response=7)
+    first, then = grow((broken, listing("h1", "aaaaaaaa")), (listing("h2", "bbbbbbbb"),))
+    assert [line.split()[0] for line in first + then] == ["VM", "aaaaaaaa", "bbbbbbbb"]
 
 
 def test_a_filter_holds_for_rows_that_are_shown_early() -> None:
-    shown, outcome = grow((listing("h1", "aaaaaaaa"), listing("h2", "bbbbbbbb")), wanted=Filter(host="h2"))
-    assert "aaaaaaaa" not in shown[0]
-    assert "bbbbbbbb" in shown[0]
-    assert outcome.stdout == ""
+    both = (listing("h1", "aaaaaaaa"), listing("h2", "bbbbbbbb"))
+    (first,) = grow(both, wanted=Filter(host="h2"))
+    assert [line.split()[0] for line in first] == ["VM", "bbbbbbbb"]
 
 
-def test_what_could_not_be_shown_is_shown_in_the_end() -> None:
-    growing = Growing("list-vms", NOW, wide=False, wanted=Filter())
-    first = growing.more((listing("h1", "aaaaaaaa"),))
-    growing.start_over()
-    assert growing.more((listing("h1", "aaaaaaaa"),)) == first
+def test_hosts_that_are_missing_come_last() -> None:
+    growing = Growing("list-hosts", NOW, wide=False, wanted=Filter())
+    shown = growing.more((one := host("h2"),)) + growing.more((one,), (Missing("h1", "silent"),))
+    assert [line.split()[:2] for line in shown.splitlines()[1:]] == [["h2", "drained"], ["h1", "silent"]]

@@ -169,18 +169,23 @@ class Units:
         :raise UnitsError: when it is not in time.
         """
         for _ in range(TIDY_TURNS):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TIDY_TIMEOUT):
-                    return await self._until_tidy(vm_id)
+            if await self._comes_to_rest(vm_id):
+                return
             await self._manager("StopUnit", "ss", [unit_name(vm_id), "replace"])
         raise UnitsError(f"{tap_unit_name(vm_id)} does not come to rest")
 
-    async def _until_tidy(self, vm_id: str) -> None:
-        while True:
-            tidied = self._tidied
-            if await self.find_tidy([vm_id]):
-                return
-            await tidied.wait()  # for any tap's: those of many VMs may come to rest before this one's
+    async def _comes_to_rest(self, vm_id: str) -> bool:
+        """Whether it does in time. Taps of many other VMs may come to rest before this one's."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as patience:
+                while True:
+                    tidied = self._tidied
+                    if await self.find_tidy([vm_id]):
+                        return True
+                    if patience.when() is None:  # a systemd that is slow to answer is another trouble
+                        patience.reschedule(asyncio.get_running_loop().time() + TIDY_TIMEOUT)
+                    await tidied.wait()
+        return False
 
     async def kill(self, vm_id: str) -> None:
         """Send SIGKILL to the VM's QEMU; nothing happens if there is none."""

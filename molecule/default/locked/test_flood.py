@@ -26,8 +26,6 @@ MOST_DELAY_S = 1.0
 """How much longer 19 of 20 of another operator's list-vms may take than before the flood. The very last is the
 machine's: broker, hosts and both operators share its cores.
 """
-MOST_OF_IT = 0.1
-"""… and on a machine that is slow: of the flood's own length. Without turns it would be most of it."""
 Vm = tuple[str, str, str]
 
 
@@ -70,16 +68,15 @@ def test_a_flood_delays_nobody_else_and_is_told_in_full(
     with flood:
         assert flood.stdout is not None
         assert flood.stdout.readline() == "sent\n"
-        took, sent = [], time.monotonic()
+        took = []
         while flood.poll() is None:
             took.append(ask(asker))
             time.sleep(0.05)
-        lasted = time.monotonic() - sent
         told = json.loads(flood.stdout.readline())
     delay, most = median(took) - usual, quantiles(took, n=20)[-1] - usual
     print(f"{len(took)} list-vms: {delay:.3f} s longer, 19 of 20 {most:.3f} s, worst {max(took):.3f} s; {told}")
     assert told["answers"] == told["wanted"], told
-    assert most < max(MOST_DELAY_S, MOST_OF_IT * lasted), f"{usual} before, then {took}"
+    assert most < MOST_DELAY_S, f"{usual} before, then {took}"
     assert agents(rollout) == before
     signed = [key for number, (key, *_) in enumerate(make(kept[0], KINDS)) if number % 2]
     # What waits for 2 s in a host's queue is answered by another host, and told by that one.

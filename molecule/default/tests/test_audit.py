@@ -25,8 +25,8 @@ NO_LIMIT = "rm /run/systemd/journald.conf.d/limit.conf; systemctl restart system
 """What others may tell the journal of h1; it multiplies the burst by up to six where the disk has room."""
 FLOOD = f"""
 {{ echo planted-in-a-flood
-for _ in $(seq 100); do journalctl -o cat -t planted | grep -q planted-in-a-flood && break; sleep 0.1; done
-yes planted-in-a-flood | head -n {BURST}; }} | systemd-cat -t planted
+for _ in $(seq 100); do journalctl -o cat -t "$1" | grep -q planted-in-a-flood && break; sleep 0.1; done
+yes planted-in-a-flood | head -n {BURST}; }} | systemd-cat -t "$1"
 """
 """Begun by one line that has come: journald limits nobody whose unit it could not read, for instance who is gone."""
 ME = "operator"
@@ -102,8 +102,9 @@ def test_a_flood_takes_no_entry_with_it(fleet: Rollout) -> None:
         asked = [client.publish("stop-vm", body) for _ in range(BURST)]
         for one in asked:
             assert len(client.collect(one, 2)) == 2
-    fleet.run("h1", "sh", "-c", FLOOD)
+    tag = f"planted-{vm_id}"
+    fleet.run("h1", "sh", "-c", FLOOD, "sh", tag)
     fleet.run("h1", "journalctl", "--sync")
     assert len(entries(fleet, f"AETHERSCALE_VM={vm_id}")) == BURST
-    planted = fleet.run("h1", "journalctl", "--no-pager", "-o", "cat", "-t", "planted").count("planted-in-a-flood")
+    planted = fleet.run("h1", "journalctl", "--no-pager", "-o", "cat", "-t", tag).count("planted-in-a-flood")
     assert planted < BURST, "the control: others are limited"

@@ -49,6 +49,10 @@ ENTRY = {
 }
 
 
+class InTheWay(Exception):
+    """There is something of another kind, which is none of ours to remove."""
+
+
 def main() -> None:
     """Make it so, and say what was not."""
     module = AnsibleModule(
@@ -58,7 +62,7 @@ def main() -> None:
     try:
         diff = [one for entry in entries for one in differences(entry)]
         paths += (entry["path"] for entry in entries if put(module, entry))
-    except OSError as error:
+    except (OSError, InTheWay) as error:
         module.fail_json(msg=str(error), changed=bool(paths), paths=paths)
     module.exit_json(changed=bool(paths), paths=paths, diff=diff)
 
@@ -66,7 +70,7 @@ def main() -> None:
 def differences(entry: dict[str, Any]) -> Iterator[dict[str, str]]:
     """What a run with `--diff` shows of a file whose text is another."""
     path, content = Path(entry["path"]), entry["content"]
-    before = path.read_text(errors="replace") if path.is_file() else ""
+    before = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
     if content is not None and before != content:
         yield {"before_header": str(path), "after_header": str(path), "before": before, "after": content}
 
@@ -74,7 +78,7 @@ def differences(entry: dict[str, Any]) -> Iterator[dict[str, str]]:
 def put(module: AnsibleModule, entry: dict[str, Any]) -> bool:
     """Whether it was not as it should be; now it is, but for a run that only checks."""
     path, content = Path(entry["path"]), entry["content"]
-    changed = not is_folder(module, path) if content is None else not holds(module, path, content)
+    changed = not is_folder(path) if content is None else not holds(path, content)
     if changed and not module.check_mode:
         if content is None:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)  # until it has the mode that it should have
@@ -86,17 +90,23 @@ def put(module: AnsibleModule, entry: dict[str, Any]) -> bool:
     return bool(module.set_fs_attributes_if_different(wanted, changed))
 
 
-def is_folder(module: AnsibleModule, path: Path) -> bool:
-    """Whether the folder is there. What else is in its place is none of ours to remove."""
+def is_folder(path: Path) -> bool:
+    """Whether the folder is there.
+
+    :raise InTheWay: when something else is.
+    """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        module.fail_json(msg=f"{path} should be a folder, and is something else: look at it, and remove it")
+        raise InTheWay(f"{path} should be a folder, and is something else: look at it, and remove it")
     return path.exists()
 
 
-def holds(module: AnsibleModule, path: Path, content: str) -> bool:
-    """Whether the file is there, and has this text."""
+def holds(path: Path, content: str) -> bool:
+    """Whether the file is there, and has this text.
+
+    :raise InTheWay: when a folder is.
+    """
     if path.is_dir():
-        module.fail_json(msg=f"{path} should be a file, and is a folder: look at it, and remove it")
+        raise InTheWay(f"{path} should be a file, and is a folder: look at it, and remove it")
     return path.is_file() and not path.is_symlink() and path.read_bytes() == content.encode()
 
 
