@@ -38,7 +38,10 @@ def entries(tmp_path: Path) -> list[dict[str, Any]]:
 def test_what_is_not_there_is_made_and_a_second_run_changes_nothing(entries: list[dict[str, Any]]) -> None:
     folder, file = (Path(entry["path"]) for entry in entries)
     told = run(*entries)
-    assert (told["changed"], told["paths"]) == (True, [str(folder), str(file)])
+    after = {"before_header": str(file), "after_header": str(file), "before": "", "after": "first things first\n"}
+    assert told | {"invocation": 0} == {
+        "changed": True, "paths": [str(folder), str(file)], "diff": [after], "invocation": 0,
+    }  # fmt: skip
     assert (folder.stat().st_mode & 0o777, file.stat().st_mode & 0o777) == (0o750, 0o640)
     assert file.read_text() == "first things first\n"
     again = run(*entries)

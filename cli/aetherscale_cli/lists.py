@@ -130,7 +130,7 @@ class Growing:
         self._places = [place for place, column in enumerate(columns) if column not in hidden]
         self._head = [columns[place] for place in self._places]
         self._widths: list[int] = []
-        self._seen: list[Reply] = []
+        self._seen: dict[int, Reply] = {}  #: by identity: a host's name is only what an answer claims
 
     @property
     def begun(self) -> bool:
@@ -139,15 +139,15 @@ class Growing:
 
     def more(self, replies: Sequence[Reply], missing: Sequence[Missing] = ()) -> str:
         """The lines of those of these answers that it has not seen yet, and of hosts that are missing."""
-        new = [reply for reply in replies if not any(reply is seen for seen in self._seen)]
-        self._seen += new
+        new = [reply for reply in replies if id(reply) not in self._seen]
+        self._seen |= {id(reply): reply for reply in new}
         rows = [row for reply in sorted(new, key=lambda one: one.answer.host or "") for row in self._rows(reply)]
         rows += [] if self._is_vms else [missing_row(host) for host in missing]
-        cells = [[row[place] for place in self._places] for row in rows]
-        if cells and not self._widths:
-            cells.insert(0, self._head)
-            self._widths = text.find_widths(cells)
-        return text.lines(cells, self._widths)
+        shown = text.cells([[row[place] for place in self._places] for row in rows])
+        if shown and not self._widths:
+            shown.insert(0, self._head)
+            self._widths = text.find_widths(shown)
+        return text.lines(shown, self._widths)
 
     def _rows(self, reply: Reply) -> list[Sequence[str]]:
         if not reply.answer.ok:

@@ -46,18 +46,24 @@ def _escape_json(match: re.Match[str]) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A left-aligned table with a header; cells are made safe, empty ones become `-`."""
-    return lines([columns, *rows], find_widths([columns, *rows]))
+    shown = cells([columns, *rows])
+    return lines(shown, find_widths(shown))
 
 
-def find_widths(rows: Sequence[Sequence[str]]) -> list[int]:
+def cells(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What a table shows of these rows: made safe, and `-` where there is nothing."""
+    return [[safe(cell) or "-" for cell in row] for row in rows]
+
+
+def find_widths(shown: Sequence[Sequence[str]]) -> list[int]:
     """The widths of columns that hold these cells."""
-    return [max(len(safe(cell) or "-") for cell in column) for column in zip(*rows, strict=True)]
+    return [max(map(len, column)) for column in zip(*shown, strict=True)]
 
 
-def lines(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
-    """Rows of a table, in columns of these widths; a cell that is longer moves what follows it."""
-    cells = ([(safe(cell) or "-").ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
-    return "".join("  ".join(line).rstrip() + "\n" for line in cells)
+def lines(shown: Sequence[Sequence[str]], widths: Sequence[int]) -> str:
+    """Rows of cells in columns of these widths; a cell that is longer moves what follows it."""
+    padded = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in shown)
+    return "".join("  ".join(line).rstrip() + "\n" for line in padded)
 
 
 def partial_table(

@@ -570,29 +570,6 @@ def test_what_a_program_says_goes_with_the_error(vm_net: Any) -> None:
         vm_net.run("sh", "-c", "echo what; echo why >&2; exit 3")
 
 
-# vm-run, which is the VM's user
-
-
-@pytest.fixture
-def run_vm(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
-    text = (Path(__file__).parents[2] / "systemd/vm-run").read_text()
-    for path, other in (("/run/aetherscale-network/ready", tmp_path), ("/usr/bin/qemu-system-x86_64", "/bin/echo")):
-        assert path in text
-        text = text.replace(path, str(other))
-    (tmp_path / "vm-run").write_text(text)
-    command = ["/bin/sh", str(tmp_path / "vm-run"), VM, "-name", VM]
-    return lambda: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_vm_runs_when_its_network_is_there(run_vm: Callable[[], "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    process = run_vm()
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.communicate(timeout=0.1)
-    (tmp_path / VM).touch()
-    assert process.communicate(timeout=5) == (f"-name {VM}\n", "")
-    assert process.returncode == 0
-
-
 # What a start waits for
 
 
@@ -605,14 +582,3 @@ def test_up_and_down_start_no_program_more_than_they_must(vm_net: Any, programs:
     programs.called.clear()
     vm_net.bring_up(VM, OWN, 1000)
     assert sorted(programs.called) == ["ip", "nft"]
-
-
-def test_vm_net_imports_next_to_nothing() -> None:
-    """Each import of the usual ones takes longer than all that `up` does."""
-    folder = Path(__file__).parents[2] / "systemd"
-    told = []
-    for imported in ("", f"sys.path.insert(0, {str(folder)!r}); import vm_net;"):
-        code = f"import os, sys; {imported} print(*sys.modules)"
-        argv = ["/usr/bin/python3", "-I", "-S", "-c", code]
-        told.append(set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split()))
-    assert told[1] - told[0] == {"vm_net", "fcntl", "time"} - told[0]

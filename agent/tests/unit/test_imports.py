@@ -27,7 +27,7 @@ def loaded() -> set[str]:
 
 
 def test_it_loads_none_of_what_it_never_uses(loaded: set[str]) -> None:
-    """A few MiB, on every host and for ever."""
+    """On every host, and for ever."""
     assert not loaded & {*UNUSED, "typing_extensions", "importlib.metadata", "yaml", "http", "email", "multiprocessing"}
 
 
