@@ -60,6 +60,17 @@ def test_a_run_with_diff_shows_what_a_file_was_and_becomes(entries: list[dict[st
     )
 
 
+def test_what_a_link_in_a_files_place_leads_to_is_not_shown(entries: list[dict[str, Any]], tmp_path: Path) -> None:
+    run(*entries)
+    (tmp_path / "secret").write_text("a secret\n")
+    file = Path(entries[1]["path"])
+    file.unlink()
+    file.symlink_to(tmp_path / "secret")
+    told = run(*entries, check=True)
+    assert told["changed"]
+    assert [shown["before"] for shown in told["diff"]] == [""]
+
+
 def test_what_can_not_be_done_is_told_with_what_was_done_before(entries: list[dict[str, Any]]) -> None:
     told = run(*entries, {"path": "/proc/nothing", "mode": "0755"})
     assert told["failed"]

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from aetherscale_cli import ask, differences, inputs, lists, outlet, report, text
 from aetherscale_cli.arguments import Invocation
-from aetherscale_cli.errors import CliError, Exit, ManifestError
+from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.manifest import Wanted, read_manifest
 from aetherscale_cli.report import Outcome
 from aetherscale_cli.settle import Call, not_sent
@@ -200,20 +200,18 @@ def _compare(run: Run, wanted: Wanted, call: Call) -> None:
         return run.tell(wanted, "not known")
     least = run.find_least_disk(vm) if vm.disk > wanted.options.disk else 0
     found = differences.compare(wanted, vm, now, least_disk=least)
-    results = ["would change"]
+    results: dict[str, str] = {}
     if not run.only_shown:
-        results = ["changed"]
         for command, options in differences.find_commands(wanted, vm, found, now):
             (done,) = run.send(command, [(options, wanted.name)])
-            results.append(run.conclude(done, "changed"))
-    _tell_differences(run, wanted, found, max(results, key=_WORSE.index))
+            results[command] = run.conclude(done, "changed")
+    _tell_differences(run, wanted, found, results)
     return None
 
 
-_WORSE = ("would change", "changed", "not changed", "perhaps changed")
-
-
-def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Difference], result: str) -> None:
+def _tell_differences(
+    run: Run, wanted: Wanted, found: Sequence[differences.Difference], results: Mapping[str, str]
+) -> None:
     if not found:
         run.tell(wanted, "unchanged")
     for one in found:
@@ -221,7 +219,7 @@ def _tell_differences(run: Run, wanted: Wanted, found: Sequence[differences.Diff
             run.tell(wanted, "differs", str(one), one.needs)
             run.outcome.fail(f"VM {wanted.name} differs: {one} ({one.needs})")
         else:
-            run.tell(wanted, result, str(one))
+            run.tell(wanted, results.get(one.command, "would change"), str(one))
 
 
 # --prune
@@ -251,7 +249,7 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
         shown = _identify(run, names)
         if not _agreed(names):
             run.outcome.notes.append("nothing was pruned")
-            run.outcome.exit_code = Exit.FAILED
+            run.outcome.exit_code = worst(run.outcome.exit_code, Exit.FAILED)
             return
         names = _still_the_same(run, names, shown)
     _delete(run, names)

@@ -22,6 +22,11 @@ class Difference(Struct, frozen=True):
     wanted: str
     needs: str = ""
 
+    @property
+    def command(self) -> str:
+        """What makes it so."""
+        return "extend-vm" if self.field == "ttl" else "resize-vm"
+
     def __str__(self) -> str:
         return f"{self.field} {self.now or 'none'} → {self.wanted or 'none'}"
 

@@ -229,6 +229,23 @@ def test_creates_that_were_not_sent_have_an_answer_for_programs(use: Use, cli: A
     assert codes == ["outcome-unknown"] * 11 + ["deadline-passed"] * 19
 
 
+def test_of_two_changes_each_is_told_as_it_went(use: Use, cli: Any, file: Path) -> None:
+    cloud = Cloud({"h1": [web1(disk=5, created=time.time())]})
+
+    def do(host: str, command: str, options: dict[str, Any]) -> Any:
+        return (
+            refusal("no-capacity", "the disk is full") if command == "resize-vm" else cloud._do(host, command, options)
+        )
+
+    cloud.behave = do
+    use(cloud)
+    file.write_text("vms:\n- {name: web1, image: debian, disk: 10G, ttl: 2h, ssh-keys: []}\n")
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert cloud.changes == ["resize-vm", "extend-vm"]
+    assert {row[2].split()[0]: row[1] for row in rows(ran)} == {"disk": "not changed", "ttl": "changed"}
+    assert ran.code == 1
+
+
 class TestPruning:
     def cloud(self, **more: Any) -> Cloud:
         old = vm(OLD, name="old", labels={"role": "web"})

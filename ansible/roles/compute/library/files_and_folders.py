@@ -70,7 +70,8 @@ def main() -> None:
 def differences(entry: dict[str, Any]) -> Iterator[dict[str, str]]:
     """What a run with `--diff` shows of a file whose text is another."""
     path, content = Path(entry["path"]), entry["content"]
-    before = path.read_bytes().decode("utf-8", "replace") if path.is_file() else ""
+    is_one = path.is_file() and not path.is_symlink()  # what a link leads to is nobody's to show
+    before = path.read_bytes().decode("utf-8", "replace") if is_one else ""
     if content is not None and before != content:
         yield {"before_header": str(path), "after_header": str(path), "before": before, "after": content}
 
