@@ -20,6 +20,11 @@ VIEWER_BUFFER = 64 << 10
 """How many bytes are kept for a viewer that does not keep up."""
 
 
+GATHER_S = 0.005
+"""How soon after a piece the next one is read, in seconds. A serial port gives a few bytes at a time; what comes meanwhile
+goes in one message, and what comes after a pause goes at once.
+"""
+
 _SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 _BLANKS = bytes(byte for byte in range(256) if not 0x21 <= byte <= 0x7E)
 
@@ -56,6 +61,7 @@ class Viewer:
         self._buffer = bytearray()
         self._skipped = 0
         self._ended = False
+        self._next = 0.0  #: when more may be read, by the loop's clock
         self._changed = asyncio.Event()
 
     def offer(self, data: bytes) -> None:
@@ -82,6 +88,10 @@ class Viewer:
         while not self._buffer and not self._ended:
             self._changed.clear()
             await self._changed.wait()
+        loop = asyncio.get_running_loop()
+        if len(self._buffer) < most and (rest := self._next - loop.time()) > 0 and not self._ended:
+            await asyncio.sleep(rest)
+        self._next = loop.time() + GATHER_S
         if self._skipped:
             self._buffer[:0] = f"\r\n[… {self._skipped} bytes skipped]\r\n".encode()
             self._skipped = 0

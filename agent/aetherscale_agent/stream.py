@@ -64,7 +64,7 @@ class Stream:
         self._credit = Credit(min(window, MOST_WINDOW))
         self._credited = asyncio.Event()
         self._intake = Intake(AGENT_WINDOW)
-        self._inbox = bytearray()
+        self._inbox: list[bytes] = []
         self._inbox_ended = False
         self._filled = asyncio.Event()
         self._heard = time.monotonic()
@@ -86,7 +86,7 @@ class Stream:
             case "data":
                 self._intake.take(len(frame.body))
                 self.bytes_in += len(frame.body)
-                self._inbox += frame.body
+                self._inbox.append(frame.body)
                 self._filled.set()
             case "eof":
                 self._inbox_ended = True
@@ -162,10 +162,9 @@ class Stream:
             if not self._inbox:
                 await self._pipe.end()
                 return
-            data = bytes(self._inbox)
-            self._inbox.clear()
-            await self._pipe.write(data)
-            credit = self._intake.used(len(data))
+            taken, self._inbox = self._inbox, []
+            await self._pipe.write(b"".join(taken))
+            credit = self._intake.used(*map(len, taken))
             if credit:
                 self._send("credit", credit=credit)
 

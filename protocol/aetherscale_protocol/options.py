@@ -188,7 +188,7 @@ class OpenStream(VmRef, frozen=True):
     kind: Literal["console", "log", "tcp"]
     port: Port | None = None
     lines: Annotated[int, Meta(ge=0, le=1000)] = 0
-    window: Annotated[int, Meta(ge=1024, le=4 << 20)] = 256 << 10
+    window: Annotated[int, Meta(ge=4096, le=4 << 20)] = 256 << 10
 
     def __post_init__(self) -> None:
         super().__post_init__()

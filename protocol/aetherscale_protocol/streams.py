@@ -20,6 +20,11 @@ KINDS: tuple[str, ...] = get_args(Kind)
 CHUNK = 32 << 10
 """The most bytes that one message carries."""
 
+LEAST_WEIGHT = 1 << 10
+"""As how many bytes of credit a message with data counts at least: a byte costs the broker that much to carry, and so a
+guest that prints single bytes to somebody who does not read can't pile up more messages there than a window has of these.
+"""
+
 AGENT_WINDOW = 256 << 10
 """How many bytes an agent takes before it has given credit for more."""
 
@@ -105,6 +110,11 @@ def _size(headers: Mapping[str, Any]) -> tuple[int, int] | None:
     return (columns, lines) if isinstance(columns, int) and isinstance(lines, int) else None
 
 
+def weigh(count: int) -> int:
+    """How much credit a message with so many bytes takes."""
+    return max(count, LEAST_WEIGHT)
+
+
 class Order:
     """The order of one direction's messages, as its receiver sees it."""
 
@@ -134,12 +144,13 @@ class Credit:
     @property
     def chunk(self) -> int:
         """How many bytes the next message may have; 0: wait for credit."""
-        return min(CHUNK, self.left)
+        return min(CHUNK, self.left) if self.left >= LEAST_WEIGHT else 0
 
     def spend(self, count: int) -> None:
-        """So many bytes are sent."""
-        assert count <= self.left, "sent without credit"
-        self.left -= count
+        """A message with so many bytes is sent."""
+        weight = weigh(count)
+        assert weight <= self.left, "sent without credit"
+        self.left -= weight
 
     def grant(self, count: int) -> None:
         """The receiver has room for so many more.
@@ -160,17 +171,18 @@ class Intake:
         self._worth = max(1, window // 4)
 
     def take(self, count: int) -> None:
-        """So many bytes came.
+        """A message with so many bytes came.
 
         :raise StreamError: when that is more than was allowed.
         """
-        if count > self._left:
+        weight = weigh(count)
+        if weight > self._left:
             raise StreamError("it sent more than it had credit for")
-        self._left -= count
+        self._left -= weight
 
-    def used(self, count: int) -> int:
-        """So many of them are dealt with; the credit to give now (0: later)."""
-        self._used += count
+    def used(self, *counts: int) -> int:
+        """Messages with so many bytes each are dealt with; the credit to give now (0: later)."""
+        self._used += sum(map(weigh, counts))
         if self._used < self._worth:
             return 0
         credit, self._used = self._used, 0

@@ -148,10 +148,10 @@ async def test_a_tunnel_sends_what_it_has_credit_for_and_no_byte_more(desk: Desk
         await until(lambda: len(desk.data(tunnel)) == 4096)
         await asyncio.sleep(0.05)
         assert len(desk.data(tunnel)) == 4096
-        desk.tell(tunnel, "credit", bytes=1000)
-        await until(lambda: len(desk.data(tunnel)) >= 5096)
+        desk.tell(tunnel, "credit", bytes=1500)
+        await until(lambda: len(desk.data(tunnel)) >= 5596)
         await asyncio.sleep(0.05)
-        assert desk.data(tunnel) == (bytes(range(256)) * 4096)[:5096]
+        assert desk.data(tunnel) == (bytes(range(256)) * 4096)[:5596]
 
 
 @at_desk
@@ -183,6 +183,20 @@ async def test_both_directions_end_by_themselves(desk: Desk) -> None:
         there.writer.close()
         closed = await desk.closed(tunnel)
         assert (closed.reason, desk.data(tunnel)) == ("", b"answer")
+
+
+@at_desk
+async def test_a_guest_that_prints_byte_by_byte_sends_few_messages(desk: Desk) -> None:
+    """To one who reads because they are gathered, to one who does not because each counts as a KiB."""
+    reads = await desk.open(kind="console", window=1 << 20)
+    stalls = await desk.open(kind="console", window=4096)
+    for _ in range(300):
+        for viewer in desk.streams._consoles._open[ID]._viewers:
+            viewer.offer(b"x")
+        await asyncio.sleep(0)
+    await until(lambda: len(desk.data(reads)) == 300)
+    assert len([f for f in desk.sent if f.stream == reads and f.kind == "data"]) < 30
+    assert len([f for f in desk.sent if f.stream == stalls and f.kind == "data"]) <= 4
 
 
 @at_desk
