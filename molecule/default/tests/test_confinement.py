@@ -290,6 +290,13 @@ def test_a_vm_speaks_on_no_network_but_by_its_tap(host: Host, instead: Callable[
     assert unconfined == ["done", "done"]  # the control
 
 
+def test_the_agent_is_not_root_and_has_no_way_to_become_so(host: Host) -> None:
+    status = host.status(host.agent_pid)
+    assert set(status["Uid"].split()) == {host.run("id", "-u", "aetherscale")} != {"0"}
+    assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert status["NoNewPrivs"] == "1"
+
+
 def test_the_agent_starts_limits_and_ends_vms(host: Host, unfiltered: str) -> None:
     """The control of what it is refused: the same verbs, of a VM's unit."""
     agents = (*AGENT, "systemctl", "--no-ask-password")
