@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 import struct
@@ -30,16 +31,21 @@ def write(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
 
 
-def connect(path: str) -> None:
-    """Connect to a socket of any type."""
+def connect(where: str) -> None:
+    """Connect to a socket of any type: by its path, or by its name behind a NUL if it is abstract.
+
+    Of abstract ones each type has its own names: to ask for another is refused as if nobody listened.
+    """
+    refusals = []
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
         with socket.socket(socket.AF_UNIX, kind) as client:
             try:
-                return client.connect(path)
+                return client.connect(where)
             except OSError as error:
-                if error.errno != errno.EPROTOTYPE:
+                if error.errno not in (errno.EPROTOTYPE, errno.ECONNREFUSED):
                     raise
-    return None
+                refusals.append(error)
+    raise refusals[0]
 
 
 def send_signal(pid: str) -> None:
@@ -93,8 +99,20 @@ def find_sockets() -> Iterator[str]:
                 continue
 
 
+def find_abstract() -> Iterator[str]:
+    """What `connect` may call each abstract socket of this network namespace. Source: proc(5), /proc/net/unix.
+
+    A NUL is written there as @, so a name with that in it may be one of two.
+    """
+    with open("/proc/net/unix", errors="surrogateescape", newline="\n") as table:
+        for name in re.findall("^\\S+:(?: +\\S+){6} @(.*)$", table.read(), re.MULTILINE):
+            yield from (f"\0{name}", "\0" + name.replace("@", "\0"))
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "sockets":
         print(json.dumps(sorted(find_sockets())))
+    elif sys.argv[1] == "abstract":
+        print(json.dumps(sorted(set(find_abstract()))))
     else:
         print(json.dumps([attempt(what, where) for what, where in json.loads(sys.argv[1])]))

@@ -168,6 +168,26 @@ def test_a_roll_out_afterwards_finds_nothing_to_do_at_the_broker(rotated: dict[s
     assert not done.changed, done.said
 
 
+def test_one_operators_password_is_changed_and_nobody_elses(
+    fleet: Rollout, rotated: dict[str, Any], site: Callable[..., Any]
+) -> None:
+    """As after the loss of a laptop."""
+    assert rotated
+    before = passwords()
+    thief, agent = (log_in(fleet, user, before[user]) for user in ("operator", "agent-h1"))
+    done = site("--limit", "broker", "-e", "rotate_operators=operator", playbook="rotate.yml")
+    assert done.code == 0, done.said
+    with pytest.raises(AMQPError, match=PUT_OUT):
+        thief.process_data_events(5)
+    with pytest.raises(ProbableAuthenticationError):
+        log_in(fleet, "operator", before["operator"])
+    after = passwords()
+    assert {user for user in USERS if after[user] != before[user]} == {"operator"}
+    agent.process_data_events(0)  # it is not put out
+    agent.close()
+    assert {answer["host"] for answer in fleet.ask("list-vms")} == {"h1", "h2"}  # with the new one
+
+
 @pytest.mark.parametrize("broker_knows", [False, True])
 def test_site_yml_ends_a_rotation_that_was_interrupted(
     fleet: Rollout, rotated: dict[str, Any], site: Callable[..., Any], broker_knows: bool
