@@ -25,7 +25,7 @@ testinfra_hosts = ["broker1"]  # once, not per host
 
 FILE = 50 << 20
 MOST_GROWTH_MIB = 20
-NOISE, NOISE_S = 2 << 20, 120
+NOISE, NOISE_S = 2 << 20, 300
 """Bytes, and seconds: a serial port that TCG emulates took 130 kB/s on two busy cores."""
 PORT = 9999
 SECTOR = 512
@@ -377,4 +377,4 @@ def peak(fleet: Rollout, host: str, pid: str) -> float:
 def scp(fleet: Rollout, key: Path, *paths: str) -> None:
     proxy = " ".join(fleet.argv("tunnel-vm", "%h", "%p"))
     unchecked = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
-    subprocess.run(["scp", "-q", "-i", key, *unchecked, "-o", f"ProxyCommand={proxy}", *paths], check=True, timeout=120)
+    subprocess.run(["scp", "-q", "-i", key, *unchecked, "-o", f"ProxyCommand={proxy}", *paths], check=True, timeout=300)
