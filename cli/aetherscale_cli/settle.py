@@ -29,7 +29,7 @@ class Call(Struct):
     message: Message
     reply: Reply | None = None
     trouble: CliError | None = None
-    until: float = 0.0  #: when to wait no longer for its answer, once it is sent
+    until: float = 0.0  #: when to wait no longer for its answer; 0: it was not sent yet
     name: str = ""  #: of the VM, if it was named so
 
     @property
@@ -110,11 +110,8 @@ class Settling:
     def lose(self, why: CliError) -> None:
         """No answer will come any more: of what was sent, what changes something may have been done."""
         for call in self.calls:
-            if call.pending and call.command.changes:
-                sent = call.message.correlation_id in self._unanswered
-                call.trouble = unknown_outcome(call, why) if sent else not_sent(call, why)
-            elif call.pending:
-                call.trouble = why
+            if call.pending:
+                call.trouble = unanswered(call, why) if call.command.changes else why
 
     def time_out(self, late: Sequence[Call], timeout: float, holders: Mapping[str, str] | None = None) -> None:
         """The time for these answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
@@ -132,6 +129,11 @@ def silence(call: Call, timeout: float, holder: str = "") -> CliError:
     known = f"; {holder}" if holder else ""
     hint = f"its host may hang: {PROGRAM} doctor shows which do"
     return CliError(f"{call.subject}: no answer within {timeout:g} s{known}", hint, Exit.PARTIAL)
+
+
+def unanswered(call: Call, why: CliError) -> CliError:
+    """No answer to what changes something will be heard: it may have been done, if it was sent."""
+    return unknown_outcome(call, why) if call.until else not_sent(call, why)
 
 
 def not_sent(call: Call, why: CliError) -> CliError:
