@@ -339,6 +339,17 @@ def test_rows_of_a_table_on_a_terminal_come_while_a_host_is_waited_for(
     assert "did not answer within 5 s" in outcome.notes[0]
 
 
+def test_images_are_shown_in_the_end_since_hosts_with_the_same_one_share_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(outlet, "is_terminal", lambda: True)
+    monkeypatch.setattr(outlet, "answer", shown.append)
+    slow = Slow(["h1"], ["h2"], 3, key="list-images")
+    dialogue.ask(slow, parse(["list-images", "--output", "table"]))
+    assert shown == []
+
+
 def test_who_is_not_to_be_told_waits_for_all() -> None:
     slow = Slow(["h1"], ["h2"], 3)
     assert len(ask_everyone(slow, "list-vms", 5).replies) == 1  # the script is silent once, as at the deadline
