@@ -19,7 +19,7 @@ from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.manifest import Wanted, read_manifest
 from aetherscale_cli.report import Outcome
-from aetherscale_cli.settle import Call, not_sent
+from aetherscale_cli.settle import Call, not_sent, unanswered
 from aetherscale_cli.targets import is_unknown
 from aetherscale_cli.wire import Session
 from aetherscale_protocol.answers import VmReport
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 COLUMNS = ("VM", "RESULT", "DETAIL")
 _LOOK_S = 5.0
 _GIB = 1 << 30
+_INTERRUPTED = CliError("interrupted", exit_code=Exit.INTERRUPTED)
 
 
 class Row(Struct, frozen=True, rename="kebab", omit_defaults=True):
@@ -44,43 +45,52 @@ class Row(Struct, frozen=True, rename="kebab", omit_defaults=True):
     needs: str = ""
 
 
-class Run(Struct):
-    """One run of apply: what it does, and what it has to tell."""
+class Item(Struct):
+    """A VM of the file: what the look at it brought, and what was asked for because of that."""
 
-    session: Session
+    wanted: Wanted
+    look: Call
+    calls: Sequence[Call] = ()
+    found: Sequence[differences.Difference] | None = None  #: where it differs; None: not compared (yet)
+
+
+class Run(Struct):
+    """One run of apply, as far as it has come. What is to be told is made of this in the end, wherever it ended."""
+
     invocation: Invocation
     outcome: Outcome
-    rows: list[Row] = []
+    items: Sequence[Item] = ()  #: none before all were looked at, and nothing was changed before
+    deletes: Sequence[Call] = ()
+    rows: list[Row] = []  #: of what is pruned, or is not
     bases: dict[tuple[str, str], int] | None = None  #: the GiB of images, by host and name; None: not asked yet
+    why: CliError = _INTERRUPTED  #: why what is pending in the end was not sent, or got no answer
 
     @property
     def only_shown(self) -> bool:
         """Whether nothing is to be changed (`--diff`)."""
         return bool(self.invocation.space.diff)
 
-    def tell(self, vm: Wanted, result: str, detail: str = "", needs: str = "") -> None:
-        """Note what became of a VM."""
-        self.rows.append(Row(vm.name, vm.vm_id, result, detail, needs))
+    def make_calls(self, commands: Sequence[tuple[str, Options]], name: str) -> list[Call]:
+        """Calls for a VM of this name, which are not sent yet."""
+        return [ask.make_call(COMMANDS[one], options, self.invocation.timeout, None, name) for one, options in commands]
 
-    def send(self, command: str, options: Sequence[tuple[Options, str]]) -> list[Call]:
-        """Send these, each with its VM's name; what became of each. After Ctrl-C nothing more is sent."""
-        timeout, why = self.invocation.timeout, CliError("interrupted", exit_code=Exit.INTERRUPTED)
-        calls = [ask.make_call(COMMANDS[command], one, timeout, None, name) for one, name in options]
+    def send(self, session: Session, calls: Sequence[Call]) -> None:
+        """Send these, which are noted in an item or in `deletes` already. After Ctrl-C nothing more is sent."""
+        if self.interrupted or not calls:
+            return
         try:
-            if calls and not self.interrupted:
-                ask.ask_each(self.session, calls, timeout)
+            ask.ask_each(session, calls, self.invocation.timeout)
         except KeyboardInterrupt:
             self.outcome.exit_code = Exit.INTERRUPTED
         except CliError as error:
-            why = error
-        for call in calls:
-            if call.pending:
-                call.trouble = not_sent(call, why)
-        return calls
+            for call in calls:
+                call.trouble = not_sent(call, error)
 
-    def conclude(self, call: Call, done: str) -> str:
+    def conclude(self, outcome: Outcome, call: Call, done: str) -> str:
         """Report what became of a call, in a word: it was `done`, it was not, or nobody knows."""
-        if not report.report_trouble(self.outcome, call, True):
+        if call.pending:
+            call.trouble = unanswered(call, self.why)
+        if not report.report_trouble(outcome, call, True):
             return done
         answered = call.reply.answer.execution_info.code if call.reply is not None else None
         code = call.trouble.code if call.trouble is not None else answered
@@ -91,10 +101,10 @@ class Run(Struct):
         """Whether the operator has had enough."""
         return self.outcome.exit_code is Exit.INTERRUPTED
 
-    def find_least_disk(self, vm: VmReport) -> int:
+    def find_least_disk(self, session: Session, vm: VmReport) -> int:
         """The GiB that a VM's disk has at least, because of the image that it stands on; 0 if nobody says."""
         if self.bases is None:
-            everyone = ask.ask_everyone(self.session, "list-images", _LOOK_S)
+            everyone = ask.ask_everyone(session, "list-images", _LOOK_S)
             self.bases = {}
             for reply in everyone.replies:
                 with contextlib.suppress(ValueError):
@@ -142,93 +152,70 @@ def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]
     if space.prune and not (space.yes or space.diff or (sys.stdin is not None and sys.stdin.isatty())):
         message = "apply --prune asks before it deletes, and there is no terminal to ask on; nothing was done"
         raise CliError(message, "--yes does it without asking; --diff only shows", Exit.USAGE)
-    with connect() as session:
-        run = Run(session, invocation, Outcome())
-        try:
-            _make_so(run, vms)
+    run = Run(invocation, Outcome())
+    try:
+        with connect() as session:
+            _make_so(session, run, vms)
             if space.prune and not run.interrupted:
-                _prune(run, vms)
-        except (KeyboardInterrupt, CliError) as error:
-            if not run.rows:
-                raise
-            why = error if isinstance(error, CliError) else CliError("interrupted", exit_code=Exit.INTERRUPTED)
-            run.outcome.fail(str(why), why.hint, why.exit_code)  # what was done before is still to be told
-    return _finish(run, len(vms))
+                _prune(session, run)
+    except (KeyboardInterrupt, CliError) as error:
+        if not (run.items or run.deletes):
+            raise  # nothing was changed
+        run.why = error if isinstance(error, CliError) else _INTERRUPTED
+        run.outcome.fail(str(run.why), run.why.hint, run.why.exit_code)  # what was done before is still to be told
+    return _finish(run)
 
 
-def _make_so(run: Run, vms: Sequence[Wanted]) -> None:
-    """Look at each VM, make those that are missing, change what can be changed."""
-    calls = [
+def _make_so(session: Session, run: Run, vms: Sequence[Wanted]) -> None:
+    """Look at each VM, change what can be changed, make those that are missing."""
+    looks = [
         ask.make_call(COMMANDS["show-vm"], ShowVm(vm_id=vm.vm_id, console_lines=0), _LOOK_S, None, vm.name)
         for vm in vms
     ]
-    if calls:
-        ask.ask_each(run.session, calls, _LOOK_S)
-    missing = []
-    for vm, call in zip(vms, calls, strict=True):
-        if is_unknown(call):
-            missing.append(vm)
-        elif run.interrupted:
-            run.tell(vm, "not looked at")
-        elif report.report_trouble(run.outcome, call, True):
-            run.tell(vm, "not known")
-        else:
-            _compare(run, vm, call)
-    _create(run, missing)
-
-
-def _create(run: Run, missing: Sequence[Wanted]) -> None:
-    if run.only_shown:
-        for vm in missing:
-            run.tell(vm, "would create", vm.options.image)
-        return
-    warn_of_no_key(missing)
-    calls = run.send("create-vm", [(vm.options, vm.name) for vm in missing])
-    for vm, call in zip(missing, calls, strict=True):
-        result = run.conclude(call, "created")
-        host = call.reply.answer.host if call.reply is not None else None
-        run.tell(vm, result, f"on {host}" if result == "created" else "")
-
-
-def _compare(run: Run, wanted: Wanted, call: Call) -> None:
-    assert call.reply is not None, "reported if there is none"
-    now = time.time()
-    try:
-        vm = msgspec.json.decode(call.reply.answer.response, type=VmReport)
-    except ValueError as error:
-        run.outcome.fail(f"{call.subject}: the answer can't be read: {error}", "are agent and CLI of one version?")
-        return run.tell(wanted, "not known")
-    least = run.find_least_disk(vm) if vm.disk > wanted.options.disk else 0
-    found = differences.compare(wanted, vm, now, least_disk=least)
-    results: dict[str, str] = {}
+    if looks:
+        ask.ask_each(session, looks, _LOOK_S)
+    run.items = [_plan(run, vm, look) for vm, look in zip(vms, looks, strict=True)]
+    for item in run.items:
+        if not run.interrupted:
+            _compare(session, run, item)
+    missing = [item for item in run.items if is_unknown(item.look)]
     if not run.only_shown:
-        for command, options in differences.find_commands(wanted, vm, found, now):
-            (done,) = run.send(command, [(options, wanted.name)])
-            results[command] = run.conclude(done, "changed")
-    _tell_differences(run, wanted, found, results)
-    return None
+        warn_of_no_key([item.wanted for item in missing])
+        run.send(session, [call for item in missing for call in item.calls])
 
 
-def _tell_differences(
-    run: Run, wanted: Wanted, found: Sequence[differences.Difference], results: Mapping[str, str]
-) -> None:
-    if not found:
-        run.tell(wanted, "unchanged")
-    for one in found:
-        if one.needs:
-            run.tell(wanted, "differs", str(one), one.needs)
-            run.outcome.fail(f"VM {wanted.name} differs: {one} ({one.needs})")
-        else:
-            run.tell(wanted, results.get(one.command, "would change"), str(one))
+def _plan(run: Run, vm: Wanted, look: Call) -> Item:
+    create = is_unknown(look) and not run.only_shown
+    return Item(vm, look, run.make_calls([("create-vm", vm.options)], vm.name) if create else ())
+
+
+def _compare(session: Session, run: Run, item: Item) -> None:
+    """Find out where a VM that is there differs, and change what can be changed at once."""
+    look, now = item.look, time.time()
+    if look.reply is None or not look.reply.answer.ok:
+        return
+    try:
+        vm = msgspec.json.decode(look.reply.answer.response, type=VmReport)
+    except ValueError as error:
+        message = f"{look.subject}: the answer can't be read: {error}"
+        look.trouble = CliError(message, "are agent and CLI of one version?")
+        return
+    least = run.find_least_disk(session, vm) if vm.disk > item.wanted.options.disk else 0
+    found = differences.compare(item.wanted, vm, now, least_disk=least)
+    if not run.only_shown:
+        item.calls = run.make_calls(differences.find_commands(item.wanted, vm, found, now), item.wanted.name)
+    item.found = found
+    for call in item.calls:
+        run.send(session, [call])
 
 
 # --prune
 
 
-def _prune(run: Run, vms: Sequence[Wanted]) -> None:
+def _prune(session: Session, run: Run) -> None:
     """Delete what has the label and is not in the file, if all hosts tell of their VMs."""
     try:
-        everyone = ask.ask_everyone(run.session, "list-vms", _LOOK_S)
+        everyone = ask.ask_everyone(session, "list-vms", _LOOK_S)
     except CliError as error:
         raise CliError(f"nothing was pruned: {error}", error.hint, error.exit_code) from None
     refused = [reply.answer.host or "?" for reply in everyone.replies if not reply.answer.ok]
@@ -236,7 +223,7 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
         report.report_missing(run.outcome, everyone, _LOOK_S)
         run.outcome.fail("nothing was pruned: not all hosts told of their VMs", None, Exit.PARTIAL)
         return
-    kept = {vm.vm_id for vm in vms}
+    kept = {item.wanted.vm_id for item in run.items}
     selectors = [f"{key}={value}" for key, value in run.invocation.space.label]
     doomed = [
         vm
@@ -246,16 +233,16 @@ def _prune(run: Run, vms: Sequence[Wanted]) -> None:
     ]
     names = [(vm.vm_id, vm.name) for vm in doomed]
     if names and not (run.only_shown or run.invocation.space.yes):
-        shown = _identify(run, names)
+        shown = _identify(session, names)
         if not _agreed(names):
             run.outcome.notes.append("nothing was pruned")
             run.outcome.exit_code = worst(run.outcome.exit_code, Exit.FAILED)
             return
-        names = _still_the_same(run, names, shown)
-    _delete(run, names)
+        names = _still_the_same(session, run, names, shown)
+    _delete(session, run, names)
 
 
-def _identify(run: Run, names: Sequence[tuple[str, str]]) -> dict[str, tuple[float, str]]:
+def _identify(session: Session, names: Sequence[tuple[str, str]]) -> dict[str, tuple[float, str]]:
     """What tells each VM from another one of its id: when it was made, and its instance. By id; only of those that are
     there.
     """
@@ -263,7 +250,7 @@ def _identify(run: Run, names: Sequence[tuple[str, str]]) -> dict[str, tuple[flo
         ask.make_call(COMMANDS["show-vm"], ShowVm(vm_id=vm_id, console_lines=0), _LOOK_S, None, name)
         for vm_id, name in names
     ]
-    ask.ask_each(run.session, calls, _LOOK_S)
+    ask.ask_each(session, calls, _LOOK_S)
     identities = {}
     for call in calls:
         with contextlib.suppress(ValueError):
@@ -274,10 +261,10 @@ def _identify(run: Run, names: Sequence[tuple[str, str]]) -> dict[str, tuple[flo
 
 
 def _still_the_same(
-    run: Run, names: Sequence[tuple[str, str]], shown: Mapping[str, tuple[float, str]]
+    session: Session, run: Run, names: Sequence[tuple[str, str]], shown: Mapping[str, tuple[float, str]]
 ) -> list[tuple[str, str]]:
     """Those that the yes was meant for: while somebody thinks, a VM may go and another be made under its name."""
-    now = _identify(run, names)
+    now = _identify(session, names)
     same = []
     for vm_id, name in names:
         if vm_id in now and now[vm_id] == shown.get(vm_id):
@@ -294,22 +281,63 @@ def _agreed(names: Sequence[tuple[str, str]]) -> bool:
     return outlet.agreed(f"Delete {which}, and {'its disk' if len(names) == 1 else 'their disks'}?")
 
 
-def _delete(run: Run, names: Sequence[tuple[str, str]]) -> None:
+def _delete(session: Session, run: Run, names: Sequence[tuple[str, str]]) -> None:
     if run.only_shown:
         run.rows += [Row(name or vm_id, vm_id, "would delete") for vm_id, name in names]
         return
-    calls = run.send("delete-vm", [(VmRef(vm_id=vm_id), name) for vm_id, name in names])
-    for call in calls:
-        run.rows.append(Row(call.spoken, call.vm_id, run.conclude(call, "deleted")))
+    run.deletes = [call for vm_id, name in names for call in run.make_calls([("delete-vm", VmRef(vm_id=vm_id))], name)]
+    run.send(session, run.deletes)
 
 
-def _finish(run: Run, vms: int) -> Outcome:
-    outcome = run.outcome
+# What is told in the end
+
+
+def _finish(run: Run) -> Outcome:
+    outcome = Outcome()
+    items = sorted(run.items, key=lambda item: is_unknown(item.look))
+    rows = [row for item in items for row in _rows_of(run, item, outcome)]
+    rows += run.rows
+    rows += [Row(call.spoken, call.vm_id, run.conclude(outcome, call, "deleted")) for call in run.deletes]
+    outcome.notes += run.outcome.notes
+    outcome.exit_code = worst(outcome.exit_code, run.outcome.exit_code)
     if run.invocation.as_json:
-        outcome.stdout = report.json_list([msgspec.json.encode(row) for row in run.rows])
+        outcome.stdout = report.json_list([msgspec.json.encode(row) for row in rows])
         return outcome
-    outcome.stdout = text.partial_table(COLUMNS, [(row.vm, row.result, row.detail) for row in run.rows], {"DETAIL"})
-    if all(row.result == "unchanged" for row in run.rows) and outcome.exit_code is Exit.DONE:
-        many = "the one VM is" if vms == 1 else f"all {vms} VMs are"
+    outcome.stdout = text.partial_table(COLUMNS, [(row.vm, row.result, row.detail) for row in rows], {"DETAIL"})
+    if all(row.result == "unchanged" for row in rows) and outcome.exit_code is Exit.DONE:
+        many = "the one VM is" if len(run.items) == 1 else f"all {len(run.items)} VMs are"
         outcome.notes.append(f"Nothing to do: {many} as the file says.")
     return outcome
+
+
+def _rows_of(run: Run, item: Item, outcome: Outcome) -> list[Row]:
+    """What became of a VM of the file; what went wrong is added to the outcome."""
+    vm = item.wanted
+
+    def row(result: str, detail: str = "", needs: str = "") -> Row:
+        return Row(vm.name, vm.vm_id, result, detail, needs)
+
+    if is_unknown(item.look):
+        return [row(*_made(run, item, outcome))]
+    if report.report_trouble(outcome, item.look, True):
+        return [row("not known")]
+    if item.found is None:
+        return [row("not compared")]
+    results = {call.command.name: run.conclude(outcome, call, "changed") for call in item.calls}
+    for one in item.found:
+        if one.needs:
+            outcome.fail(f"VM {vm.name} differs: {one} ({one.needs})")
+    return [
+        row("differs", str(one), one.needs) if one.needs else row(results.get(one.command, "would change"), str(one))
+        for one in item.found
+    ] or [row("unchanged")]
+
+
+def _made(run: Run, item: Item, outcome: Outcome) -> tuple[str, str]:
+    """What became of a VM that was missing, and the detail."""
+    if run.only_shown:
+        return "would create", item.wanted.options.image
+    (call,) = item.calls
+    result = run.conclude(outcome, call, "created")
+    host = call.reply.answer.host if call.reply is not None else None
+    return result, f"on {host}" if result == "created" else ""

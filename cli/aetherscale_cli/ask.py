@@ -161,8 +161,8 @@ def _count(session: Session, queue: str, deadline: float) -> int | None:
 def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
     """Send the calls, and wait until each is settled: by an answer, or by why there is none.
 
-    They are sent all at once, but of creates only some (`settle.CREATES_AT_ONCE`), the next when one is answered. Each
-    has `timeout` seconds from when it is sent.
+    They are sent all at once, but of creates only some (`settle.CREATES_AT_ONCE`), the next when one is answered or
+    its time is over. Each has `timeout` seconds from when it is sent.
 
     What changes something is only sent when the broker knows of an agent: left in a queue it might be
     done later, behind the back of somebody who was told that no agent is running.

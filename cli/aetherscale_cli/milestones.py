@@ -74,10 +74,15 @@ class Watched(Struct):
         elif report.state in _HINTS:
             why = f": {report.reason}" if report.reason else ""
             self.verdict, self.trouble = "hopeless", f"is {report.state}{why}"
-            self.hint = _HINTS[report.state].format(PROGRAM, self.spoken)
+            self.hint = _HINTS[report.state].format(PROGRAM, self.spoken, _go_on([self.spoken], milestone))
         elif _lacks_address(report, milestone) and report.address_source == "none":
             self.verdict, self.trouble = "hopeless", f"has no network in which host {report.host} could reach it"
             self.hint = "VMs get one from aetherscale_network, or from aetherscale_bridge, in the inventory"
+
+
+def _go_on(vms: Sequence[str], milestone: str) -> str:
+    """The command that goes on waiting."""
+    return f"{PROGRAM} wait-vm {' '.join(vms)} --for {milestone} --timeout 5m"
 
 
 def _lacks_address(report: VmReport, milestone: str) -> bool:
@@ -86,9 +91,9 @@ def _lacks_address(report: VmReport, milestone: str) -> bool:
 
 
 _HINTS = {
-    "stopped": "{} start-vm {} starts it",
-    "failed": "{} show-vm {} shows more",
-    "paused": "{} resume-vm {} lets it go on",
+    "stopped": "{0} start-vm {1} starts it; then go on waiting: {2}",
+    "failed": "{0} show-vm {1} shows more",
+    "paused": "{0} resume-vm {1} lets it go on; then go on waiting: {2}",
     "deleting": "",
 }
 """The states in which a VM comes no further by itself, and what to do."""
@@ -189,7 +194,7 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
     if any(_must_tell(one, milestone) for one in watched):
         outcome.hint(_ASK_GUEST)
     if late:
-        outcome.hint(f"go on waiting: {PROGRAM} wait-vm {' '.join(late)} --for {milestone} --timeout 5m")
+        outcome.hint(f"go on waiting: {_go_on(late, milestone)}")
     if interrupted:
         outcome.exit_code = Exit.INTERRUPTED
     return outcome

@@ -17,7 +17,13 @@ from aetherscale_protocol.options import Options
 CREATES_AT_ONCE = 20
 """How many creates may be unanswered at a time. Of those that lie in the queue every agent is given one whenever it is
 free, however full its host: of 1,000 VMs the fullest host of 200 was given 14 more than the emptiest, with 20 at a time
-one more. And none may lie there for longer than `topology.COMPETING_TTL_MS`."""
+one more. And none may lie there for longer than `topology.COMPETING_TTL_MS`.
+
+When the time of one is over it lies there no more, and the next is sent in its place. But where so many times run out
+with no answer in between nobody answers, and no more are sent in vain.
+
+With `--wait-for-host` (`waiting`) all are sent at once: they share one deadline, and one that had to wait for others'
+answers before it was sent could miss it with no host ever down."""
 
 
 class Call(Struct):
@@ -29,7 +35,7 @@ class Call(Struct):
     message: Message
     reply: Reply | None = None
     trouble: CliError | None = None
-    until: float = 0.0  #: when to wait no longer for its answer, once it is sent
+    until: float = 0.0  #: when to wait no longer for its answer; 0: it was not sent yet
     name: str = ""  #: of the VM, if it was named so
 
     @property
@@ -59,13 +65,10 @@ class Settling:
         self.calls = calls
         self._unsent = deque(calls)
         self._unanswered: dict[str, Call] = {}  #: what was sent, the first first; also those whose time is over
+        self._in_vain = 0  #: how many times ran out since the last answer
 
     def release(self, until: float) -> Iterator[Call]:
-        """The calls to be sent now, whose answers are waited for until then; what was handed over counts as sent.
-
-        A create that gets no answer in time keeps its place. It may still be under way; and where nobody answers, no
-        more are sent in vain.
-        """
+        """The calls to be sent now, whose answers are waited for until then; what was handed over counts as sent."""
         while self._unsent and (self._unsent[0].command.reach is not Reach.ONE or self._has_room):
             call = self._unsent.popleft()
             call.until = until
@@ -83,7 +86,8 @@ class Settling:
 
     @property
     def _has_room(self) -> bool:
-        return len(self._unanswered) < CREATES_AT_ONCE
+        waiting = sum(call.pending for call in self._unanswered.values())
+        return waiting < CREATES_AT_ONCE and self._in_vain < CREATES_AT_ONCE
 
     @property
     def complete(self) -> bool:
@@ -100,6 +104,7 @@ class Settling:
         if call is not None:
             call.trouble = None  # that it was too late, perhaps
             settle(call, event)
+            self._in_vain = 0
 
     def give_up(self, trouble: CliError) -> None:
         """None of the pending was done, and none will be."""
@@ -110,21 +115,20 @@ class Settling:
     def lose(self, why: CliError) -> None:
         """No answer will come any more: of what was sent, what changes something may have been done."""
         for call in self.calls:
-            if call.pending and call.command.changes:
-                sent = call.message.correlation_id in self._unanswered
-                call.trouble = unknown_outcome(call, why) if sent else not_sent(call, why)
-            elif call.pending:
-                call.trouble = why
+            if call.pending:
+                call.trouble = unanswered(call, why) if call.command.changes else why
 
     def time_out(self, late: Sequence[Call], timeout: float, holders: Mapping[str, str] | None = None) -> None:
         """The time for these answers is over. `holders`: what is known of the VMs' hosts, by VM id."""
         for call in late:
             if call.pending:
-                why = silence(call, timeout, (holders or {}).get(call.vm_id, ""))
-                call.trouble = unknown_outcome(call, why) if call.command.changes else why
-        if not any(call.pending for call in self._unanswered.values()) and not self._has_room:
+                silent = silence(call, timeout, (holders or {}).get(call.vm_id, ""))
+                call.trouble = unknown_outcome(call, silent) if call.command.changes else silent
+                self._in_vain += 1
+        if not any(call.pending for call in self._unanswered.values()) and self._in_vain >= CREATES_AT_ONCE:
             hint = f"{PROGRAM} doctor shows which hosts hang"
-            self.lose(CliError(f"{CREATES_AT_ONCE} creates before it got no answer", hint, Exit.PARTIAL))
+            why = f"the time of {self._in_vain} creates ran out with no answer in between"
+            self.lose(CliError(why, hint, Exit.PARTIAL))
 
 
 def silence(call: Call, timeout: float, holder: str = "") -> CliError:
@@ -132,6 +136,11 @@ def silence(call: Call, timeout: float, holder: str = "") -> CliError:
     known = f"; {holder}" if holder else ""
     hint = f"its host may hang: {PROGRAM} doctor shows which do"
     return CliError(f"{call.subject}: no answer within {timeout:g} s{known}", hint, Exit.PARTIAL)
+
+
+def unanswered(call: Call, why: CliError) -> CliError:
+    """No answer to what changes something will be heard: it may have been done, if it was sent."""
+    return unknown_outcome(call, why) if call.until else not_sent(call, why)
 
 
 def not_sent(call: Call, why: CliError) -> CliError:

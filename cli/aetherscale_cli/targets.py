@@ -86,7 +86,7 @@ def retry_as_names(calls: Sequence[Call], invocation: Invocation, allowed: float
                 token,
             )
             call.vm_id, call.options, call.message, call.name = anew.vm_id, anew.options, anew.message, anew.name
-            call.reply = None
+            call.reply, call.until = None, 0.0
             again.append(call)
     return again
 

@@ -140,9 +140,9 @@ class Waiting:
         elif code == "deadline-passed" and one.uncertain is not None:
             self._end(one)
         else:
-            one.state = "over"
             assert not isinstance(event, Counted)
             settle(one.call, event)
+            one.state = "over"  # not before: Ctrl-C may come in between
 
     def _may_begin_anew(self, one: _Try, reply: Reply) -> bool:
         """Whether nobody took a create, which is a no for good to its ids, and its ids were our own choice."""
@@ -209,7 +209,7 @@ class Waiting:
     def interrupt(self) -> None:
         """The operator has had enough."""
         for one in self._tries:
-            if one.state == "over":
+            if one.state == "over" or not one.call.pending:
                 continue
             if one.state == "sent" or one.uncertain is not None:
                 one.call.trouble = self._unknown(one, CliError("interrupted", exit_code=Exit.INTERRUPTED))

@@ -1,16 +1,19 @@
 """Files of VMs, made so: what is missing is made, a second run changes nothing, and what differs is told."""
 
 import io
+import itertools
 import json
 import re
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from aetherscale_cli import outlet
+from aetherscale_cli import apply, ask, outlet, settle
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
@@ -211,6 +214,79 @@ def test_what_ends_it_midway_hides_nothing_of_what_was_done(
     cloud.behave = cloud._do
     assert cli("apply", "-f", str(file)).code == 0
     assert len(cloud.hosts["h1"]) == 30
+
+
+def test_ctrl_c_at_the_look_at_images_hides_nothing(use: Use, cli: Any, file: Path) -> None:
+    cloud = Cloud({"h1": [web2(expires=0), web1(disk=99)]})
+
+    def do(host: str, command: str, options: dict[str, Any]) -> Any:
+        if command == "list-images":
+            raise KeyboardInterrupt
+        return cloud._do(host, command, options)
+
+    cloud.behave = do
+    use(cloud)
+    entries = "".join(f"- {{name: {name}, image: debian, ttl: 2h, ssh-keys: []}}\n" for name in ("web2", "web1", "new"))
+    file.write_text(f"vms:\n{entries}")
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert [row[:2] for row in rows(ran)] == [["web2", "changed"], ["web1", "not compared"], ["new", "not created"]]
+    assert ran.err.splitlines() == ["error: VM new: interrupted; create-vm was not sent", "error: interrupted"]
+    assert (ran.code, cloud.changes) == (130, ["extend-vm"])
+
+
+class CtrlC:
+    """Ctrl-C at the nth line that the CLI comes to before it tells what it did: lines are new after each command."""
+
+    FILES = (apply.__file__, ask.__file__, settle.__file__)
+
+    def __init__(self, nth: int, cloud: Cloud) -> None:
+        self.left = nth
+        self._cloud, self._seen = cloud, set[tuple[CodeType, int, int]]()
+        self._before: Any = None
+
+    def __enter__(self) -> "CtrlC":
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        if frame.f_code is apply._finish.__code__:
+            sys.settrace(None)
+        is_ours = frame.f_code.co_filename in self.FILES and frame.f_code is not apply.apply.__code__
+        return self._step if is_ours else None
+
+    def _step(self, frame: FrameType, event: str, _arg: object) -> Any:
+        line = (frame.f_code, frame.f_lineno, len(self._cloud.asked))
+        self.left -= event == "line" and line not in self._seen
+        self._seen.add(line)
+        if self.left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self._step
+
+
+def test_wherever_ctrl_c_comes_what_was_done_is_told_and_nothing_that_was_not(use: Use, cli: Any, file: Path) -> None:
+    keys = "image: debian, ssh-keys: []"
+    file.write_text(f"vms:\n- {{name: web1, {keys}, disk: 10G}}\n- {{name: web2, {keys}}}\n- {{name: new, {keys}}}\n")
+    ends = Counter[str]()
+    for nth in itertools.count(1):
+        cloud = use(Cloud({"h1": [web1(disk=5), web2(disk=99), vm(OLD, name="old", labels={"a": "b"})]}))
+        with CtrlC(nth, cloud) as ctrl_c:
+            ran = cli("apply", "-f", str(file), "--prune", "--label", "a=b", "--yes", "-o", "table")
+        if ctrl_c.left > 0:
+            break
+        results = {row[0]: row[1] for row in rows(ran)}
+        assert ran.code == 130
+        assert {"web1", "web2", "new"} <= set(results) or not (results or cloud.changes), nth
+        for name, command in (("web1", "resize-vm"), ("new", "create-vm"), ("old", "delete-vm")):
+            result = results.get(name, "not spoken of")
+            ends[result] += 1
+            assert result.startswith("perhaps ") or (command in cloud.changes) != result.startswith("not "), nth
+    words = {f"{how}{done}" for how in ("", "perhaps ", "not ") for done in ("changed", "created", "deleted")}
+    assert set(ends) == words | {"not compared", "not spoken of"}
 
 
 def test_creates_that_were_not_sent_have_an_answer_for_programs(use: Use, cli: Any, file: Path) -> None:

@@ -202,20 +202,35 @@ class TestCreatesAtOnce:
         assert outcomes(calls) == [Exit.DONE] * 100
         assert queue.most_unanswered == 100
 
-    def test_one_that_is_never_answered_keeps_its_place_and_the_others_go_on(self, run: Any) -> None:
-        queue, calls = Queue(lambda some: some[1] if some[1:] else None), creates(400)
+    def test_those_that_are_never_answered_hold_up_no_others(self, run: Any) -> None:
+        calls = creates(400)
+        silent = {call.message.correlation_id for call in calls[::5]}
+
+        def choose(unanswered: list[Message]) -> Message | None:
+            return next((one for one in unanswered if one.correlation_id not in silent), None)
+
+        queue = Queue(choose)
         run(queue, calls)
-        assert outcomes(calls) == [Exit.UNKNOWN] + [Exit.DONE] * 399
-        assert troubles(calls) == [f"{UNKNOWN}no answer within 5 s"]
-        assert queue.most_unanswered == CREATES_AT_ONCE
+        assert outcomes(calls) == [Exit.UNKNOWN, *[Exit.DONE] * 4] * 80
+        assert troubles(calls) == [f"{UNKNOWN}no answer within 5 s"] * 80
 
     def test_where_nobody_answers_no_more_are_sent(self, run: Any) -> None:
         queue, calls = Queue(lambda _: None), creates(100)
         run(queue, calls)
         assert outcomes(calls) == [Exit.UNKNOWN] * 20 + [Exit.PARTIAL] * 80
-        assert troubles(calls)[20:] == ["20 creates before it got no answer; create-vm was not sent"] * 80
+        said = "the time of 20 creates ran out with no answer in between; create-vm was not sent"
+        assert troubles(calls)[20:] == [said] * 80
         assert queue.now == 1000 + TIMEOUT + ask.GRACE_S
         assert len(queue.sent) == 20
+
+    def test_where_nobody_answers_any_more_it_ends_too(self, run: Any) -> None:
+        calls = creates(100)
+        queue = Queue(lambda some: some[0] if len(queue.sent) - len(some) < 30 else None)
+        run(queue, calls)
+        # The first 19 of the 20 whose time ran out were each followed by one more.
+        assert outcomes(calls) == [Exit.DONE] * 30 + [Exit.UNKNOWN] * 39 + [Exit.PARTIAL] * 31
+        said = "the time of 39 creates ran out with no answer in between; create-vm was not sent"
+        assert troubles(calls)[39:] == [said] * 31
 
     @pytest.mark.parametrize(
         ("why", "code"), [(CliError("lost", "log in", Exit.UNREACHABLE), Exit.UNREACHABLE), (None, Exit.INTERRUPTED)]
@@ -322,6 +337,17 @@ def test_rows_of_a_table_on_a_terminal_come_while_a_host_is_waited_for(
         assert [line.split()[0] for line in lines] == ["HOST", "h1", "h2"][: 2 + early]
     assert outcome.exit_code is Exit.PARTIAL
     assert "did not answer within 5 s" in outcome.notes[0]
+
+
+def test_images_are_shown_in_the_end_since_hosts_with_the_same_one_share_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(outlet, "is_terminal", lambda: True)
+    monkeypatch.setattr(outlet, "answer", shown.append)
+    slow = Slow(["h1"], ["h2"], 3, key="list-images")
+    dialogue.ask(slow, parse(["list-images", "--output", "table"]))
+    assert shown == []
 
 
 def test_who_is_not_to_be_told_waits_for_all() -> None:

@@ -462,6 +462,35 @@ class TestProcess:
         assert done.returncode == 0
         assert shown.split()[:3] == ["VM", "ID", "NAME"]
 
+    @pytest.mark.parametrize(("command", "row"), [("list-vms", "habcdefg"), ("list-hosts", "h1")])
+    def test_on_a_terminal_rows_come_while_a_host_that_hangs_is_waited_for(
+        self, cloud: Any, node: Any, tmp_path: Path, command: str, row: str
+    ) -> None:
+        fleet, shown_early = ["h1", "h2"], threading.Event()
+        cloud.start("h1", fleet)
+
+        def hang(request: dict[str, Any]) -> Any:
+            assert shown_early.wait(20)
+            return cloud.refuse("failed", "I hung") if request["command"] == command else None
+
+        cloud.start("h2", fleet, hang)
+        ours, theirs = pty.openpty()
+        argv, environ = [*RUN, command, "--timeout", "10"], process_environ(node, tmp_path)
+        with subprocess.Popen(argv, env=environ, stdout=theirs, stderr=subprocess.PIPE, text=True) as process:
+            os.close(theirs)
+            shown = ""
+            while row not in shown:
+                shown += os.read(ours, 10_000).decode()
+            shown_early.set()  # only now: its rows did not wait for this answer
+            with contextlib.suppress(OSError):  # the program has left its terminal
+                while True:
+                    shown += os.read(ours, 10_000).decode()
+            _, err = process.communicate(timeout=20)
+        os.close(ours)
+        assert err == "error: h2: I hung\n"
+        assert process.returncode == 1
+        assert [line.split()[0] for line in shown.splitlines()] == [shown.split()[0], row]
+
     def test_debug_does_not_show_the_password(self, node: Any, tmp_path: Path, context: Any) -> None:
         environ = process_environ(node, tmp_path) | context(f"amqp://alice@{node.address}/cloud")
         argv = [*RUN, "--debug", "list-vms"]

@@ -133,17 +133,35 @@ def test_a_lost_connection_leaves_what_was_answered_and_makes_the_rest_unknown()
     assert outcome.exit_code is Exit.UNKNOWN
 
 
-def test_an_answer_that_is_late_counts_and_makes_room() -> None:
+def test_a_time_that_ran_out_makes_room_and_the_answer_counts_nevertheless() -> None:
     first, *others, last = calls = [call("create-vm") for _ in range(CREATES_AT_ONCE + 1)]
     settling = Settling(calls)
     assert list(settling.release(UNTIL)) == [first, *others]
     settling.time_out([first], 30)
-    assert list(settling.release(UNTIL + 1)) == []
+    assert list(settling.release(UNTIL + 1)) == [last]
     settling.take(delivered(first, response={"status": "starting", "vm-id": VM}))
     assert (first.trouble, first.pending) == (None, False)
-    assert list(settling.release(UNTIL + 2)) == [last]
     assert settling.wake_at == UNTIL
     assert settling.find_late(UNTIL) == others
+
+
+@pytest.mark.parametrize("how", [delivered, lambda one: Nacked(one.message.correlation_id)])
+def test_no_more_are_sent_while_so_many_times_ran_out_in_a_row(how: Any) -> None:
+    calls = [call("create-vm") for _ in range(3 * CREATES_AT_ONCE)]
+    settling = Settling(calls)
+    first, *others = settling.release(UNTIL)
+    settling.time_out(others, 30)
+    second = list(settling.release(2 * UNTIL))
+    assert len(second) == CREATES_AT_ONCE - 1
+    settling.time_out([first], 30)
+    assert list(settling.release(3 * UNTIL)) == []
+    assert not settling.complete
+    settling.take(how(second[0]))
+    assert len(list(settling.release(3 * UNTIL))) == 2
+    settling.time_out(second, 30)
+    settling.time_out(settling.find_late(3 * UNTIL), 30)
+    assert settling.complete
+    assert "VM abcdefgh: the time of 20 creates ran out with no answer in between; " in str(calls[-1].trouble)
 
 
 def test_no_agent_alive_settles_all_that_is_left() -> None:

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aetherscale_cli import waiting
 from aetherscale_cli.ask import make_call
 from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.insist import renew
 from aetherscale_cli.report import report_each
-from aetherscale_cli.settle import Call
+from aetherscale_cli.settle import Call, settle
 from aetherscale_cli.waiting import AGAIN_S, Patience, Waiting
 from aetherscale_cli.wire import Counted, Delivered, Message, Nacked, Returned
 from aetherscale_protocol.commands import COMMANDS
@@ -261,6 +262,22 @@ def test_an_interruption_says_what_may_have_been_done() -> None:
     assert str(first) == (f"VM {VM}: interrupted while waiting for host h3; stop-vm was not begun, and will not be")
     assert first.exit_code is Exit.INTERRUPTED
     assert "it is not known whether stop-vm was done: interrupted" in str(second)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_an_interruption_at_an_answer_does_not_hide_it(monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
+    def interrupt(*answer: Any) -> None:
+        if answered:
+            settle(*answer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(waiting, "settle", interrupt)
+    course = Course("stop-vm").tick()
+    with pytest.raises(KeyboardInterrupt):
+        course.answer()
+    course.waiting.interrupt()
+    assert not course.call.pending
+    assert (course.call.trouble is None) == answered
 
 
 def test_several_vms_wait_each_for_its_own() -> None:

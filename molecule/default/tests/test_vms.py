@@ -154,11 +154,15 @@ def test_a_frozen_agent_is_named_and_the_others_are_shown(fleet: Rollout, pair: 
     wait_up(fleet)
 
 
-def test_the_rows_of_a_table_come_while_a_frozen_agent_is_waited_for(fleet: Rollout, pair: dict[str, str]) -> None:
+@pytest.mark.parametrize(("command", "head"), [("list-vms", "VM ID"), ("list-hosts", "HOST")])
+def test_the_rows_of_a_table_come_while_a_frozen_agent_is_waited_for(
+    fleet: Rollout, pair: dict[str, str], command: str, head: str
+) -> None:
+    first = pair["h1"] if command == "list-vms" else "h1"
     fleet.run("h2", "systemctl", "kill", "-s", "STOP", "aetherscale-agent.service")
     try:
         screen, terminal = pty.openpty()
-        with fleet.start("list-vms", "--timeout", "2", stdout=terminal) as program:
+        with fleet.start(command, "--timeout", "2", stdout=terminal) as program:
             os.close(terminal)
             times, shown = [], b""
             with contextlib.suppress(OSError):  # the program has left its terminal
@@ -171,8 +175,8 @@ def test_the_rows_of_a_table_come_while_a_frozen_agent_is_waited_for(fleet: Roll
         fleet.run("h2", "systemctl", "kill", "-s", "CONT", "aetherscale-agent.service")
     lines = shown.decode().splitlines()
     assert program.returncode == 4
-    assert lines[0].startswith("VM ID")
-    assert sum(pair["h1"] in line for line in lines) == 1
+    assert lines[0].startswith(head)
+    assert sum(line.startswith(f"{first} ") for line in lines) == 1
     assert len(lines) == len(set(lines))
     assert ended - times[0] > 1, times
     wait_up(fleet)
