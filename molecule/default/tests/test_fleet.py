@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import threading
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,10 +169,34 @@ def test_a_file_of_vms_is_made_so_and_a_second_time_changes_nothing(fleet: Rollo
     assert [line.split()[:2] for line in again.stdout.splitlines()[1:]] == [[name, "unchanged"] for name in NAMES[:2]]
     assert "Nothing to do: all 2 VMs are as the file says." in again.stderr
     assert {name: fleet.show(name, 0)["created"] for name in NAMES[:2]} == before
+    assert apply_changes(fleet, tmp_path, rows) == before
     (tmp_path / "vms.yml").write_text("vms:\n" + rows.splitlines(keepends=True)[0])
     fleet.cli("apply", "-f", path, "--prune", "--label", "app=shop", "--yes")
     assert fleet.cli("list-vms", "--label", "app=shop", "-o", "name").stdout.split() == ["fleet1"]
     fleet.cli("delete-vm", "fleet1")
+
+
+def apply_changes(fleet: Rollout, folder: Path, rows: str) -> dict[str, Any]:
+    """What a VM that is there can be given is given to it, what needs a stop is said with the command, and nothing is
+    made anew; when each was created.
+    """
+    one, two = rows.splitlines()
+    changed = one.replace("disk: 1G", "disk: 2G, ttl: 2h"), two.replace("memory: 128M", "memory: 256M")
+    (folder / "changed.yml").write_text("\n".join(("vms:", *changed, "")))
+    done = fleet.cli("apply", "-f", str(folder / "changed.yml"), check=False)
+    assert done.returncode == 1, done.stderr
+    first, second, third = json.loads(done.stdout)
+    assert [(row["vm"], row["result"]) for row in (first, second, third)] == [
+        (NAMES[0], "changed"), (NAMES[0], "changed"), (NAMES[1], "differs"),
+    ]  # fmt: skip
+    assert first["detail"] == "disk 1G → 2G"
+    assert second["detail"].startswith("ttl never → 1h59m")
+    assert f"resize-vm {NAMES[1]} --memory 256M" in third["needs"]
+    grown, other = (fleet.show(name, 0) for name in NAMES[:2])
+    assert (grown["disk"], other["memory"]) == (2, 128)
+    assert grown["expires"] > time.time() + 7000
+    fleet.cli("extend-vm", NAMES[0], "--ttl", "never")
+    return {name: vm["created"] for name, vm in zip(NAMES, (grown, other), strict=False)}
 
 
 def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
