@@ -170,7 +170,8 @@ def test_a_file_of_vms_is_made_so_and_a_second_time_changes_nothing(fleet: Rollo
     assert "Nothing to do: all 2 VMs are as the file says." in again.stderr
     assert {name: fleet.show(name, 0)["created"] for name in NAMES[:2]} == before
     assert apply_changes(fleet, tmp_path, rows) == before
-    (tmp_path / "vms.yml").write_text("vms:\n" + rows.splitlines(keepends=True)[0])
+    first = rows.splitlines(keepends=True)[0].replace("disk: 1G", "disk: 2G")
+    (tmp_path / "vms.yml").write_text("vms:\n" + first)
     fleet.cli("apply", "-f", path, "--prune", "--label", "app=shop", "--yes")
     assert fleet.cli("list-vms", "--label", "app=shop", "-o", "name").stdout.split() == ["fleet1"]
     fleet.cli("delete-vm", "fleet1")
