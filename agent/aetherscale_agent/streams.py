@@ -61,7 +61,7 @@ class Streams:
         options = incoming.request.options
         assert isinstance(options, OpenStream)
         vm_id = options.vm_id
-        self._check(vm_id)
+        self._check(options)
         self._taken[vm_id] += 1
         try:
             with step("stream.dial", vm_id):
@@ -77,11 +77,15 @@ class Streams:
             stream = self._begin(incoming, options, pipe)
         return StreamOpened(stream=stream, window=AGENT_WINDOW)
 
-    def _check(self, vm_id: str) -> None:
+    def _check(self, options: OpenStream) -> None:
+        vm_id = options.vm_id
         state = self._host.get(vm_id).state
         if state not in ON:
             hint = "repeat it in a moment" if state in ("creating", "starting") else f"start-vm {vm_id} starts it"
             raise Refused("wrong-state", f"VM {vm_id} is {state}: there is nothing to connect to", hint)
+        if state == "paused" and options.port is not None:
+            hint = f"resume-vm {vm_id} lets it go on"
+            raise Refused("wrong-state", f"VM {vm_id} is paused: its port {options.port} answers nobody", hint)
         if self._taken[vm_id] >= MOST_OF_A_VM:
             raise Refused("no-capacity", f"VM {vm_id} has {MOST_OF_A_VM} streams open, the most there may be", _CLOSE)
         if self._taken.total() >= MOST:

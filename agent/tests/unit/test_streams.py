@@ -381,6 +381,15 @@ async def test_a_vm_that_is_off_is_refused_with_what_to_do(desk: Desk) -> None:
         assert hint in (caught.value.hint or "")
 
 
+@at_desk
+async def test_a_guest_that_stands_still_can_be_looked_at_and_answers_on_no_port(desk: Desk) -> None:
+    desk.streams._host.get(ID).state = "paused"
+    with pytest.raises(Refused, match=f"VM {ID} is paused: its port 22 answers nobody") as caught:
+        await desk.open(kind="tcp", port=22)
+    assert (caught.value.code, caught.value.hint) == ("wrong-state", f"resume-vm {ID} lets it go on")
+    await desk.open(kind="console")
+
+
 def test_a_vm_without_an_address_is_refused() -> None:
     with pytest.raises(NotThere, match="has no address"):
         asyncio.run(pipes.dial(ID, [], 22))
