@@ -12,6 +12,10 @@ from aetherscale_protocol.answers import HostCondition, ImageSum
 CLOCK_LIMIT_S = 5.0
 """How far a host's clock may be off before it is worth a warning: deadlines of commands are compared with it."""
 
+SLOW_MS = 500.0
+"""How long a host may take to answer a ping, beside the way to the broker, before it is worth a warning. One that is
+well takes a few milliseconds."""
+
 TIGHT, FULL = 0.05, 0.01
 """What must be free of a disk, as a share of it: less is a warning, or an error."""
 
@@ -21,16 +25,18 @@ MOST_NAMED = 5
 
 def check_hosts(found: Examination) -> Iterator[Finding]:
     """Does every host answer, and if not, why?"""
+    slow = _find_slow(found)
     for name, host in found.hosts.items():
         if found.error is not None and not host.settled:
             continue  # the connection was lost before it could answer
         state = _state(host)
         if state == "up":
             drained = "; drained: it takes no new VMs" if host.drained else ""
+            late = "; that is slow: whoever asks it waits as long" if name in slow else ""
             yield Finding(
-                check="host", subject=name, result="ok", state=state,
-                text=f"answered in {host.answered_ms:.0f} ms; agent {host.agent_version}{drained}",
-                answer_ms=round(host.answered_ms or 0, 1), agent_version=host.agent_version,
+                check="host", subject=name, result="warning" if late else "ok", state=state,
+                text=f"answered in {host.answered_ms:.0f} ms; agent {host.agent_version}{drained}{late}",
+                hint=slow.get(name, ""), answer_ms=round(host.answered_ms or 0, 1), agent_version=host.agent_version,
                 clock_ahead_s=round(host.clock_ahead_s, 3),
             )  # fmt: skip
         else:
@@ -40,6 +46,23 @@ def check_hosts(found: Examination) -> Iterator[Finding]:
                 text=said.format(host=name, timeout=found.timeout, refusal=host.refusal),
                 hint=hint.format(host=name, program=PROGRAM),
             )  # fmt: skip
+
+
+def _find_slow(found: Examination) -> dict[str, str]:
+    """The hosts that answer late, and what to do about each. If all do, it is rather what all have in common."""
+    way = found.wire.connected_ms if found.wire is not None else 0.0
+    took = {name: host.answered_ms - way for name, host in found.hosts.items() if host.answered_ms is not None}
+    slow = [name for name, ms in took.items() if ms > SLOW_MS]
+    if len(slow) > 1 and len(slow) == len(took):
+        return dict.fromkeys(slow, _SLOW_ALL)
+    return {name: _SLOW.format(host=name) for name in slow}
+
+
+_SLOW = (
+    "on {host}: top and journalctl -u aetherscale-agent show what keeps it, ping its way to the broker; "
+    "if it is the agent: systemctl restart aetherscale-agent (its VMs run on)"
+)
+_SLOW_ALL = "all hosts are: rather it is the broker, or the way to it; on the broker's machine: top, rabbitmqctl status"
 
 
 _WRONG = {

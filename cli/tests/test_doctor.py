@@ -249,6 +249,31 @@ def test_a_host_that_does_not_answer(facts: HostFacts, state: str, remedy: str) 
     assert [f.subject for f in of(what, "disk")] == ["h1"], "what there is to say of others is said"
 
 
+@pytest.mark.parametrize(("took", "slow"), [(500.0, False), (501.4, False), (502.0, True), (4900.0, True)])
+def test_a_host_that_is_slow(took: float, slow: bool) -> None:
+    """Beside the way to the broker, which takes 1.4 ms."""
+    what = found(hosts={"h1": host(), "h2": host("h2", answered_ms=took)})
+    (one,) = [finding for finding in of(what, "host") if finding.subject == "h2"]
+    assert (one.result, one.state, one.answer_ms) == ("warning" if slow else "ok", "up", took)
+    assert ("that is slow" in one.text, "on h2: " in one.hint) == (slow, slow)
+    assert report(what, as_json=True).exit_code == Exit.DONE, "it does what it is asked"
+
+
+def test_a_long_way_to_the_broker_makes_no_host_slow() -> None:
+    far = WireFacts(["10.0.0.1"], "10.0.0.1", 600, "TLSv1.3", SHOWN, NOW + 3000 * DAY)
+    assert [f.result for f in of(found(hosts={"h1": host(answered_ms=700)}, fleet={"h1"}, wire=far), "host")] == ["ok"]
+
+
+def test_if_all_hosts_are_slow_it_is_rather_the_broker() -> None:
+    late = {name: host(name, answered_ms=900) for name in ("h1", "h2")}
+    for finding in of(found(hosts=late), "host"):
+        assert (finding.result, "rather it is the broker" in finding.hint) == ("warning", True)
+    late["h3"] = HostFacts(down=True)
+    assert "the broker" in of(found(hosts=late), "host")[0].hint, "who does not answer says nothing of how fast"
+    alone = found(hosts={"h1": host(answered_ms=900)}, fleet={"h1"})
+    assert "on h1: " in only_trouble(alone).hint
+
+
 def test_a_host_that_nobody_named_and_one_that_the_inventory_does_not() -> None:
     assert only_trouble(found(nameless=2)).text.startswith("2 agents are connected")
     finding = only_trouble(found(fleet={"h1"}))

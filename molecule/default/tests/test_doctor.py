@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from msgspec.structs import astuple
 
+from aetherscale_protocol import topology
 from aetherscale_testing.certificates import maker
 from aetherscale_testing.rollout import Rollout
 
@@ -126,15 +128,28 @@ def test_networks_that_are_down_and_their_remedies(fleet: Rollout) -> None:
 
 
 @pytest.mark.usefixtures("well")
-def test_an_operator_who_may_too_much_and_the_remedy(fleet: Rollout) -> None:
+@pytest.mark.parametrize(
+    ("rights", "said"),
+    [
+        ((".*", ".*", ".*"), "{user} may do more than publish commands: declare and delete"),
+        (("^$", "^$", "^$"), "user '{user}' may not publish to exchange 'computing'"),
+    ],
+    ids=["too much", "too little"],
+)
+def test_an_operator_with_other_rights_and_the_remedy(fleet: Rollout, rights: tuple[str, ...], said: str) -> None:
     url = urlsplit(fleet.broker()["url"])
     user, vhost = str(url.username), url.path[1:]
-    fleet.run("broker1", "rabbitmqctl", "-q", "set_permissions", "-p", vhost, user, ".*", ".*", ".*")
-    findings, said = examine(fleet, 1)
-    assert errors(findings) == [("rights", user)]
-    assert f"error: {user} may do more than publish commands: declare and delete" in said
-    remedy = the(findings, "rights")["hint"].partition("on the broker: ")[2]
-    fleet.run("broker1", "sh", "-c", remedy)
+    set_permissions = ("rabbitmqctl", "-q", "set_permissions", "-p", vhost, user)
+    fleet.run("broker1", *set_permissions, *rights)
+    try:
+        findings, told = examine(fleet, 1)
+        assert errors(findings) == [("rights", user)]
+        assert f"error: {said.format(user=user)}" in told
+        remedy = the(findings, "rights")["hint"].partition("on the broker: ")[2]
+        fleet.run("broker1", "sh", "-c", remedy)
+        assert the(examine(fleet, 0)[0], "rights")["text"] == "may publish commands, and nothing else"
+    finally:
+        fleet.run("broker1", *set_permissions, *astuple(topology.OPERATOR_PERMISSIONS))
 
 
 @pytest.mark.usefixtures("well")
@@ -209,6 +224,45 @@ def test_a_clock_that_is_wrong(fleet: Rollout) -> None:
     assert found["result"] == "warning"
     assert found["clock-ahead-s"] < -100
     assert "hint: on h1: timedatectl shows whether a time service runs" in said
+
+
+@pytest.mark.usefixtures("well")
+def test_a_host_that_is_slow_and_the_remedy(fleet: Rollout) -> None:
+    """h2's agent takes 0.8 s for each ping, until it is restarted: what makes it slow is gone from the disk by then."""
+    lines = "import time, aetherscale_agent.handlers as of; "
+    lines += "of.Pong = lambda real=of.Pong, sleep=time.sleep, **said: sleep(0.8) or real(**said)"
+    path = "$(echo /opt/aetherscale/current/lib/python3*/site-packages)/slow.pth"
+    fleet.run("h2", "sh", "-c", f"echo '{lines}' > {path}")
+    try:
+        restart_agent(fleet, "h2")
+    finally:
+        fleet.run("h2", "sh", "-c", f"rm {path}")
+    try:
+        findings, said = wait_quick(fleet, "h1")
+        found = the(findings, "host", "h2")
+        assert (found["result"], found["state"]) == ("warning", "up")
+        assert 800 <= found["answer-ms"] < 5000
+        assert re.search(r"warning: host h2 answered in \d+ ms; .*that is slow.*\nhint: on h2: ", said)
+        examine(fleet, 1, "--strict")
+        remedy = re.search(r"systemctl restart (\S+)", found["hint"])
+        assert remedy is not None
+        fleet.run("h2", "systemctl", "restart", remedy[1])
+        wait_quick(fleet, "h2")
+    finally:
+        restart_agent(fleet, "h2")
+
+
+def wait_quick(fleet: Rollout, host: str) -> tuple[list[Finding], str]:
+    """What the doctor says once this host is well: on a busy machine one that has no fault may be slow for once."""
+    said: list[tuple[list[Finding], str]] = []
+
+    def is_quick() -> bool:
+        done = fleet.cli("doctor", check=False)
+        said.append((json.loads(done.stdout), done.stderr))
+        return bool(the(said[-1][0], "host", host)["result"] == "ok")
+
+    fleet.eventually(is_quick)
+    return said[-1]
 
 
 @contextmanager

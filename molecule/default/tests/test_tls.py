@@ -1,10 +1,12 @@
 """TLS and nothing else: what is listened to, who can read a key, and a renewal that nobody notices."""
 
 import base64
+import json
 import os
 import socket
 import ssl
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from urllib.parse import urlsplit
 import pytest
 from testinfra.host import Host
 
+from aetherscale_agent.audit import MESSAGE_ID
+from aetherscale_protocol import names, topology
 from aetherscale_testing.certificates import handshake, shown_to
 from aetherscale_testing.client import SeedClient, parameters_of
 from aetherscale_testing.rollout import Rollout
@@ -22,6 +26,17 @@ from aetherscale_testing.rollout import Rollout
 testinfra_hosts = ["broker1"]  # once, not per host
 
 HOSTS = ("h1", "h2")
+AGENT = "aetherscale-agent.service"
+WAITING_IN = (names.host_queue("h2"), topology.COMPETING, topology.UNDELIVERABLE)
+"""The last takes what no agent took in time, until there is one."""
+UNIT_STARTED = "39f53479d3a045ac8e11786248231fbf"
+"""By this systemd's journal tells that a unit was started (sd-messages.h)."""
+RENEWAL = {
+    ("aetherscale : Make the certificates that are missing, or good for too few days", "broker1"),
+    ("rabbitmq : Write the broker's certificate and key", "broker1"),
+    ("rabbitmq : Have the broker take a renewed certificate", "broker1"),
+}
+"""What a renewal changes, and nothing else."""
 TLS = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets", "tls")
 READABLE_KEYS = (
     "find /etc /opt /var /run /root /home -xdev -type f -size -64k -perm -o+r -exec grep -l 'PRIVATE KEY-' {} +"
@@ -153,13 +168,128 @@ def test_a_renewal_is_noticed_by_nobody(
     with commands_all_the_time(rollout) as answers:
         run = site()
     assert run.code == 0, run.said
-    assert run.changed == {
-        ("aetherscale : Make the certificates that are missing, or good for too few days", "broker1"),
-        ("rabbitmq : Write the broker's certificate and key", "broker1"),
-        ("rabbitmq : Have the broker take a renewed certificate", "broker1"),
-    }
+    assert run.changed == RENEWAL
     assert len(answers) > 5
     assert set(answers) == {len(HOSTS)}
     assert state() == before
     assert base64.b64encode(served(rollout, address)) != base64.b64encode(shown)
     rollout.cli("delete-vm", vm_id)
+
+
+@contextmanager
+def away(rollout: Rollout) -> Iterator[Callable[[], None]]:
+    """No agent does anything: h2's is stopped, as for maintenance, and h1's hangs. What it gives brings them back."""
+
+    def come_back() -> None:
+        rollout.run("h2", "systemctl", "start", AGENT)
+        rollout.run("h1", "systemctl", "kill", "-s", "CONT", AGENT)
+        rollout.run("h1", "systemctl", "service-watchdogs", "yes")
+        rollout.eventually(lambda: rollout.cli("list-vms", check=False).returncode == 0, 60)
+
+    rollout.run("h2", "systemctl", "stop", AGENT)
+    rollout.run("h1", "systemctl", "service-watchdogs", "no")  # else systemd restarts what hangs for 30 s
+    rollout.run("h1", "systemctl", "kill", "-s", "STOP", AGENT)
+    try:
+        yield come_back
+    finally:
+        come_back()
+
+
+@contextmanager
+def asked(rollout: Rollout, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A command that waits for hosts; it is ended if it is still there afterwards."""
+    with rollout.start(*arguments, "--wait-for-host", "8m", stdout=subprocess.PIPE) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+def answer_of(program: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    """What it was answered in the end, which is a success."""
+    out, _ = program.communicate(timeout=120)
+    assert program.returncode == 0, out
+    (answer,) = json.loads(out)
+    response: dict[str, Any] = answer["response"]
+    return response
+
+
+def done(rollout: Rollout, command: str, vm_id: str) -> int:
+    """How often agents did this with a VM, as their journals have it."""
+    fields = (f"AETHERSCALE_COMMAND={command}", f"AETHERSCALE_VM={vm_id}", "AETHERSCALE_RESULT=success")
+    query = ("journalctl", "--no-pager", "-o", "cat", f"MESSAGE_ID={MESSAGE_ID}", *fields)
+    return sum(len(rollout.run(host, *query).splitlines()) for host in HOSTS)
+
+
+def started(rollout: Rollout, vm_id: str) -> int:
+    """How often h2's systemd started this VM's QEMU."""
+    query = ("journalctl", "--no-pager", "-o", "cat", f"MESSAGE_ID={UNIT_STARTED}")
+    return len(rollout.run("h2", *query, f"UNIT=aetherscale-vm@{vm_id}.service").splitlines())
+
+
+def kept(rollout: Rollout) -> set[str]:
+    """The VMs of which there is anything on a host."""
+    return {name for host in HOSTS for name in rollout.run(host, "ls", "/var/lib/aetherscale/vms").split()}
+
+
+@pytest.fixture
+def running(rollout: Rollout) -> Iterator[dict[str, str]]:
+    """A running VM for each host."""
+    vms = {host: rollout.create("--host", host) for host in HOSTS}
+    yield vms
+    rollout.cli("delete-vm", *vms.values())
+
+
+@pytest.fixture
+def idle(rollout: Rollout) -> Iterator[str]:
+    """A VM of h2's that ran once, and is off."""
+    vm_id = rollout.create("--host", "h2")
+    rollout.cli("stop-vm", "--kill", vm_id)
+    yield vm_id
+    rollout.cli("delete-vm", vm_id)
+
+
+def test_a_renewal_loses_no_command_that_waits(
+    rollout: Rollout,
+    site: Callable[..., Any],
+    rabbitmqctl: Callable[..., list[dict[str, Any]]],
+    address: str,
+    running: dict[str, str],
+    idle: str,
+) -> None:
+    """A start is in h2's queue, and h1 was given a create, when the certificate is renewed. Later both are done."""
+
+    def pids() -> dict[str, str]:
+        units = {host: f"aetherscale-vm@{vm_id}" for host, vm_id in running.items()}
+        return {host: rollout.run(host, "systemctl", "show", "-P", "MainPID", unit) for host, unit in units.items()}
+
+    def held() -> int:
+        """Commands that the broker holds: in a queue, or given to an agent that has not acknowledged them."""
+        listed = rabbitmqctl("list_queues -p aetherscale name messages")
+        return sum(int(queue["messages"]) for queue in listed if queue["name"] in WAITING_IN)
+
+    before, shown, vms = pids(), served(rollout, address), kept(rollout)
+    small = ("--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+    with (
+        away(rollout) as come_back,
+        asked(rollout, "start-vm", idle) as start,
+        asked(rollout, "create-vm", *small) as create,
+    ):
+        rollout.eventually(lambda: held() >= 2)
+        (TLS / "broker.pem").unlink()
+        run = site("--limit", "broker1")
+        assert (run.code, run.changed) == (0, RENEWAL), run.said
+        assert served(rollout, address) != shown
+        assert (start.poll(), create.poll()) == (None, None), "nobody could answer yet"
+        come_back()
+        assert answer_of(start) == {"status": "starting", "vm-id": idle}
+        made = str(answer_of(create)["vm-id"])
+    try:
+        assert done(rollout, "start-vm", idle) == 1
+        rollout.eventually(lambda: bool(rollout.show(idle, 0)["state"] == "running"))
+        assert started(rollout, idle) == 2, "once before, and once now"
+        assert done(rollout, "create-vm", made) == 1
+        assert kept(rollout) == vms | {made}, "one VM, and nothing of another"
+        assert pids() == before
+    finally:
+        rollout.cli("delete-vm", made)
