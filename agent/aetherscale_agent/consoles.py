@@ -21,8 +21,8 @@ VIEWER_BUFFER = 64 << 10
 
 
 GATHER_S = 0.005
-"""How soon after a piece the next one is read, in seconds. A serial port gives a few bytes at a time; what comes meanwhile
-goes in one message, and what comes after a pause goes at once.
+"""How soon after a piece the next one is read, in seconds. A serial port gives a few bytes at a time; what comes
+meanwhile goes in one message, and what comes after a pause goes at once.
 """
 
 _SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")

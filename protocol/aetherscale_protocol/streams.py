@@ -21,8 +21,9 @@ CHUNK = 32 << 10
 """The most bytes that one message carries."""
 
 LEAST_WEIGHT = 1 << 10
-"""As how many bytes of credit a message with data counts at least: a byte costs the broker that much to carry, and so a
-guest that prints single bytes to somebody who does not read can't pile up more messages there than a window has of these.
+"""As how many bytes of credit a message with data counts at least: a byte costs the broker that much to carry. So a
+guest that prints single bytes to somebody who does not read can't pile up more messages there than a window has of
+these.
 """
 
 AGENT_WINDOW = 256 << 10

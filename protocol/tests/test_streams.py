@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from aetherscale_protocol.streams import (
     CHUNK,
+    LEAST_WEIGHT,
     LONGEST_REASON,
     Credit,
     Frame,
-    LEAST_WEIGHT,
     Intake,
     Order,
     StreamError,
