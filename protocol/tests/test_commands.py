@@ -96,7 +96,7 @@ def resizes(draw: st.DrawFn) -> ResizeVm:
 
 
 lines = st.integers(0, 1000)
-windows = st.integers(1024, 4 << 20)
+windows = st.integers(4096, 4 << 20)
 
 OPTIONS: dict[type[Options], st.SearchStrategy[Options]] = {
     NoOptions: st.builds(NoOptions),
@@ -235,7 +235,7 @@ BOUNDS = [
     ("resize-vm", "disk", 1, 64 * 1024),
     ("open-stream", "port", 1, 65535),
     ("open-stream", "lines", 0, 1000),
-    ("open-stream", "window", 1024, 4 * 1024 * 1024),
+    ("open-stream", "window", 4096, 4 * 1024 * 1024),
 ]
 MAY_BE_NULL = [("create-vm", "ttl"), ("extend-vm", "ttl"), ("open-stream", "port")]
 MAY_BE_NULL += [("resize-vm", "cpus"), ("resize-vm", "memory"), ("resize-vm", "disk")]

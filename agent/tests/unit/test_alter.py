@@ -153,7 +153,8 @@ def test_a_stream_is_opened_in_each_state_in_which_there_is_a_guest_and_refused_
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         world.hypervisor.guest_ports[22] = server.sockets[0].getsockname()[1]
         before, streams = promised(host), Streams(host, Nowhere())
-        if state in ("running", "paused", "stopping"):
+        deaf = state == "paused" and options["kind"] == "tcp"
+        if state in ("running", "paused", "stopping") and not deaf:
             assert (await streams.open(opening(**options))).stream
             await streams.close("the test is over", 5)
         else:
@@ -161,7 +162,8 @@ def test_a_stream_is_opened_in_each_state_in_which_there_is_a_guest_and_refused_
                 await streams.open(opening(**options))
             error = caught.value
             assert (error.code, error.changed, bool(error.hint)) == ("wrong-state", False, True)
-            assert error.reason == f"VM {ID} is {state}: there is nothing to connect to"
+            why = "its port 22 answers nobody" if deaf else "there is nothing to connect to"
+            assert error.reason == f"VM {ID} is {state}: {why}"
         assert (promised(host), world.hypervisor.calls, host.vms[ID].state) == (before, [], state)
         assert not streams._taken
         server.close()
