@@ -169,7 +169,7 @@ class Intake:
     def __init__(self, window: int) -> None:
         self._left = window
         self._used = 0
-        self._worth = max(1, window // 4)
+        self._worth = max(1, min(window, MOST_WINDOW) // 4)
 
     def take(self, count: int) -> None:
         """A message with so many bytes came.

@@ -6,6 +6,7 @@ list: `done`, or why not (`EACCES`, `ENOENT`, …).
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -102,11 +103,18 @@ def find_sockets() -> Iterator[str]:
 def find_abstract() -> Iterator[str]:
     """What `connect` may call each abstract socket of this network namespace. Source: proc(5), /proc/net/unix.
 
-    A NUL is written there as @, so a name with that in it may be one of two.
+    A NUL is written there as @: each in a name may be either. More than eight of them are taken to be all the same.
     """
     with open("/proc/net/unix", errors="surrogateescape", newline="\n") as table:
         for name in re.findall("^\\S+:(?: +\\S+){6} @(.*)$", table.read(), re.MULTILINE):
-            yield from (f"\0{name}", "\0" + name.replace("@", "\0"))
+            first, *parts = name.split("@")
+            joints = (
+                itertools.product("@\0", repeat=len(parts))
+                if len(parts) <= 8
+                else ("@" * len(parts), "\0" * len(parts))
+            )
+            for joint in joints:
+                yield "\0" + first + "".join(map("".join, zip(joint, parts, strict=True)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import random
 import string
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +32,7 @@ yes planted-in-a-flood | head -n {BURST}; }} | systemd-cat -t "$1"
 """Begun by one line that has come: journald limits nobody whose unit it could not read, for instance who is gone."""
 ME = "operator"
 FORGE = """
-import glob, os, socket, sys, time
+import glob, os, socket, sys
 vm_id, message_id, where = sys.argv[1:]
 for folder in ("", "*/"):
     for procs in glob.glob(f"/sys/fs/cgroup/{folder}system.slice/{where}/cgroup.procs"):
@@ -40,9 +41,12 @@ for folder in ("", "*/"):
 fields = f"MESSAGE_ID={message_id}\\nPRIORITY=6\\nAETHERSCALE_OPERATOR=alice\\nAETHERSCALE_VM={vm_id}\\n"
 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
     journal.sendto(fields.encode(), "/run/systemd/journal/socket")
-time.sleep(1)  # journald asks whose it was, who must be there
+print("told", flush=True)
+sys.stdin.read()
 """
-"""An entry like the agent's, by somebody else, who goes to a unit's cgroup first if there is such a unit."""
+"""An entry like the agent's, by somebody else, who goes to a unit's cgroup first if he is told one. He stays, for
+journald asks whose it was.
+"""
 AGENT = "aetherscale-agent.service"
 
 
@@ -95,15 +99,26 @@ def test_each_entry_has_a_time_a_request_a_name_and_is_the_agents_own(fleet: Rol
 def forge(fleet: Rollout, where: str, *user: str) -> str:
     """Tell h1's journal of a command to a VM that nobody has; its id."""
     vm_id = "".join(random.choices(string.ascii_lowercase, k=8))
-    fleet.run("h1", *user, "/usr/bin/python3", "-I", "-c", FORGE, vm_id, MESSAGE_ID, where)
-    fleet.run("h1", "journalctl", "--sync")
+    argv = [*user, "/usr/bin/python3", "-I", "-c", FORGE, vm_id, MESSAGE_ID, where]
+    command = fleet.lab.ssh_command("h1", argv)
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as he:
+        assert he.stdout is not None
+        told = he.stdout.readline()
+        fleet.run("h1", "journalctl", "--sync")
+        said = he.communicate("")[1]
+    assert told == "told\n", said
     assert len(entries(fleet, f"AETHERSCALE_VM={vm_id}")) == 1  # the control: it is like the agent's
     return vm_id
 
 
 def test_nobody_but_root_writes_in_the_agents_name(fleet: Rollout) -> None:
     """Any user of a host may tell its journal what he likes: who asks for what the agent's unit said is not told it."""
-    nobodys = forge(fleet, "none", "setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+    with pytest.raises(AssertionError, match=r"PermissionError.*Permission denied"):
+        forge(fleet, AGENT, *nobody)
+    nobodys = forge(fleet, "none", *nobody)
     assert entries(fleet, "-u", AGENT, f"AETHERSCALE_VM={nobodys}") == []
     roots = forge(fleet, AGENT)
     assert len(entries(fleet, "-u", AGENT, f"AETHERSCALE_VM={roots}")) == 1

@@ -237,7 +237,7 @@ def unfiltered(host: Host) -> Iterator[str]:
     unit, tap = f"aetherscale-vm@{UNFILTERED}.service", f"aetherscale-tap@{UNFILTERED}.service"
     host.run("systemctl", "mask", "--runtime", tap)
     homes = (f"{HOME}/{UNFILTERED}", f"{RUN}/{UNFILTERED}")
-    host.run("mkdir", *homes)
+    host.run("mkdir", "-p", *homes)
     arguments = f"/run/aetherscale/args/{UNFILTERED}.env"
     host.run("touch", arguments)
     yield unit

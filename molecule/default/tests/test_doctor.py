@@ -235,9 +235,7 @@ def test_a_host_that_is_slow_and_the_remedy(fleet: Rollout) -> None:
     fleet.run("h2", "sh", "-c", f"echo '{lines}' > {path}")
     try:
         restart_agent(fleet, "h2")
-    finally:
         fleet.run("h2", "sh", "-c", f"rm {path}")
-    try:
         findings, said = wait_quick(fleet, "h1")
         found = the(findings, "host", "h2")
         assert (found["result"], found["state"]) == ("warning", "up")
@@ -249,6 +247,7 @@ def test_a_host_that_is_slow_and_the_remedy(fleet: Rollout) -> None:
         fleet.run("h2", "systemctl", "restart", remedy[1])
         wait_quick(fleet, "h2")
     finally:
+        fleet.run("h2", "sh", "-c", f"rm -f {path}")
         restart_agent(fleet, "h2")
 
 

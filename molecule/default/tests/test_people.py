@@ -256,10 +256,10 @@ def test_a_wait_that_takes_too_long_fails_and_the_vm_does_not(fleet: Rollout) ->
         "create-vm", "--name", "web2", "--image", "ubuntu_base", *sized, "--wait", "ssh", "--timeout", "2s", check=False
     )
     assert waited.returncode == 4
-    assert re.search("VM web2 has not reached ssh: not within 2 s; it is (starting|running), reached: ", waited.stderr)
+    assert re.search("VM web2 has not reached ssh: not within 2 s; it is (starting|running)", waited.stderr)
     assert "go on waiting: aetherscale-cli wait-vm web2 --for ssh --timeout" in waited.stderr
-    assert fleet.show("web2", 0)["state"] == "running"
-    (row,) = fleet.ask("wait-vm", "web2", "--for", "ip", "--timeout", "2m")
+    (row,) = fleet.ask("wait-vm", "web2", "--for", "ip", "--timeout", "90s")
+    assert row["response"]["state"] == "running"
     address = row["response"]["addresses"][0]
     assert fleet.show("web2", 0)["addresses"] == [address]
     assert fleet.cli("delete-vm", "web2").returncode == 0
