@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 SLICE = 16 << 10
-"""Bytes of the wire that pika is given at once: it copies what is left of them after each frame. Of 256 KiB, as they come
-in a flood, that was a quarter of what it takes to take a message in, and so of how long who comes behind it waits.
+"""Bytes of the wire that pika is given at once: it copies what is left of them after each frame. Of 256 KiB, as they
+come in a flood, that was a quarter of what it costs to take a message in, and so of how long who comes behind it waits.
 """
 
 

@@ -1,6 +1,6 @@
 """The open streams of this host: consoles and tunnels. They last as long as the agent's process, and no longer.
 
-A stream's messages are no commands: they are acknowledged at once, journalled nowhere, and lost with the connection.
+A stream's messages are no commands: acknowledged when that is cheap, journalled nowhere, and lost with the connection.
 """
 
 import asyncio
