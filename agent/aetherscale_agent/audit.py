@@ -24,7 +24,7 @@ MESSAGE_ID = "5e0b1f6c3a7d4f0f9d0c6f0a4a8f2b31"
 
 JOURNAL = "/run/systemd/journal/socket"
 PATIENCE_S = 5.0
-"""How long an entry waits for a journald whose queue is full: it syncs and rotates meanwhile, or a flood is under way."""
+"""How long an entry waits for a journald whose queue is full: it syncs or rotates, or a flood is under way."""
 INFO, DEBUG = 6, 7
 UNSIGNED = "an unsigned client"
 

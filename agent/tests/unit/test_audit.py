@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import logging
 import socket
 import time
@@ -237,6 +238,38 @@ def test_what_is_no_command_is_noted_too(tmp_path: Path, body: bytes, monkeypatc
         (entry,) = heard.entries
         assert (entry.command, entry.result) == ("stop-vm", "error")
         assert entry.code in ("bad-request", "unknown-command")
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user-data": [CANARY]},
+        {"user-data": CANARY * 100_000},
+        {"user-data": CANARY, "cpus": CANARY},
+        {"user-data": CANARY, "image": "no such image"},
+        {"user-data": CANARY, "password": CANARY},
+        {"ssh-keys": CANARY},
+        {"ssh-keys": ["-----BEGIN OPENSSH PRIVATE KEY-----\n" + CANARY]},
+        {"ssh-keys": [CANARY] * 100},
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_no_refusal_tells_what_was_to_be_kept(tmp_path: Path, options: dict[str, Any], cut: int) -> None:
+    """Of all options only user-data can hold secrets, and ssh-keys, when somebody mistakes the private one for it."""
+
+    async def scene() -> None:
+        host = await World(tmp_path).started()
+        dealings, heard = Dealings(host), Heard()
+        dealings.handlers = Handlers(host, dealings.letters, [], audit=heard)
+        body = json.dumps({"command": "create-vm", "options": {"image": "tiny"} | options})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aetherscale_testing.dealings.json.dumps", lambda _body: body[: len(body) - cut])
+            answer = await dealings.ask("create-vm")
+        (entry,) = heard.entries
+        assert entry.result == answer.execution_info.status == "error"
+        assert CANARY not in repr((entry, entry.fields()))
 
     asyncio.run(scene())
 
