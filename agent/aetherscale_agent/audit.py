@@ -4,10 +4,11 @@ An entry never holds user-data, keys, a stream's bytes or a password: only the o
 `docs/security.md` says how to look things up.
 """
 
-import contextlib
 import logging
 import socket
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from aetherscale_agent.envelope import Incoming
@@ -22,6 +23,8 @@ MESSAGE_ID = "5e0b1f6c3a7d4f0f9d0c6f0a4a8f2b31"
 """What all entries of the audit bear, and nothing else does: `journalctl MESSAGE_ID=…`."""
 
 JOURNAL = "/run/systemd/journal/socket"
+PATIENCE_S = 5.0
+"""How long an entry waits for a journald whose queue is full: it syncs or rotates, or a flood is under way."""
 INFO, DEBUG = 6, 7
 UNSIGNED = "an unsigned client"
 
@@ -140,33 +143,56 @@ def _is_quiet(command: str) -> bool:
     return not COMMANDS[command].changes and command != "open-stream"
 
 
-Send = Callable[[bytes], bool]
-"""Hands an entry to the journal; False if it could not."""
-
-
 class Audit:
-    """Writes entries: to the journal, or where there is none, as a line of the log. It never waits."""
-
-    def __init__(self, send: Send = lambda _entry: False) -> None:
-        self._send = send
+    """Writes entries: here, as lines of the log."""
 
     def note(self, entry: Entry) -> None:
-        """Write one entry down."""
-        if not self._send(encode(entry.fields())):
-            level = logging.DEBUG if entry.quiet else logging.INFO
-            log.log(level, "%s", entry.message[:LONGEST])
+        """Write one entry down; what this costs is some microseconds."""
+        log.log(logging.DEBUG if entry.quiet else logging.INFO, "%s", entry.message[:LONGEST])
+
+
+class JournalAudit(Audit):
+    """Writes entries to the journal at once; to one whose queue is full, from a thread that waits, and in their order.
+
+    The agent's loop never waits. What journald has not taken after `patience_s` becomes a line of the log, and so does
+    what follows, until journald takes something again. At its end a program waits for the thread.
+    """
+
+    def __init__(self, path: str, patience_s: float = PATIENCE_S) -> None:
+        self._path = path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        # Not settimeout(): it polls, and a datagram socket that is not connected is always writable: it would spin.
+        patience = struct.pack("@ll", int(patience_s), int(patience_s % 1 * 1e6))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
+        self._thread = ThreadPoolExecutor(1, "audit")
+        self._last: Future[None] | None = None  #: the last entry that the thread was given
+        self._stuck = False  #: journald did not take the last one that was waited with
+
+    def note(self, entry: Entry) -> None:
+        """Write one entry down. It never waits."""
+        try:
+            if self._last is None or self._last.done():  # else it would overtake those that wait
+                self._send(entry, socket.MSG_DONTWAIT)
+                return
+        except BlockingIOError:
+            pass
+        except OSError:  # there is no journal
+            super().note(entry)
+            return
+        self._last = self._thread.submit(self._wait_and_send, entry)
+
+    def _send(self, entry: Entry, flags: int) -> None:
+        self._sock.sendto(encode(entry.fields()), flags, self._path)
+        self._stuck = False
+
+    def _wait_and_send(self, entry: Entry) -> None:
+        try:
+            self._send(entry, socket.MSG_DONTWAIT if self._stuck else 0)
+        except OSError as error:
+            self._stuck = isinstance(error, BlockingIOError)
+            super().note(entry)
 
 
 def open_audit(environ: Mapping[str, str], path: str = JOURNAL) -> Audit:
     """The journal's, if systemd connected us to it; else the log's."""
-    if "JOURNAL_STREAM" not in environ:
-        return Audit()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-
-    def send(entry: bytes) -> bool:
-        with contextlib.suppress(OSError):  # journald is away, or its buffer full: an agent does not wait for it
-            sock.sendto(entry, path)
-            return True
-        return False
-
-    return Audit(send)
+    return JournalAudit(path) if "JOURNAL_STREAM" in environ else Audit()

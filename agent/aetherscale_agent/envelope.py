@@ -74,6 +74,14 @@ def check_reply_to(address: str | None) -> str:
     return address
 
 
+def find_client(reply_to: str | None) -> str | None:
+    """The address of whoever waits for an answer; None if nobody could be told one."""
+    try:
+        return check_reply_to(reply_to)
+    except Refused:
+        return None
+
+
 def _decode(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)

@@ -15,12 +15,13 @@ from typing import Any
 
 import pika
 
+from aetherscale_agent.answered import Answered
 from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
 from aetherscale_agent.courses import Course
 from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
 from aetherscale_agent.decide import Claim
 from aetherscale_agent.drain import is_drained
-from aetherscale_agent.envelope import Incoming
+from aetherscale_agent.envelope import Incoming, find_client
 from aetherscale_agent.host import Host
 from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, keeps_grave, right_to, undo_course
@@ -49,8 +50,6 @@ STARTED_AT_ONCE = 4
 """Commands begun before the broker is listened to again."""
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
-ACKNOWLEDGE_LATER_S = 0.2
-"""How long what changed nothing may stay unacknowledged. If the connection is lost meanwhile, it is answered again."""
 LOOK_FOR_BURIALS_S = 60.0
 """How long a tombstone may stay past its time when the host's clock was set meanwhile."""
 
@@ -102,7 +101,7 @@ class Session:
         self._turns: Turns[Delivery] = Turns(MOST_HELD)
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
-        self._answered: list[Delivery] = []  #: to be acknowledged
+        self._answered = Answered(lambda: len(self._turns))
 
     async def open(self) -> str:
         """Take the name, declare, rebuild the directory, consume; one sentence about it.
@@ -147,7 +146,7 @@ class Session:
 
     def cut(self, reason: str) -> None:
         """Drop the connection and cancel all work that hangs on it; nothing happens if that was done."""
-        self._acknowledge_answered()
+        self._answered.acknowledge()
         self.connection.drop(reason)
         for task in self._tasks:
             task.cancel()
@@ -476,7 +475,7 @@ class Session:
             delivery.channel.ack(delivery)
             return
         if is_stream(delivery.properties.headers):  # no command: in its order, and with nothing to wait for
-            delivery.channel.ack(delivery)
+            self._answered.add(delivery, soon=True)
             self._on_stream(delivery)
             return
         if delivery.queue == topology.COMPETING:  # one at a time, as it is: whoever else waits for it
@@ -490,7 +489,7 @@ class Session:
         user = _whose(delivery)
         handed_on = user.startswith(names.AGENT_USER_PREFIX)  # hosts' creates are never given up
         size = 0 if handed_on else len(delivery.body) + weigh(delivery.headers)
-        for shed in self._turns.put(user, str(delivery.properties.reply_to or ""), delivery, size):
+        for shed in self._turns.put(user, find_client(delivery.properties.reply_to), delivery, size):
             self._turns.put(f"shed: {_whose(shed)}", "", shed.without_contents())
         self._hearing.waiting = len(self._turns)
 
@@ -510,6 +509,7 @@ class Session:
                 delivery = self._turns.take(busy)
             except KeyError:
                 break  # the end of one that is at work calls this again
+            self._answered.note_turn(delivery.tag)
             self._spawn(self._work_on(delivery))
         else:
             self._begin_soon()
@@ -562,16 +562,8 @@ class Session:
         await delivery.channel.barrier(names.host_queue(self.host.name))
 
     def acknowledge_later(self, delivery: Delivery) -> None:
-        """Acknowledge what changed nothing, some time after its answer: where all hosts are asked, answers go first."""
-        if not self._answered:
-            asyncio.get_running_loop().call_later(ACKNOWLEDGE_LATER_S, self._acknowledge_answered)
-        self._answered.append(delivery)
-
-    def _acknowledge_answered(self) -> None:
-        answered, self._answered = self._answered, []
-        with contextlib.suppress(BrokerLost):  # then they come again, and are answered again
-            for delivery in answered:
-                delivery.channel.ack(delivery)
+        """Acknowledge what changed nothing, when that is cheap (see `answered`)."""
+        self._answered.add(delivery)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(self._guarded(work))

@@ -1,12 +1,13 @@
 """The open streams of this host: consoles and tunnels. They last as long as the agent's process, and no longer.
 
-A stream's messages are no commands: they are acknowledged at once, journalled nowhere, and lost with the connection.
+A stream's messages are no commands: acknowledged when that is cheap, journalled nowhere, and lost with the connection.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections import Counter
+from collections import Counter, deque
 from typing import Any, Protocol
 
 from aetherscale_agent.audit import Audit, Entry
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 MOST_OF_A_VM = 16
 MOST = 128
 """How many streams one VM, and all of a host's together, may have open."""
+
+MOST_FAREWELLS, FAREWELLS_AT_ONCE = 10_000, 4
+"""How many messages of streams that are not open may wait to be told so; and how many are told before the broker is
+listened to again: as they come, thousands of them would hold up everybody whose commands come behind them."""
 
 ON = ("running", "stopping", "paused")
 
@@ -51,6 +56,7 @@ class Streams:
         self._outlet = outlet
         self._consoles = Consoles(host.hypervisor)
         self._open: dict[str, Stream] = {}
+        self._farewells: deque[tuple[str, str | None, Frame]] = deque(maxlen=MOST_FAREWELLS)
         self._taken: Counter[str] = Counter()  #: places by VM, those of streams that are being opened too
 
     async def open(self, incoming: Incoming) -> StreamOpened:
@@ -166,12 +172,22 @@ class Streams:
         if frame.kind == "close":
             return
         properties = delivery.properties
-        answer = Frame(frame.stream, "close", 0, reason=reason, hint="open it again")
         try:
             reply_to = check_reply_to(properties.reply_to)
-            self._outlet.post(reply_to, properties.correlation_id, answer.headers, b"")
-        except (Refused, BrokerLost):
-            pass  # nobody to tell, or no way to: the client's patience ends by itself
+        except Refused:
+            return  # nobody to tell
+        if not self._farewells:
+            asyncio.get_running_loop().call_soon(self._say_farewells)
+        farewell = Frame(frame.stream, "close", 0, reason=reason, hint="open it again")
+        self._farewells.append((reply_to, properties.correlation_id, farewell))
+
+    def _say_farewells(self) -> None:
+        for _ in range(min(FAREWELLS_AT_ONCE, len(self._farewells))):
+            reply_to, correlation_id, farewell = self._farewells.popleft()
+            with contextlib.suppress(BrokerLost):  # no way to: the client's patience ends by itself
+                self._outlet.post(reply_to, correlation_id, farewell.headers, b"")
+        if self._farewells:
+            asyncio.get_running_loop().call_soon(self._say_farewells)
 
     def drop_all(self, reason: str) -> None:
         """End all streams, for this reason."""

@@ -44,11 +44,13 @@ class Turns(Generic[T]):
         """How many wait."""
         return self._waiting
 
-    def put(self, user: str, client: str, message: T, size: int = 0) -> list[T]:
+    def put(self, user: str, client: str | None, message: T, size: int = 0) -> list[T]:
         """Let a message of `size` bytes wait; the messages that have to leave for want of room: the last ones of
-        whoever holds most.
+        whoever holds most. `client` None: nobody waits for the answer, and its turn comes behind others of the user's.
         """
         line = self._users.setdefault(user, _Line())
+        if client is None:
+            client = next(reversed(line.clients), "")
         line.clients.setdefault(client, deque()).append((message, size))
         line.size += size
         self._size += size

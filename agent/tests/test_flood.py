@@ -1,13 +1,11 @@
 """One operator sends ten thousand messages at once: the agent lives, stays small, and everybody else is answered."""
 
-import json
-import subprocess
-import sys
+import collections
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
+from statistics import median
 
 import pytest
 
@@ -15,19 +13,20 @@ from aetherscale_protocol import topology
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import AgentProcess, Fleet
+from aetherscale_testing.flood import MOST_DELAY_S, Course, count_entries, endure, endure_best, is_late
 
 pytestmark = pytest.mark.broker
 
 KINDS = {
-    "list": 3000, "garbage": 2500, "one-vm": 1500, "create": 200, "stream": 1000, "no-stream": 500, "forged": 800,
-    "unanswerable": 500,
+    "list": 3000, "garbage": 2500, "one-vm": 1300, "snapshot": 200, "create": 200, "stream": 1000, "no-stream": 500,
+    "forged": 800, "unanswerable": 500,
 }  # fmt: skip
-EVERY_S = 0.05
+ALIKE = [{"list": 10_000}, {"stream": 10_000}]
+"""Floods of one kind: what is answered fastest, and what is no command."""
 IDLE_ASKED = 20
-MOST_DELAY_S = 0.5
+EVERY_S = 0.01
+MOST_MEDIAN_S = 0.5
 """How much longer the median list-vms may take than when nobody floods; without turns each waits for all before it."""
-MOST_TWENTIETH_S = 1.0
-"""How much longer 19 of 20 may take: the last one is the machine's."""
 MOST_GROWTH = 64 << 20
 """Bytes that the agent may grow by."""
 
@@ -39,24 +38,18 @@ def resident(agent: AgentProcess) -> int:
     return int(fields[1]) * 4096
 
 
-def start_flood(broker: TestBroker, vm_id: str) -> subprocess.Popen[str]:
-    mallory = {"url": f"amqp://mallory@{broker.address}/", "password": "mallory"}
-    wish = {"broker": mallory, "vm": vm_id, "hosts": 1, "kinds": KINDS}
-    argv = [sys.executable, "-m", "aetherscale_testing.flood", json.dumps(wish)]
-    environ = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
-    return subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True)
-
-
-def ask_until(client: SeedClient, over: Any) -> list[float]:
-    """How long each of bob's list-vms took, in seconds: every 50 ms until the flood is over. All were complete."""
-    took = []
-    while not over():
-        began = time.monotonic()
-        answers = client.send("list-vms", "list-vms", properties={"user_id": "bob"})
-        took.append(time.monotonic() - began)
-        assert [answer["execution-info"]["status"] for answer in answers] == ["success"]
-        time.sleep(max(0.0, EVERY_S - took[-1]))
+def ask(client: SeedClient) -> float:
+    """How long one of bob's list-vms took, in seconds. It was complete, or had waited for 2 s in the host's queue."""
+    began = time.monotonic()
+    (answer,) = client.send("list-vms", "list-vms", properties={"user_id": "bob"})
+    took = time.monotonic() - began
+    assert answer["execution-info"]["status"] == "success" or is_late(answer, took)
     return took
+
+
+def noted(agent: AgentProcess) -> dict[str, int]:
+    """How many entries of the audit name mallory, by command; without systemd they are lines of the log."""
+    return dict(collections.Counter(re.findall(r"([a-z-]+)(?: of VM \w+)?(?: \(.*\))? for 'mallory': ", agent.log)))
 
 
 @pytest.fixture
@@ -71,24 +64,34 @@ def bob(broker: TestBroker) -> Iterator[SeedClient]:
         broker.ctl("delete_user", user)
 
 
-def test_a_flood_delays_nobody_else(agents: Fleet, broker: TestBroker, client: SeedClient, bob: SeedClient) -> None:
+@pytest.mark.parametrize("kinds", [KINDS, *ALIKE], ids=["of all kinds", *("".join(kinds) for kinds in ALIKE)])
+def test_a_flood_delays_nobody_else_and_is_told_in_full(
+    agents: Fleet, broker: TestBroker, client: SeedClient, bob: SeedClient, kinds: dict[str, int]
+) -> None:
+    """What of its time is the machine's only adds to a flood's worst, so the best of three counts (`endure_best`)."""
     agent = agents.add("h1", "ubuntu_base")
     agents.wait_ready()
     (created,) = client.ask("create-vm", 1, image="ubuntu_base")
-    before, left = resident(agent), iter(range(IDLE_ASKED))
-    idle = ask_until(bob, lambda: next(left, None) is None)
-    with start_flood(broker, created["response"]["vm-id"]) as flood:
-        took = ask_until(bob, lambda: flood.poll() is not None)
-        assert flood.stdout is not None
-        assert flood.stdout.readline() == "sent\n"
-        told = json.loads(flood.stdout.readline())
-    growth, usual = resident(agent) - before, median(idle)
-    delay, most = median(took) - usual, quantiles(took, n=20)[-1] - usual
-    print(f"{len(took)} list-vms: {delay:.3f} s longer, 19 of 20 {most:.3f}, worst {max(took):.3f} s")
-    print(f"the agent grew {growth >> 20} MiB; {told}")
-    assert delay < MOST_DELAY_S
-    assert most < MOST_TWENTIETH_S
-    assert told["answers"] == told["wanted"]
-    assert growth < MOST_GROWTH
+    vm_id = created["response"]["vm-id"]
+    before, usual = resident(agent), median(ask(bob) for _ in range(IDLE_ASKED))
+    mallory = {"url": f"amqp://mallory@{broker.address}/", "password": "mallory"}
+    wish = {"broker": mallory, "vm": vm_id, "hosts": 1, "kinds": kinds}
+    wanted: collections.Counter[str] = collections.Counter()
+
+    def flood() -> Course:
+        process = agent.process
+        course = endure(wish, usual, lambda: ask(bob), EVERY_S)
+        wanted.update(count_entries(vm_id, kinds))
+        assert course.told["answers"] == course.told["wanted"]
+        assert noted(agent) == wanted
+        assert resident(agent) - before < MOST_GROWTH
+        assert process is not None
+        assert process.poll() is None
+        assert course.most < MOST_DELAY_S
+        assert course.median < MOST_MEDIAN_S
+        return course
+
+    best = endure_best(flood)
+    assert best.worst < MOST_DELAY_S
     (listed,) = client.ask("list-vms", 1)
-    assert listed["response"] == [f"vm-{created['response']['vm-id']}"]
+    assert listed["response"] == [f"vm-{vm_id}"]

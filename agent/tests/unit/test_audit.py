@@ -1,8 +1,12 @@
 """What the journal is told: each command once, as fields that nothing in a message can break, and no secret."""
 
 import asyncio
+import contextlib
+import json
 import logging
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from aetherscale_agent import audit
 from aetherscale_agent.access import Access
-from aetherscale_agent.audit import Audit, Entry, encode, open_audit, told_options
+from aetherscale_agent.audit import Audit, Entry, JournalAudit, encode, open_audit, told_options
 from aetherscale_agent.config import OperatorRights
 from aetherscale_agent.handlers import Handlers
 from aetherscale_agent.ttl import CLOCK_SETTLES_S, OVER, Reaper
@@ -95,21 +99,70 @@ def test_it_goes_to_the_journals_socket(tmp_path: Path) -> None:
         assert decode(journal.recv(65536))["AETHERSCALE_OPERATOR"] == "alice"
 
 
-def test_a_journal_that_is_away_or_full_costs_no_time_and_no_entry(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    entry = Entry(who="alice", command="stop-vm", result="success", vm_id="abcdefgh")
-    open_audit({"JOURNAL_STREAM": "8:1"}, str(tmp_path / "nothing")).note(entry)
-    path = str(tmp_path / "socket")
+def entry(request_id: str) -> Entry:
+    return Entry(who="alice", command="stop-vm", result="success", vm_id="abcdefgh", request_id=request_id)
+
+
+LINE = "stop-vm of VM abcdefgh for 'alice': success"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[socket.socket]:
+    """journald's socket, which nobody reads; closed, and its file gone, when a test is over."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
-        journal.bind(path)
-        full = open_audit({"JOURNAL_STREAM": "8:1"}, path)
-        for _ in range(2000):  # nobody reads: the kernel's queue of datagrams is shorter
-            full.note(entry)
-    lines = [record.message for record in caplog.records]
-    assert lines[0] == "stop-vm of VM abcdefgh for 'alice': success"
-    assert len(lines) > 2
+        journal.bind(str(tmp_path / "socket"))
+        journal.settimeout(10)
+        yield journal
+
+
+def filled(journal: socket.socket, patience_s: float) -> tuple[JournalAudit, int]:
+    """An audit whose journal's queue is full, and how many entries are in it."""
+    journal_audit, in_queue = JournalAudit(journal.getsockname(), patience_s), 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(encode(entry("filling").fields()), journal.getsockname())
+                in_queue += 1
+    return journal_audit, in_queue
+
+
+def test_a_journal_that_is_away_costs_no_time_and_no_entry(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    open_audit({"JOURNAL_STREAM": "8:1"}, str(tmp_path / "nothing")).note(entry("r1"))
+    assert [record.message for record in caplog.records] == [LINE]
+
+
+def test_a_journal_that_is_full_has_all_once_it_is_read_and_in_its_order(
+    journal: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    full, in_queue = filled(journal, 60)
+    began = time.monotonic()
+    for number in range(1000):
+        full.note(entry(str(number)))
+    assert time.monotonic() - began < 10, "whoever notes an entry waits for nobody"
+    told = [decode(journal.recv(65536))["AETHERSCALE_REQUEST_ID"] for _ in range(in_queue + 1000)]
+    assert told == ["filling"] * in_queue + [str(number) for number in range(1000)]
+    assert not caplog.records
+
+
+def test_a_journal_that_stays_full_is_waited_for_once_and_then_it_is_the_log(
+    journal: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    full, in_queue = filled(journal, 0.2)
+    began = time.monotonic()
+    for number in range(100):
+        full.note(entry(str(number)))
+    full._thread.submit(lambda: None).result()  # it is behind them
+    took = time.monotonic() - began
+    assert 0.2 <= took < 10, "100 waits would be 20 s"
+    assert [record.message for record in caplog.records] == [LINE] * 100
+    for _ in range(in_queue):
+        journal.recv(65536)
+    full.note(entry("again"))
+    assert decode(journal.recv(65536))["AETHERSCALE_REQUEST_ID"] == "again"
 
 
 def test_without_systemd_it_is_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -185,6 +238,38 @@ def test_what_is_no_command_is_noted_too(tmp_path: Path, body: bytes, monkeypatc
         (entry,) = heard.entries
         assert (entry.command, entry.result) == ("stop-vm", "error")
         assert entry.code in ("bad-request", "unknown-command")
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user-data": [CANARY]},
+        {"user-data": CANARY * 100_000},
+        {"user-data": CANARY, "cpus": CANARY},
+        {"user-data": CANARY, "image": "no such image"},
+        {"user-data": CANARY, "password": CANARY},
+        {"ssh-keys": CANARY},
+        {"ssh-keys": ["-----BEGIN OPENSSH PRIVATE KEY-----\n" + CANARY]},
+        {"ssh-keys": [CANARY] * 100},
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 1, 20])
+def test_no_refusal_tells_what_was_to_be_kept(tmp_path: Path, options: dict[str, Any], cut: int) -> None:
+    """Of all options only user-data can hold secrets, and ssh-keys, when somebody mistakes the private one for it."""
+
+    async def scene() -> None:
+        host = await World(tmp_path).started()
+        dealings, heard = Dealings(host), Heard()
+        dealings.handlers = Handlers(host, dealings.letters, [], audit=heard)
+        body = json.dumps({"command": "create-vm", "options": {"image": "tiny"} | options})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("aetherscale_testing.dealings.json.dumps", lambda _body: body[: len(body) - cut])
+            answer = await dealings.ask("create-vm")
+        (entry,) = heard.entries
+        assert entry.result == answer.execution_info.status == "error"
+        assert CANARY not in repr((entry, entry.fields()))
 
     asyncio.run(scene())
 

@@ -343,7 +343,20 @@ async def test_what_is_no_frame_is_dropped_and_a_close_is_never_answered(desk: D
     properties = pika.BasicProperties(reply_to=REPLY_TO, headers={"stream": "x", "kind": "nonsense"})
     desk.streams.take(Delivery(cast(Channel, None), "q", 1, "host.h1", properties, b""))
     desk.say(Frame("0" * 32, "close", 0))
+    await asyncio.sleep(0)
     assert desk.sent == []
+
+
+@at_desk
+async def test_a_flood_for_streams_that_are_gone_is_answered_a_few_at_a_time(desk: Desk) -> None:
+    for number in range(10):
+        desk.say(Frame(f"gone{number}", "data", 0, b"x"))
+    told = []
+    for _ in range(4):
+        told.append(len(desk.sent))
+        await asyncio.sleep(0)
+    assert told == [0, 4, 8, 10], "the loop has its turn in between"
+    assert [frame.stream for frame in desk.sent] == [f"gone{number}" for number in range(10)]
 
 
 @at_desk

@@ -73,3 +73,15 @@ def test_nothing_is_lost_and_each_client_is_heard_in_order(messages: list[tuple[
             heard = [number for u, c, number in taken if (u, c) == (user, client)]
             assert heard == sorted(heard)
     assert not turns
+
+
+def test_who_can_be_told_no_answer_has_no_turns_of_his_own() -> None:
+    """Forged addresses, each another, stay in the order of their sender's messages: RabbitMQ pays for any other."""
+    turns: Turns[str] = Turns(1000)
+    for number in range(3):
+        turns.put("mallory", "laptop", f"list {number}")
+        turns.put("mallory", None, f"forged {number}")
+    turns.put("bob", None, "alone")
+    taken = [turns.take() for _ in range(len(turns))]
+    assert [one for one in taken if one != "alone"] == [f"{what} {n}" for n in range(3) for what in ("list", "forged")]
+    assert taken[1] == "alone"

@@ -16,6 +16,7 @@ from aetherscale_testing.rollout import Rollout
 testinfra_hosts = ["broker1"]  # once, not per host
 
 CANARY = "canary-7e1f-of-user-data"
+KEY_CANARY = "canary-7e1f-of-a-key"
 BURST = 500
 LIMIT = """
 mkdir -p /run/systemd/journald.conf.d
@@ -66,7 +67,8 @@ def vm_id(fleet: Rollout, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A VM that was created with user-data, stopped, refused a snapshot's deletion, and deleted."""
     data = tmp_path_factory.mktemp("audit") / "user-data"
     data.write_text(f"#cloud-config\n# {CANARY}\n")
-    vm_id = fleet.create("--name", "audited", "--host", "h1", "--user-data", str(data))
+    key = f"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZmZ {KEY_CANARY}"
+    vm_id = fleet.create("--name", "audited", "--host", "h1", "--user-data", str(data), "--ssh-key", key)
     fleet.cli("stop-vm", "audited", "--kill")
     assert "has no snapshot none" in fleet.cli("delete-snapshot", "audited", "none", check=False).stderr
     fleet.cli("delete-vm", "audited")
@@ -124,12 +126,13 @@ def test_nobody_but_root_writes_in_the_agents_name(fleet: Rollout) -> None:
     assert len(entries(fleet, "-u", AGENT, f"AETHERSCALE_VM={roots}")) == 1
 
 
-def test_no_journal_has_user_data(fleet: Rollout, vm_id: str) -> None:
+def test_no_journal_has_user_data_or_a_key(fleet: Rollout, vm_id: str) -> None:
     assert entries(fleet, f"AETHERSCALE_VM={vm_id}")
     for host in ("h1", "h2", "broker1"):
         everything = fleet.run(host, "journalctl", "--no-pager", "-o", "json", "--all")
         assert len(everything) > 10_000
         assert CANARY not in everything
+        assert KEY_CANARY not in everything
 
 
 @pytest.fixture
