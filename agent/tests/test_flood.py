@@ -14,6 +14,7 @@ from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import AgentProcess, Fleet
 from aetherscale_testing.flood import MOST_DELAY_S, Course, count_entries, endure, endure_best, is_late
+from aetherscale_testing.rollout import Rollout
 
 pytestmark = pytest.mark.broker
 
@@ -83,7 +84,7 @@ def test_a_flood_delays_nobody_else_and_is_told_in_full(
         course = endure(wish, usual, lambda: ask(bob), EVERY_S)
         wanted.update(count_entries(vm_id, kinds))
         assert course.told["answers"] == course.told["wanted"]
-        assert noted(agent) == wanted
+        Rollout.eventually(lambda: noted(agent) == wanted, 30)  # what nobody can be told may come last
         assert resident(agent) - before < MOST_GROWTH
         assert process is not None
         assert process.poll() is None
