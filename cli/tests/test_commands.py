@@ -39,7 +39,14 @@ class TestWhichVm:
     )
     @pytest.mark.parametrize("counting", [True, False])
     def test_what_was_done_is_told_when_it_ends_as_another_is_asked_for_as_a_name(
-        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch, end: BaseException, code: int, why: str, counting: bool
+        self,
+        use: Use,
+        cli: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        end: BaseException,
+        code: int,
+        why: str,
+        counting: bool,
     ) -> None:
         session = use(MemorySession({"h1": [vm("aaaaaaaa"), vm(names.id_of_name("database"), name="database")]}))
         count = session.count_consumers
