@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from aetherscale_cli import ask, differences, inputs, lists, outlet, report, text
+from aetherscale_cli import ask, differences, inputs, interrupts, lists, outlet, report, text
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.manifest import Wanted, read_manifest
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 COLUMNS = ("VM", "RESULT", "DETAIL")
 _LOOK_S = 5.0
 _GIB = 1 << 30
-_INTERRUPTED = CliError("interrupted", exit_code=Exit.INTERRUPTED)
 
 
 class Row(Struct, frozen=True, rename="kebab", omit_defaults=True):
@@ -63,7 +62,7 @@ class Run(Struct):
     deletes: Sequence[Call] = ()
     rows: list[Row] = []  #: of what is pruned, or is not
     bases: dict[tuple[str, str], int] | None = None  #: the GiB of images, by host and name; None: not asked yet
-    why: CliError = _INTERRUPTED  #: why what is pending in the end was not sent, or got no answer
+    why: CliError | None = None  #: what ended it midway: what is pending was not sent, or got no answer
 
     @property
     def only_shown(self) -> bool:
@@ -75,13 +74,11 @@ class Run(Struct):
         return [ask.make_call(COMMANDS[one], options, self.invocation.timeout, None, name) for one, options in commands]
 
     def send(self, session: Session, calls: Sequence[Call]) -> None:
-        """Send these, which are noted in an item or in `deletes` already. After Ctrl-C nothing more is sent."""
-        if self.interrupted or not calls:
+        """Send these, which are noted in an item or in `deletes` already."""
+        if not calls:
             return
         try:
             ask.ask_each(session, calls, self.invocation.timeout)
-        except KeyboardInterrupt:
-            self.outcome.exit_code = Exit.INTERRUPTED
         except CliError as error:
             for call in calls:
                 call.trouble = not_sent(call, error)
@@ -89,17 +86,13 @@ class Run(Struct):
     def conclude(self, outcome: Outcome, call: Call, done: str) -> str:
         """Report what became of a call, in a word: it was `done`, it was not, or nobody knows."""
         if call.pending:
+            assert self.why is not None, "what was not ended settles all"
             call.trouble = unanswered(call, self.why)
         if not report.report_trouble(outcome, call, True):
             return done
         answered = call.reply.answer.execution_info.code if call.reply is not None else None
         code = call.trouble.code if call.trouble is not None else answered
         return f"perhaps {done}" if code == "outcome-unknown" else f"not {done}"
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the operator has had enough."""
-        return self.outcome.exit_code is Exit.INTERRUPTED
 
     def find_least_disk(self, session: Session, vm: VmReport) -> int:
         """The GiB that a VM's disk has at least, because of the image that it stands on; 0 if nobody says."""
@@ -145,7 +138,7 @@ def warn_of_no_key(vms: Sequence[Wanted]) -> None:
 def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
     """Do it.
 
-    :raise CliError: when nothing was sent.
+    :raise CliError: when it ended before anything was changed; KeyboardInterrupt likewise.
     """
     space = invocation.space
     vms = read_file(space.file, environ)
@@ -153,15 +146,18 @@ def apply(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]
         message = "apply --prune asks before it deletes, and there is no terminal to ask on; nothing was done"
         raise CliError(message, "--yes does it without asking; --diff only shows", Exit.USAGE)
     run = Run(invocation, Outcome())
-    try:
+
+    def make_all_so() -> None:
         with connect() as session:
             _make_so(session, run, vms)
-            if space.prune and not run.interrupted:
+            if space.prune:
                 _prune(session, run)
-    except (KeyboardInterrupt, CliError) as error:
+
+    ended = interrupts.attempt(make_all_so)
+    if ended is not None:
         if not (run.items or run.deletes):
-            raise  # nothing was changed
-        run.why = error if isinstance(error, CliError) else _INTERRUPTED
+            raise ended  # nothing was changed
+        run.why = interrupts.reason_of(ended)
         run.outcome.fail(str(run.why), run.why.hint, run.why.exit_code)  # what was done before is still to be told
     return _finish(run)
 
@@ -176,8 +172,7 @@ def _make_so(session: Session, run: Run, vms: Sequence[Wanted]) -> None:
         ask.ask_each(session, looks, _LOOK_S)
     run.items = [_plan(run, vm, look) for vm, look in zip(vms, looks, strict=True)]
     for item in run.items:
-        if not run.interrupted:
-            _compare(session, run, item)
+        _compare(session, run, item)
     missing = [item for item in run.items if is_unknown(item.look)]
     if not run.only_shown:
         warn_of_no_key([item.wanted for item in missing])

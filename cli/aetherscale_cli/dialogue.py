@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aetherscale_cli import outlet, report, targets
+from aetherscale_cli import interrupts, outlet, report, targets
 from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.ask import GRACE_S, ask_each, ask_everyone
 from aetherscale_cli.errors import Exit, NoAgent
 from aetherscale_cli.lists import Filter, Growing
 from aetherscale_cli.report import Outcome
-from aetherscale_cli.settle import Call
+from aetherscale_cli.settle import Call, Settling
 from aetherscale_cli.wire import Reply, Session
 from aetherscale_protocol.commands import COMMANDS, Reach
 
@@ -95,23 +95,31 @@ def _ask_everyone(session: Session, invocation: Invocation) -> Outcome:
     return outcome
 
 
-def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: "Callable[[Sequence[Call]], None]") -> Outcome:
-    """Ask; ask again for those whose 8 letters turn out to be a name; the outcome."""
-    interrupted = False
-    pending = [call for call in calls if call.pending]
-    try:
+def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: AskSome) -> Outcome:
+    """Ask; ask again for those whose 8 letters turn out to be a name; the outcome, also of what was ended midway.
+
+    :raise CliError: when it ended before anything was sent; KeyboardInterrupt likewise.
+    """
+    first, asked = [call for call in calls if call.pending], list[Call]()
+
+    def ask_all() -> None:
+        pending = first
         while pending:
             ask_some(pending)
+            asked.extend(pending)
             pending = targets.retry_as_names(calls, invocation, invocation.timeout)
-    except KeyboardInterrupt:
-        if any(call.pending for call in calls):  # nothing was sent
-            raise
-        interrupted = True
+
+    ended = interrupts.attempt(ask_all)
+    if ended is not None:
+        if not (asked or any(call.until or not call.pending for call in first)):
+            raise ended
+        targets.retry_as_names(calls, invocation, invocation.timeout)  # what was not asked for as a name is not sent
+        Settling(calls).lose(interrupts.reason_of(ended))
     if getattr(invocation.space, "if_exists", False):
         targets.accept_absence(calls)
     outcome = report.report_each(calls, time.time(), as_json=invocation.as_json)
     outcome.names |= {call.vm_id: call.name for call in calls}
     outcome.done += [call.vm_id for call in calls if call.reply is not None and call.reply.answer.ok]
-    if interrupted:
+    if isinstance(ended, KeyboardInterrupt):
         outcome.exit_code = Exit.INTERRUPTED
     return outcome

@@ -4,7 +4,7 @@ It goes as far as it can, and never raises CliError: what went wrong is part of 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -25,6 +25,8 @@ from aetherscale_protocol.options import CheckHost, NoOptions, Options
 ROLL_CALL_S = 2.0
 """How long finding out which hosts there are may take; who does not say is pinged nevertheless."""
 RIGHTS_S = 3.0
+PINGS_AT_ONCE, PROMPT_S = 20, 0.05
+"""How many hosts are pinged at a time, and after how many seconds the next are, however few have answered."""
 AGAIN_FIRST_S, AGAIN_S = 0.05, 1.0
 """How long hosts that read their images are left alone before they are asked again."""
 
@@ -62,7 +64,7 @@ def _examine_cloud(target: Target, found: Examination, wait_images: float, progr
             _call_the_roll(session, found)
             if found.user != "guest":  # who may do everything, as is known
                 found.allowed = session.try_all(RIGHTS_S)
-            _ping_all(session, found, time.monotonic() + found.timeout)
+            _ping_all(session, found)
             _look_at_hosts(session, found, wait_images, progress)
     except CliError as error:
         found.error = error
@@ -86,14 +88,35 @@ def _call_the_roll(session: Session, found: Examination) -> None:
     found.nameless = everyone.nameless
 
 
-def _ping_all(session: Session, found: Examination, deadline: float) -> None:
+def _ping_all(session: Session, found: Examination) -> None:
+    """Ping all hosts, a few at a time: so none's answer waits until many others' are sent for and read.
+
+    Who consumes a queue is only asked where no answer came at once.
+    """
     pings: dict[str, tuple[str, float, float]] = {}
-    for host in found.hosts:
-        message = _question("ping", NoOptions(), host, found.timeout)
-        pings[message.correlation_id] = (host, time.monotonic(), time.time())
-        session.publish(message)
+    hosts = list(found.hosts)
+    for first in range(0, len(hosts), PINGS_AT_ONCE):
+        some = hosts[first : first + PINGS_AT_ONCE]
+        for host in some:
+            message = _question("ping", NoOptions(), host, found.timeout)
+            pings[message.correlation_id] = (host, time.monotonic(), time.time())
+            session.publish(message)
+        _take_pings(session, found, pings, some, time.monotonic() + PROMPT_S)
+    open_ones = [host for host in hosts if not found.hosts[host].settled]
+    for host in open_ones:
         session.count_consumers(names.host_queue(host))
-    for event in _events(session, deadline, lambda: all(host.settled for host in found.hosts.values())):
+    _take_pings(session, found, pings, open_ones, time.monotonic() + found.timeout)
+
+
+def _take_pings(
+    session: Session,
+    found: Examination,
+    pings: Mapping[str, tuple[str, float, float]],
+    hosts: Sequence[str],
+    deadline: float,
+) -> None:
+    """Take what comes until these hosts are settled, or it is so late. `pings`: host and time by correlation id."""
+    for event in _events(session, deadline, lambda: all(found.hosts[host].settled for host in hosts)):
         match event:
             case Delivered(correlation_id, body) if correlation_id in pings:
                 host, sent, sent_at = pings[correlation_id]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from aetherscale_cli import dialogue, outlet, report, text
+from aetherscale_cli import dialogue, interrupts, outlet, report, text
 from aetherscale_cli.arguments import PROGRAM, Invocation
 from aetherscale_cli.contexts import ContextStore, chosen, find_target
 from aetherscale_cli.errors import CliError, Exit
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aetherscale_cli.wire import Session
 
 
+@interrupts.one_at_most()
 def execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
     """Do it, and show what came of it; the exit code.
 
@@ -130,4 +131,5 @@ def show(outcome: Outcome, invocation: Invocation | None = None) -> int:
     except OSError as error:
         outcome.fail(f"can't write the output: {error.strerror}")
     outlet.say(outcome.notes)
+    interrupts.let_through()
     return outcome.exit_code

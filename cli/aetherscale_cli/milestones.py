@@ -5,12 +5,13 @@ The wait is not the VM: when the time is over the VM's true state is told, and i
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
-from aetherscale_cli import ask, text
+from aetherscale_cli import ask, interrupts, text
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.progress import Line
@@ -213,16 +214,22 @@ def _add_console(outcome: Outcome, one: Watched) -> None:
 
 
 def wait_and_report(
-    session: Session, watched: Sequence[Watched], milestone: str, seconds: float, clock: Callable[[], float]
+    opening: AbstractContextManager[Session],
+    watched: Sequence[Watched],
+    milestone: str,
+    seconds: float,
+    clock: Callable[[], float],
 ) -> Outcome:
     """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM."""
     begun = clock()
-    try:
-        wait_for(session, watched, milestone, seconds, clock)
-    except KeyboardInterrupt:
-        return report_waits(watched, milestone, clock() - begun, interrupted=True)
-    except CliError as error:
-        outcome = report_waits(watched, milestone, clock() - begun)
-        outcome.fail(str(error), error.hint, error.exit_code)
-        return outcome
-    return report_waits(watched, milestone, seconds)
+
+    def wait() -> None:
+        with opening as session:
+            wait_for(session, watched, milestone, seconds, clock)
+
+    ended = interrupts.attempt(wait)
+    spent = seconds if ended is None else clock() - begun
+    outcome = report_waits(watched, milestone, spent, interrupted=isinstance(ended, KeyboardInterrupt))
+    if isinstance(ended, CliError):
+        outcome.fail(str(ended), ended.hint, ended.exit_code)
+    return outcome

@@ -19,7 +19,8 @@ CREATES_AT_ONCE = 20
 free, however full its host: of 1,000 VMs the fullest host of 200 was given 14 more than the emptiest, with 20 at a time
 one more. And none may lie there for longer than `topology.COMPETING_TTL_MS`.
 
-When the time of one is over it lies there no more, and the next is sent in its place. But where so many times run out
+When the time of one is over the next is sent in its place; it may lie there still if its time is shorter than that
+(`--timeout`), and an agent that takes it then says that its deadline has passed. But where so many times run out
 with no answer in between nobody answers, and no more are sent in vain.
 
 With `--wait-for-host` (`waiting`) all are sent at once: they share one deadline, and one that had to wait for others'

@@ -85,8 +85,8 @@ def retry_as_names(calls: Sequence[Call], invocation: Invocation, allowed: float
                 invocation.request_id,
                 token,
             )
+            call.until, call.reply = 0.0, None  # first: what is half made anew, when Ctrl-C comes, was not sent
             call.vm_id, call.options, call.message, call.name = anew.vm_id, anew.options, anew.message, anew.name
-            call.reply, call.until = None, 0.0
             again.append(call)
     return again
 

@@ -183,13 +183,12 @@ class Waiting:
             self._end(one)
 
     def _end(self, one: _Try) -> None:
-        one.state = "over"
-        one.call.reply = one.no
         if one.uncertain is not None:
-            one.call.reply = None
             one.call.trouble = self._unknown(one, one.uncertain)
         else:
-            one.call.trouble = self._never_begun(one, f"{_still(one.missing)} after {self.patience.wait:g} s")
+            why = self._never_begun(one, f"{_still(one.missing)} after {self.patience.wait:g} s")
+            one.call.reply, one.call.trouble = one.no, why
+        one.state = "over"  # not before, here too
 
     def _unknown(self, one: _Try, why: CliError) -> CliError:
         return unknown_outcome(one.call, why) if one.call.command.changes else why
@@ -209,7 +208,7 @@ class Waiting:
     def interrupt(self) -> None:
         """The operator has had enough."""
         for one in self._tries:
-            if one.state == "over" or not one.call.pending:
+            if not one.call.pending:
                 continue
             if one.state == "sent" or one.uncertain is not None:
                 one.call.trouble = self._unknown(one, CliError("interrupted", exit_code=Exit.INTERRUPTED))

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -62,8 +63,7 @@ def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, st
     outcome = dialogue.insist(connect, invocation)
     if not _is_to_wait(invocation, outcome):
         return outcome
-    with connect() as session:
-        return _wait(session, invocation, outcome)
+    return _wait(connect(), invocation, outcome)
 
 
 def _is_to_wait(invocation: Invocation, outcome: Outcome) -> bool:
@@ -93,14 +93,14 @@ def _delete_image(connect: "Connect", invocation: Invocation) -> Outcome:
 
 def _ask_and_wait(session: Session, invocation: Invocation) -> Outcome:
     outcome = dialogue.ask(session, invocation)
-    return _wait(session, invocation, outcome) if _is_to_wait(invocation, outcome) else outcome
+    return _wait(nullcontext(session), invocation, outcome) if _is_to_wait(invocation, outcome) else outcome
 
 
-def _wait(session: Session, invocation: Invocation, outcome: Outcome) -> Outcome:
+def _wait(opening: AbstractContextManager[Session], invocation: Invocation, outcome: Outcome) -> Outcome:
     """After VMs were made, wait for them; both outcomes in one."""
     assert invocation.until is not None, "somebody wants to wait"
     watched = [Watched(vm_id, outcome.names[vm_id]) for vm_id in outcome.done]
-    waited = milestones.wait_and_report(session, watched, invocation.until, invocation.until_s, time.monotonic)
+    waited = milestones.wait_and_report(opening, watched, invocation.until, invocation.until_s, time.monotonic)
     waited.notes = [note for note in outcome.notes if not note.startswith("hint: see it boot")] + waited.notes
     waited.exit_code = worst(outcome.exit_code, waited.exit_code)
     waited.names = outcome.names
@@ -112,7 +112,9 @@ def _wait(session: Session, invocation: Invocation, outcome: Outcome) -> Outcome
 def _wait_for_these(session: Session, invocation: Invocation) -> Outcome:
     assert invocation.until is not None, "wait-vm has a default"
     watched = _find(session, invocation.vms, invocation.timeout)
-    outcome = milestones.wait_and_report(session, watched, invocation.until, invocation.until_s, time.monotonic)
+    outcome = milestones.wait_and_report(
+        nullcontext(session), watched, invocation.until, invocation.until_s, time.monotonic
+    )
     outcome.names = {one.vm_id: one.name for one in watched}
     if invocation.as_json:
         outcome.stdout = report.json_list([one.raw for one in watched if one.raw])

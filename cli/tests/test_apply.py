@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aetherscale_cli import apply, ask, outlet, settle
+from aetherscale_cli import apply, ask, dialogue, execute, interrupts, outlet, report, settle, targets
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
@@ -235,12 +236,12 @@ def test_ctrl_c_at_the_look_at_images_hides_nothing(use: Use, cli: Any, file: Pa
 
 
 class CtrlC:
-    """Ctrl-C at the nth line that the CLI comes to before it tells what it did: lines are new after each command."""
+    """Ctrl-C at the nth line that the CLI comes to: lines are new after each command. And then again at every line."""
 
-    FILES = (apply.__file__, ask.__file__, settle.__file__)
+    FILES = tuple(one.__file__ for one in (apply, ask, dialogue, execute, interrupts, outlet, report, settle, targets))
 
-    def __init__(self, nth: int, cloud: Cloud) -> None:
-        self.left = nth
+    def __init__(self, nth: int, cloud: Cloud, *, again: bool = False) -> None:
+        self.left, self._again = nth, again
         self._cloud, self._seen = cloud, set[tuple[CodeType, int, int]]()
         self._before: Any = None
 
@@ -253,40 +254,73 @@ class CtrlC:
         sys.settrace(self._before)
 
     def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
-        if frame.f_code is apply._finish.__code__:
-            sys.settrace(None)
-        is_ours = frame.f_code.co_filename in self.FILES and frame.f_code is not apply.apply.__code__
-        return self._step if is_ours else None
+        return self._step if frame.f_code.co_filename in self.FILES else None
 
     def _step(self, frame: FrameType, event: str, _arg: object) -> Any:
         line = (frame.f_code, frame.f_lineno, len(self._cloud.asked))
         self.left -= event == "line" and line not in self._seen
         self._seen.add(line)
-        if self.left == 0:
+        if self.left == 0 and not self._again:
             sys.settrace(None)
-            raise KeyboardInterrupt
+        if self.left <= 0 and event == "line":
+            signal.raise_signal(signal.SIGINT)
         return self._step
 
 
-def test_wherever_ctrl_c_comes_what_was_done_is_told_and_nothing_that_was_not(use: Use, cli: Any, file: Path) -> None:
+@pytest.mark.parametrize("again", [False, True])
+def test_wherever_ctrl_c_comes_what_was_done_is_told_and_nothing_that_was_not(
+    use: Use, cli: Any, file: Path, again: bool
+) -> None:
     keys = "image: debian, ssh-keys: []"
     file.write_text(f"vms:\n- {{name: web1, {keys}, disk: 10G}}\n- {{name: web2, {keys}}}\n- {{name: new, {keys}}}\n")
     ends = Counter[str]()
     for nth in itertools.count(1):
         cloud = use(Cloud({"h1": [web1(disk=5), web2(disk=99), vm(OLD, name="old", labels={"a": "b"})]}))
-        with CtrlC(nth, cloud) as ctrl_c:
+        with CtrlC(nth, cloud, again=again) as ctrl_c:
             ran = cli("apply", "-f", str(file), "--prune", "--label", "a=b", "--yes", "-o", "table")
         if ctrl_c.left > 0:
             break
         results = {row[0]: row[1] for row in rows(ran)}
         assert ran.code == 130
-        assert {"web1", "web2", "new"} <= set(results) or not (results or cloud.changes), nth
+        assert {"web1", "web2", "new"} <= set(results) or not (results or cloud.changes), (nth, ran)
         for name, command in (("web1", "resize-vm"), ("new", "create-vm"), ("old", "delete-vm")):
             result = results.get(name, "not spoken of")
             ends[result] += 1
             assert result.startswith("perhaps ") or (command in cloud.changes) != result.startswith("not "), nth
     words = {f"{how}{done}" for how in ("", "perhaps ", "not ") for done in ("changed", "created", "deleted")}
     assert set(ends) == words | {"not compared", "not spoken of"}
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_wherever_ctrl_c_comes_creates_are_told_of(use: Use, cli: Any, file: Path, again: bool) -> None:
+    file.write_text("vms:\n" + "".join(f"- {{name: vm{i}, image: u, ssh-keys: []}}\n" for i in range(3)))
+    for nth in itertools.count(1):
+        cloud = use(Cloud({"h1": []}))
+        with CtrlC(nth, cloud, again=again) as ctrl_c:
+            ran = cli("create-vm", "-f", str(file), "-o", "table")
+        if ctrl_c.left > 0:
+            break
+        done, perhaps = ran.out.count(" starting "), ran.err.count("not known whether create-vm was done")
+        assert ran.code == 130
+        assert len(cloud.changes) in range(done, done + perhaps + 1), (nth, ran)
+        assert done + perhaps + ran.err.count("create-vm was not sent") == 3 or not (ran.out or cloud.changes), nth
+    assert nth > 100
+
+
+def test_after_ctrl_c_no_warning_speaks_of_vms_that_are_not_made(use: Use, cli: Any, file: Path) -> None:
+    cloud = Cloud({"h1": [web1(disk=5)]})
+
+    def do(host: str, command: str, options: dict[str, Any]) -> Any:
+        if command == "resize-vm":
+            raise KeyboardInterrupt
+        return cloud._do(host, command, options)
+
+    cloud.behave = do
+    use(cloud)
+    file.write_text("vms:\n- {name: web1, image: debian, disk: 10G}\n- {name: new, image: debian}\n")
+    ran = cli("apply", "-f", str(file), "-o", "table")
+    assert [row[:2] for row in rows(ran)] == [["web1", "perhaps changed"], ["new", "not created"]]
+    assert "public key" not in ran.err
 
 
 def test_creates_that_were_not_sent_have_an_answer_for_programs(use: Use, cli: Any, file: Path) -> None:

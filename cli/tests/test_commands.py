@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from aetherscale_cli import targets
+from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_protocol import names
 from aetherscale_testing.session import MemorySession, refusal, success, vm
 
@@ -26,6 +28,47 @@ class TestWhichVm:
         session = use(MemorySession({"h1": [vm(WEBFRONT, name="webfront")]}))
         assert cli("stop-vm", "webfront", "-o", "name").out == "webfront\n"
         assert [key for key, _, _ in session.asked] == ["vm.webfront", f"vm.{WEBFRONT}"]
+
+    @pytest.mark.parametrize(
+        ("end", "code", "why"),
+        [
+            (KeyboardInterrupt(), 130, "interrupted"),
+            (CliError("lost", None, Exit.UNREACHABLE), 3, "lost"),
+            (NoAgent(), 3, "no agent is running"),
+        ],
+    )
+    @pytest.mark.parametrize("counting", [True, False])
+    def test_what_was_done_is_told_when_it_ends_as_another_is_asked_for_as_a_name(
+        self,
+        use: Use,
+        cli: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        end: BaseException,
+        code: int,
+        why: str,
+        counting: bool,
+    ) -> None:
+        session = use(MemorySession({"h1": [vm("aaaaaaaa"), vm(names.id_of_name("database"), name="database")]}))
+        count = session.count_consumers
+
+        def stop_counting(queue: str) -> None:
+            if session.asked:
+                raise end
+            count(queue)
+
+        def retry(*_: Any) -> Any:
+            monkeypatch.undo()
+            raise end
+
+        if counting:
+            monkeypatch.setattr(session, "count_consumers", stop_counting)
+        else:
+            monkeypatch.setattr(targets, "retry_as_names", retry)
+            use(session)
+        ran = cli("delete-vm", "aaaaaaaa", "database", "-o", "table")
+        assert (ran.code, session.commands) == (code, ["delete-vm"] * 2)
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == ["aaaaaaaa"]
+        assert ran.err.splitlines()[0] == f"error: VM database: {why}; delete-vm was not sent"
 
     @pytest.mark.parametrize("name", ["web1", "webfront", "abcdefgh", "x"])
     def test_a_vm_that_is_not_there_is_spoken_of_as_it_was_named(self, use: Use, cli: Any, name: str) -> None:

@@ -1,14 +1,18 @@
 """What the doctor says of what was found: facts in, findings out."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from aetherscale_cli import examine
 from aetherscale_cli.doctor import judge, report
 from aetherscale_cli.doctor_facts import Certificate, Examination, Finding, HostFacts, WireFacts
 from aetherscale_cli.errors import CliError, Exit, NoAgent
+from aetherscale_cli.wire import Message
 from aetherscale_protocol.answers import HostCondition, ImageSum, VmTrouble
+from aetherscale_testing.session import MemorySession, success
 
 NOW, DAY, GIB = 1_700_000_000.0, 86_400, 1 << 30
 SERVICES = {"aetherscale-network.service": "active", "aetherscale-dhcp.service": "active"}
@@ -257,6 +261,38 @@ def test_a_host_that_is_slow(took: float, slow: bool) -> None:
     assert (one.result, one.state, one.answer_ms) == ("warning" if slow else "ok", "up", took)
     assert ("that is slow" in one.text, "on h2: " in one.hint) == (slow, slow)
     assert report(what, as_json=True).exit_code == Exit.DONE, "it does what it is asked"
+
+
+def test_what_we_do_ourselves_is_not_counted_as_time_of_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sending, asking and reading take 4 ms each here; of 300 hosts one is down, and one hangs."""
+    clock = SimpleNamespace(now=100.0, monotonic=lambda: clock.now, time=lambda: clock.now)
+
+    class Busy(MemorySession):
+        def publish(self, message: Message) -> None:
+            clock.now += 0.004
+            super().publish(message)
+
+        def count_consumers(self, queue: str) -> None:
+            clock.now += 0.004
+            super().count_consumers(queue)
+
+        def next_event(self, deadline: float) -> Any:
+            event = super().next_event(deadline)
+            clock.now = clock.now + 0.004 if event else max(clock.now, deadline)
+            return event
+
+    def pong(name: str, *_: Any) -> Any:
+        return success({"host": name, "clock": clock.now, "agent-version": "0.1.0"}) if name != "h200" else None
+
+    monkeypatch.setattr(examine, "time", clock)
+    fleet = [f"h{n}" for n in range(100, 400)]
+    session = Busy({name: [] for name in fleet if name != "h300"}, behave=pong)
+    what = found(hosts={name: HostFacts() for name in fleet})
+    examine._ping_all(session, what)
+    took = [facts.answered_ms for facts in what.hosts.values() if facts.answered_ms is not None]
+    assert (len(took), max(took) < 200) == (298, True)
+    assert (what.hosts["h200"].consumers, what.hosts["h300"].consumers) == (1, 0)
+    assert clock.now <= 100 + 300 * 0.02 + what.timeout
 
 
 def test_a_long_way_to_the_broker_makes_no_host_slow() -> None:

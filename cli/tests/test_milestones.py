@@ -2,13 +2,14 @@
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from aetherscale_cli import workflows
+from aetherscale_cli import broker, workflows
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.milestones import Watched, report_waits, wait_and_report, wait_for
 from aetherscale_protocol import names
@@ -142,7 +143,7 @@ def test_a_lost_connection_ends_the_wait_and_the_vm_is_what_it_was() -> None:
             super().publish(message)
 
     session = Lost({"h1": [vm(WEB1)]}, behave=course({}))
-    outcome = wait_and_report(session, [Watched(WEB1, "web1")], "ssh", 60, session.clock)
+    outcome = wait_and_report(nullcontext(session), [Watched(WEB1, "web1")], "ssh", 60, session.clock)
     assert "the broker went away" in " ".join(outcome.notes)
     assert f"hint: {GO_ON}" in outcome.notes
     assert outcome.exit_code is not Exit.DONE
@@ -156,7 +157,7 @@ def test_ctrl_c_tells_the_state_and_how_to_go_on() -> None:
             return super().next_event(deadline)
 
     session = Impatient({"h1": [vm(WEB1)]}, behave=course({}))
-    outcome = wait_and_report(session, [Watched(WEB1, "web1")], "ssh", 60, session.clock)
+    outcome = wait_and_report(nullcontext(session), [Watched(WEB1, "web1")], "ssh", 60, session.clock)
     assert outcome.exit_code is Exit.INTERRUPTED
     assert outcome.notes == ["error: VM web1 has not reached ssh: interrupted; it is running", f"hint: {GO_ON}"]
 
@@ -177,6 +178,24 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(monkeypatch: p
 
 
 class TestWholeCommands:
+    def test_a_broker_that_is_gone_by_then_hides_no_vm_that_was_made(
+        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = use(MemorySession({"h1": []}, behave=course({})))
+
+        @contextmanager
+        def open_session(*_: Any) -> Iterator[MemorySession]:
+            if session.asked:
+                raise CliError("the broker went away", None, Exit.UNREACHABLE)
+            yield session
+
+        monkeypatch.setattr(broker, "open_session", open_session)
+        argv = ("create-vm", "--image", "debian", "--name", "web1", "--no-ssh-key", "--wait-for-host", "60s")
+        ran = cli(*argv, "--wait", "ssh", "-o", "json")
+        assert ran.code == 3
+        assert [answer["execution-info"]["status"] for answer in ran.answers] == ["success"]
+        assert "error: the broker went away" in ran.err
+
     def test_create_and_wait(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=course({"reached": ["running"], "addresses": ["10.0.0.9"]})))
         ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "running", "-o", "table")

@@ -1,6 +1,10 @@
 """Asking again until a host is back: decisions without a broker, on a clock of the test's own."""
 
+import contextlib
+import itertools
 import json
+import sys
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -278,6 +282,48 @@ def test_an_interruption_at_an_answer_does_not_hide_it(monkeypatch: pytest.Monke
     course.waiting.interrupt()
     assert not course.call.pending
     assert (course.call.trouble is None) == answered
+
+
+class CtrlC:
+    """Ctrl-C at the nth line of `waiting`."""
+
+    def __init__(self, nth: int) -> None:
+        self.left = nth
+        self._before: Any = None
+
+    def __enter__(self) -> "CtrlC":
+        self._before = sys.gettrace()
+        sys.settrace(lambda frame, *_: self._step if frame.f_code.co_filename == waiting.__file__ else None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _step(self, _frame: FrameType, event: str, _arg: object) -> Any:
+        self.left -= event == "line"
+        if self.left == 0:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return self._step
+
+
+@pytest.mark.parametrize("uncertain", [True, False])
+def test_an_interruption_when_the_time_is_over_says_whether_it_may_have_been_done(uncertain: bool) -> None:
+    for nth in itertools.count(1):
+        course = Course("stop-vm").tick().answer("host-down").tick(AGAIN_S)
+        if uncertain:
+            course.waiting.disconnect(TestConnection.lost, course.now)
+        else:
+            course.answer("host-down")
+        with CtrlC(nth) as ctrl_c, contextlib.suppress(KeyboardInterrupt):
+            course.tick(WAIT)
+        if ctrl_c.left > 0:
+            break
+        course.waiting.interrupt()
+        outcome = report_each(course.calls, 0, as_json=False)
+        assert ("it is not known whether stop-vm was done" in outcome.notes[0]) == uncertain, nth
+        assert ("stop-vm was not begun, and will not be" in outcome.notes[0]) != uncertain, nth
+    assert nth > 10
 
 
 def test_several_vms_wait_each_for_its_own() -> None:
