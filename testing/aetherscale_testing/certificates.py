@@ -2,17 +2,27 @@
 
 import datetime
 import importlib.util
+import os
 import socket
 import ssl
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+if TYPE_CHECKING:
+    from aetherscale_testing.rollout import Rollout
+
+SHOWN = "/etc/rabbitmq/aetherscale.pem"
+READ_AGAIN = ("rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache().")
+"""What has a broker take a renewed certificate, as the roll-out does."""
 
 SCRIPT = Path(__file__).resolve().parents[2] / "ansible/roles/aetherscale/files/make_certificates.py"
 
@@ -146,3 +156,19 @@ def handshake(host: str, port: int, version: ssl.TLSVersion) -> str | None:
     context.minimum_version = context.maximum_version = version
     with socket.create_connection((host, port), 10) as plain, context.wrap_socket(plain) as wrapped:
         return wrapped.version()
+
+
+@contextmanager
+def shown_by_the_broker(fleet: "Rollout", name: str, days: float) -> Iterator[None]:
+    """The broker shows a certificate of the fleet's CA for this name, and so many days. Who is connected stays so."""
+    pem = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets/tls/authority.pem").read_bytes()
+    authority = maker.Pair(x509.load_pem_x509_certificate(pem), serialization.load_pem_private_key(pem, None))
+    other = maker.make_signed(authority, [name], days, maker.ExtendedKeyUsageOID.SERVER_AUTH).pem.decode()
+    fleet.run("broker1", "cp", "-p", SHOWN, f"{SHOWN}.kept")
+    try:
+        fleet.lab.run("broker1", ["tee", SHOWN], stdin=other)
+        fleet.run("broker1", *READ_AGAIN)
+        yield
+    finally:
+        fleet.run("broker1", "mv", f"{SHOWN}.kept", SHOWN)
+        fleet.run("broker1", *READ_AGAIN)

@@ -5,26 +5,21 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from msgspec.structs import astuple
 
 from aetherscale_protocol import topology
-from aetherscale_testing.certificates import maker
+from aetherscale_testing.certificates import shown_by_the_broker
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
 
 IMAGES, HOMES = "/var/lib/aetherscale/images", "/var/lib/aetherscale/vms"
 AGENT = "aetherscale-agent"
-CERTIFICATE = "/etc/rabbitmq/aetherscale.pem"
-READ_AGAIN = ("rabbitmqctl", "--quiet", "eval", "ssl:clear_pem_cache().")
 Finding = dict[str, Any]
 
 
@@ -264,22 +259,6 @@ def wait_quick(fleet: Rollout, host: str) -> tuple[list[Finding], str]:
     return said[-1]
 
 
-@contextmanager
-def shown(fleet: Rollout, name: str, days: float) -> Iterator[None]:
-    """The broker shows a certificate of the fleet's CA for this name, and so many days. Who is connected stays so."""
-    pem = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "secrets/tls/authority.pem").read_bytes()
-    authority = maker.Pair(x509.load_pem_x509_certificate(pem), load_pem_private_key(pem, None))
-    other = maker.make_signed(authority, [name], days, maker.ExtendedKeyUsageOID.SERVER_AUTH).pem.decode()
-    fleet.run("broker1", "cp", "-p", CERTIFICATE, f"{CERTIFICATE}.kept")
-    try:
-        fleet.lab.run("broker1", ["tee", CERTIFICATE], stdin=other)
-        fleet.run("broker1", *READ_AGAIN)
-        yield
-    finally:
-        fleet.run("broker1", "mv", f"{CERTIFICATE}.kept", CERTIFICATE)
-        fleet.run("broker1", *READ_AGAIN)
-
-
 @pytest.mark.usefixtures("well")
 @pytest.mark.parametrize(
     ("name", "days", "said", "hint"),
@@ -294,7 +273,7 @@ def test_a_certificate_that_no_client_takes(
 ) -> None:
     address = urlsplit(fleet.broker()["url"])
     host = str(address.hostname)
-    with shown(fleet, name or host, days):
+    with shown_by_the_broker(fleet, name or host, days):
         findings, told = examine(fleet, 3)
     assert errors(findings) == [("tls", f"{host}:{address.port}")]
     assert f"the broker at {host}:{address.port} shows a certificate {said.format(host=host)}" in told
@@ -305,7 +284,7 @@ def test_a_certificate_that_no_client_takes(
 @pytest.mark.usefixtures("well")
 def test_a_certificate_with_few_days_left(fleet: Rollout) -> None:
     address = urlsplit(fleet.broker()["url"])
-    with shown(fleet, str(address.hostname), 3.5):
+    with shown_by_the_broker(fleet, str(address.hostname), 3.5):
         findings, said = examine(fleet, 0)
     found = the(findings, "tls", f"{address.hostname}:{address.port}")
     assert (found["result"], found["days-left"]) == ("warning", 3)
