@@ -36,13 +36,13 @@ class Outcome(Struct):
         self.hint(hint)
         self.exit_code = worst(self.exit_code, exit_code)
 
-    def refuse(self, where: str, info: ExecutionInfo) -> None:
-        """Add an agent's error, with every host's own reason if it brings them; `where` is left out where it
-        would only say who speaks for the others.
+    def refuse(self, subject: str, speaker: str, info: ExecutionInfo) -> None:
+        """Add an agent's error, with every host's own reason if it brings them: then who speaks for the others is left
+        out. What is said of a host that is down names the VM by itself.
         """
         exit_code = EXIT_OF.get(info.code or "", Exit.FAILED)
-        reason = info.reason or "refused without a reason"
-        self.fail(reason if info.reasons or info.code == "host-down" else f"{where}{reason}", None, exit_code)
+        where = "" if info.code == "host-down" else subject + ("" if info.reasons else speaker)
+        self.fail(f"{where}{info.reason or 'refused without a reason'}", None, exit_code)
         self.notes += [text.safe(f"  {host}: {why}") for host, why in sorted(info.reasons.items())]
         self.hint(info.hint)
 
@@ -128,7 +128,7 @@ def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
         return False
     if info.code != "host-down":
         where = f"{reply.answer.host}: " if reply.answer.host else ""
-        outcome.refuse(where, info)
+        outcome.refuse("", where, info)
     return True
 
 
@@ -196,9 +196,8 @@ def report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     if info.code == "vm-unknown":
         outcome.fail(f"{call.subject} does not exist", info.hint)
         return True
-    where = f"{call.subject}: " if (several or host is None) and info.code != "host-unknown" else ""
-    where += f"{host}: " if host and call.vm_id else ""
-    outcome.refuse(where, info)
+    subject = f"{call.subject}: " if (several or host is None) and info.code != "host-unknown" else ""
+    outcome.refuse(subject, f"{host}: " if host and call.vm_id else "", info)
     return True
 
 

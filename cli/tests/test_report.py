@@ -6,12 +6,16 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aetherscale_cli import ask
 from aetherscale_cli.ask import Everyone
 from aetherscale_cli.errors import Exit, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.lists import Filter, Growing
-from aetherscale_cli.report import Outcome, report_everyone
+from aetherscale_cli.report import Outcome, report_everyone, report_trouble
 from aetherscale_cli.wire import Reply, decode_reply
+from aetherscale_protocol.commands import COMMANDS
+from aetherscale_protocol.names import id_of_name
+from aetherscale_protocol.options import CreateVm
 
 NOW = 1_000_000.0
 
@@ -106,6 +110,19 @@ def test_a_refusal_is_shown_with_its_host_and_hint_beside_the_others_rows() -> N
     assert len(outcome.stdout.splitlines()) == 2
     assert outcome.notes == ["error: h2: no", "hint: ask"]
     assert outcome.exit_code is Exit.FAILED
+
+
+def test_of_several_that_no_host_takes_each_is_named_and_who_says_so_is_not() -> None:
+    reasons = {"h1": "memory: 512 MiB wanted, 0 MiB free"}
+    info = {"status": "error", "reason": "no host can take this VM", "code": "no-host", "reasons": reasons}
+    for several, said in ((True, "VM web1: no host can take this VM"), (False, "no host can take this VM")):
+        call = ask.make_call(
+            COMMANDS["create-vm"], CreateVm(image="u", name="web1", vm_id=id_of_name("web1")), 5, None, "web1"
+        )
+        call.reply = reply(host="h1", **{"execution-info": info})
+        outcome = Outcome()
+        assert report_trouble(outcome, call, several)
+        assert outcome.notes == [f"error: {said}", "  h1: memory: 512 MiB wanted, 0 MiB free"]
 
 
 def test_json_is_the_list_of_answers_as_received() -> None:
