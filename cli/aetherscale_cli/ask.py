@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 from msgspec import Struct
 
+from aetherscale_cli import interrupts
 from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.gather import Gathering, Missing, classify, find_absent
 from aetherscale_cli.settle import Call, Settling
@@ -182,6 +183,17 @@ def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
     except KeyboardInterrupt:
         settling.lose(CliError("interrupted", exit_code=Exit.INTERRUPTED))
         raise
+
+
+def ask_to_the_end(session: Session, calls: Sequence[Call], timeout: float) -> bool:
+    """The same, and where it ends before its time each call says so, too: not sent, or nobody knows what came of it.
+
+    :return: whether it was by Ctrl-C, which from here on is held back.
+    """
+    ended = interrupts.attempt(lambda: ask_each(session, calls, timeout))
+    if ended is not None:
+        Settling(calls).lose(interrupts.reason_of(ended))
+    return isinstance(ended, KeyboardInterrupt)
 
 
 def _send_and_wait(session: Session, settling: Settling, timeout: float) -> None:

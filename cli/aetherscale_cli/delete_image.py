@@ -30,8 +30,7 @@ def delete_everywhere(session: Session, invocation: Invocation) -> Outcome:
             having.append(reply.answer.host)
     command = COMMANDS["delete-image"]
     calls = [ask.make_call(command, DeleteImage(host=host, image=image), invocation.timeout, None) for host in having]
-    if calls:
-        ask.ask_each(session, calls, invocation.timeout)
+    interrupted = bool(calls) and ask.ask_to_the_end(session, calls, invocation.timeout)
     outcome = report.report_each(calls, time.time(), as_json=invocation.as_json)
     report.report_missing(outcome, everyone, invocation.timeout)
     if unsure:
@@ -41,6 +40,8 @@ def delete_everywhere(session: Session, invocation: Invocation) -> Outcome:
         )
     elif not (calls or everyone.missing or everyone.nameless):
         outcome.fail(f'Image "{image}" does not exist on any host')
+    if interrupted:
+        outcome.exit_code = Exit.INTERRUPTED
     return outcome
 
 

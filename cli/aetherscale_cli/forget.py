@@ -40,24 +40,26 @@ def forget_host(session: Session, invocation: Invocation, show: Show, *, as_json
     """
     host = invocation.options[0]
     assert isinstance(host, ForgetHost)
-    look = _ask(session, msgspec.structs.replace(host, dry_run=True), invocation)
+    look = _make(msgspec.structs.replace(host, dry_run=True), invocation)
+    ask.ask_each(session, [look], invocation.timeout)
     if look.reply is None or not look.reply.answer.ok:
         return report.report_each([look], time.time(), as_json=as_json)
     page = views.forget_page(look.reply, time.time())
     show(Outcome(notes=page.splitlines()) if as_json else Outcome(stdout=page))
     if not invocation.yes and not outlet.agreed(f"Forget host {host.host}?"):
         return Outcome(notes=["nothing was forgotten"], exit_code=Exit.FAILED)
-    done = _ask(session, host, invocation)
+    done = _make(host, invocation)
+    interrupted = ask.ask_to_the_end(session, [done], invocation.timeout)
     outcome = report.report_each([done], time.time(), as_json=as_json)
+    if interrupted:
+        outcome.exit_code = Exit.INTERRUPTED
     if done.reply is not None and done.reply.answer.ok:
         outcome.hint(_next_step(done.reply.answer.response))
     return outcome
 
 
-def _ask(session: Session, options: ForgetHost, invocation: Invocation) -> Call:
-    call = ask.make_call(COMMANDS["forget-host"], options, invocation.timeout, None)
-    ask.ask_each(session, [call], invocation.timeout)
-    return call
+def _make(options: ForgetHost, invocation: Invocation) -> Call:
+    return ask.make_call(COMMANDS["forget-host"], options, invocation.timeout, None)
 
 
 def _next_step(response: bytes) -> str:

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import pytest
 
 from aetherscale_cli.dry_run import Bid, choose
+from aetherscale_cli.errors import Exit
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import Offer, VmState
 from aetherscale_protocol.options import MOST_KEYS, CreateVm
@@ -257,6 +258,19 @@ class TestImages:
         session = use(MemorySession({"h1": [], "h2": []}, behave=self.behave))
         assert cli("delete-image", "old", "--host", "h1").code == 0
         assert session.commands == ["delete-image"]
+
+    def test_ctrl_c_hides_none_that_were_asked(self, use: Use, cli: Any) -> None:
+        def behave(host: str, command: str, options: Any) -> Any:
+            if command == "delete-image" and host == "h2":
+                raise KeyboardInterrupt
+            return self.behave(host, command, options)
+
+        use(MemorySession({"h1": [], "h2": []}, behave=behave))
+        ran = cli("delete-image", "old", "-o", "table")
+        assert ran.code == Exit.INTERRUPTED
+        assert [line for line in ran.err.splitlines() if line.startswith("error")] == [
+            f"error: host {host}: it is not known whether delete-image was done: interrupted" for host in ("h1", "h2")
+        ]
 
     def test_of_nobody(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h3": []}, behave=self.behave))
