@@ -17,8 +17,8 @@ LATER_S = 0.2
 again."""
 MANY = 500
 """While no more messages than these wait for their turn, any may be acknowledged."""
-MOST = 10_000
-"""How many may be kept back: they count against the prefetch."""
+MOST, MOST_BYTES = 10_000, 32 << 20
+"""How many may be kept back, and with how much in them: they count against the prefetch, and the broker holds them."""
 
 
 class Answered:
@@ -27,20 +27,26 @@ class Answered:
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._waiting = waiting
         self._kept: list[Delivery] = []
+        self._size = 0  #: bytes that the broker holds of them
         self._lowest = 0  #: tag of those that had their turn since the last look; 0 if none had
+
+    def __len__(self) -> int:
+        """How many are kept back."""
+        return len(self._kept)
 
     def add(self, delivery: Delivery, *, soon: bool = False) -> None:
         """Acknowledge this some time after its answer: where all hosts are asked, answers go first.
 
-        `soon`: at once, unless many wait, for until then the broker holds what may be large.
+        `soon`: at once, unless many are before it, for until then the broker holds what may be large.
         """
         one_at_a_time = delivery.queue == topology.COMPETING  # the next one waits for this
-        if one_at_a_time or (soon and self._waiting() <= MANY):
+        if one_at_a_time or (soon and self._waiting() + len(self._kept) <= MANY):
             delivery.channel.ack(delivery)
             return
         if not self._kept:
             asyncio.get_running_loop().call_later(LATER_S, self._look)
         self._kept.append(delivery.without_contents())
+        self._size += len(delivery.body)
 
     def note_turn(self, tag: int) -> None:
         """A message has its turn: little that is before it still waits, if its sender is who has sent most."""
@@ -50,12 +56,14 @@ class Answered:
         """Acknowledge all, or those with tags up to this one; in the broker's order."""
         due = sorted((d for d in self._kept if up_to is None or d.tag <= up_to), key=lambda one: one.tag)
         self._kept = [] if up_to is None else [d for d in self._kept if d.tag > up_to]
+        if not self._kept:
+            self._size = 0
         with contextlib.suppress(BrokerLost):  # then they come again, and are answered again
             for delivery in due:
                 delivery.channel.ack(delivery)
 
     def _look(self) -> None:
-        held_up = self._waiting() > MANY and len(self._kept) < MOST
+        held_up = self._waiting() > MANY and len(self._kept) < MOST and self._size < MOST_BYTES
         self.acknowledge(self._lowest if held_up else None)
         self._lowest = 0
         if self._kept:

@@ -25,10 +25,6 @@ from aetherscale_protocol.topology import EXCHANGE, Binding, Exchange, ExchangeB
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
-SLICE = 16 << 10
-"""Bytes of the wire that pika is given at once: it copies what is left of them after each frame. Of 256 KiB, as they
-come in a flood, that was a quarter of what it costs to take a message in, and so of how long who comes behind it waits.
-"""
 
 
 class BrokerLost(Exception):
@@ -111,10 +107,6 @@ class _TolerantConnection(AsyncioConnection):  # type: ignore[misc]  # pika is u
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._unsent: list[bytes] = []
         super().__init__(*args, **kwargs)
-
-    def _on_data_available(self, data: bytes) -> None:
-        for start in range(0, len(data), SLICE):
-            super()._on_data_available(data[start : start + SLICE])
 
     def _adapter_emit_data(self, data: bytes) -> None:
         if not self._unsent:

@@ -46,12 +46,13 @@ class Leave(Step):
 class Hearing:
     """What was heard, and when: pure. Times in seconds, on any clock that never goes back."""
 
-    def __init__(self, heartbeat_s: float, prefetch: int, now: float) -> None:
+    def __init__(self, heartbeat_s: float, prefetch: int, now: float, held: Callable[[], int] = lambda: 0) -> None:
+        """`held`: how many deliveries wait for their turn, or for their acknowledgement."""
         self.quiet_s = QUIET_BEATS * heartbeat_s
         self.limit_s = LIMIT_BEATS * heartbeat_s
         self._prefetch = prefetch
         self._in_hand = 0  #: deliveries of the host's queue that are being handled
-        self.waiting = 0  #: those that wait for their turn
+        self._held = held
         self._quiet_since = now
         self._pinged: float | None = None
 
@@ -74,9 +75,7 @@ class Hearing:
 
     def next_step(self, now: float) -> Step:
         """What to do next."""
-        if (
-            self._in_hand + self.waiting >= self._prefetch
-        ):  # the broker delivers no more until some of it is acknowledged
+        if self._in_hand + self._held() >= self._prefetch:  # no more is delivered until some of it is acknowledged
             self._pinged, self._quiet_since = None, now
         if self._pinged is not None:
             left = self._pinged + self.limit_s - now

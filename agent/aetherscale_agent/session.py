@@ -97,7 +97,9 @@ class Session:
         self._placement_lock = asyncio.Lock()
         self._asked: dict[str, asyncio.Queue[Answer]] = {}
         self._settled_in = asyncio.Event()
-        self._hearing = Hearing(heartbeat_s, HOST_PREFETCH, time.monotonic())
+        self._hearing = Hearing(
+            heartbeat_s, HOST_PREFETCH, time.monotonic(), lambda: len(self._turns) + len(self._answered)
+        )
         self._turns: Turns[Delivery] = Turns(MOST_HELD)
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
@@ -491,7 +493,6 @@ class Session:
         size = 0 if handed_on else len(delivery.body) + weigh(delivery.headers)
         for shed in self._turns.put(user, find_client(delivery.properties.reply_to), delivery, size):
             self._turns.put(f"shed: {_whose(shed)}", "", shed.without_contents())
-        self._hearing.waiting = len(self._turns)
 
     def _begin_soon(self) -> None:
         if not self._beginning:
@@ -513,7 +514,6 @@ class Session:
             self._spawn(self._work_on(delivery))
         else:
             self._begin_soon()
-        self._hearing.waiting = len(self._turns)
 
     async def _work_on(self, delivery: Delivery) -> None:
         user = _whose(delivery)

@@ -10,6 +10,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+LONG = 100
+"""From how many messages on a line is joined by those of its user to whom nobody could answer."""
 ENTRY = 100
 """Bytes of memory that an entry of a table or a list takes beside what is in it, about."""
 
@@ -28,6 +30,7 @@ class _Line(Generic[T]):
 
     def __init__(self) -> None:
         self.clients: OrderedDict[str, deque[tuple[T, int]]] = OrderedDict()
+        self.longest = ""  #: whose line was the longest when something was added last
         self.size = 0
 
 
@@ -46,12 +49,15 @@ class Turns(Generic[T]):
 
     def put(self, user: str, client: str | None, message: T, size: int = 0) -> list[T]:
         """Let a message of `size` bytes wait; the messages that have to leave for want of room: the last ones of
-        whoever holds most. `client` None: nobody waits for the answer, and its turn comes behind others of the user's.
+        whoever holds most. `client` None: nobody waits for the answer; it joins its user's flood if there is one.
         """
         line = self._users.setdefault(user, _Line())
         if client is None:
-            client = next(reversed(line.clients), "")
-        line.clients.setdefault(client, deque()).append((message, size))
+            client = line.longest if len(line.clients.get(line.longest, ())) >= LONG else ""
+        waiting = line.clients.setdefault(client, deque())
+        waiting.append((message, size))
+        if len(waiting) >= len(line.clients.get(line.longest, ())):
+            line.longest = client
         line.size += size
         self._size += size
         self._waiting += 1

@@ -1,7 +1,8 @@
 """Ctrl-C: the first ends what is under way, and no other ends the telling of what was done.
 
 What is told is made when all is over, so Ctrl-C is held back from there until the output is out; and from the first one
-on, since many press it twice. SIGTERM and SIGQUIT (Ctrl-\\) end the process at any time.
+on, since many press it twice. The third ends the telling, too; SIGTERM and SIGQUIT (Ctrl-\\) end the process at any
+time.
 """
 
 import contextlib
@@ -11,15 +12,20 @@ from types import FrameType
 
 from aetherscale_cli.errors import CliError, Exit
 
+INSISTENCE = 3
+"""How many say that nothing is to be told any more, or can be: nobody may read what is written."""
+
 
 class _Gate:
-    """The handler of Ctrl-C, which lets one through while it `is_open`, and else notes that there was one."""
+    """The handler of Ctrl-C, which lets one through while it `is_open`, else notes it, and gives in to the third."""
 
     is_open = True
     was_rung = False
+    count = 0
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        if self.is_open:
+        self.count += 1
+        if self.is_open or self.count >= INSISTENCE:
             self.is_open = False
             raise KeyboardInterrupt
         self.was_rung = True
@@ -31,7 +37,7 @@ _gate = _Gate()
 @contextlib.contextmanager
 def one_at_most() -> Iterator[None]:
     """Let one Ctrl-C through, and hold back those after it; nothing where it is ignored, or outside the main thread."""
-    _gate.is_open, _gate.was_rung = True, False
+    _gate.is_open, _gate.was_rung, _gate.count = True, False, 0
     before = signal.getsignal(signal.SIGINT)
     try:
         if callable(before):

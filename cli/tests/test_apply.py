@@ -236,7 +236,7 @@ def test_ctrl_c_at_the_look_at_images_hides_nothing(use: Use, cli: Any, file: Pa
 
 
 class CtrlC:
-    """Ctrl-C at the nth line that the CLI comes to: lines are new after each command. And then again at every line."""
+    """Ctrl-C at the nth line that the CLI comes to: lines are new after each command. And then `again` at the next."""
 
     FILES = tuple(one.__file__ for one in (apply, ask, dialogue, execute, interrupts, outlet, report, settle, targets))
 
@@ -258,9 +258,9 @@ class CtrlC:
 
     def _step(self, frame: FrameType, event: str, _arg: object) -> Any:
         line = (frame.f_code, frame.f_lineno, len(self._cloud.asked))
-        self.left -= event == "line" and line not in self._seen
+        self.left -= event == "line" and (self.left <= 0 or line not in self._seen)
         self._seen.add(line)
-        if self.left == 0 and not self._again:
+        if self.left == -self._again:
             sys.settrace(None)
         if self.left <= 0 and event == "line":
             signal.raise_signal(signal.SIGINT)
@@ -305,6 +305,20 @@ def test_wherever_ctrl_c_comes_creates_are_told_of(use: Use, cli: Any, file: Pat
         assert len(cloud.changes) in range(done, done + perhaps + 1), (nth, ran)
         assert done + perhaps + ran.err.count("create-vm was not sent") == 3 or not (ran.out or cloud.changes), nth
     assert nth > 100
+
+
+def test_whoever_insists_is_told_nothing_more(use: Use, cli: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody may read what is written, and then writing does not end."""
+
+    def write(_: str) -> None:
+        for _ in range(interrupts.INSISTENCE):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(outlet, "answer", write)
+    use(Cloud({"h1": []}))
+    file.write_text("vms:\n- {name: vm1, image: u, ssh-keys: []}\n")
+    ran = cli("create-vm", "-f", str(file), "-o", "table")
+    assert (ran.code, ran.out) == (130, "")
 
 
 def test_after_ctrl_c_no_warning_speaks_of_vms_that_are_not_made(use: Use, cli: Any, file: Path) -> None:

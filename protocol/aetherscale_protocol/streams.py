@@ -42,6 +42,8 @@ AGENT_SILENCE_S = 20.0
 """After how many seconds without a message a client takes the agent for gone."""
 
 LONGEST_REASON = 500
+LONGEST_ID = 64
+"""Characters of a stream's id, which an agent gives (32) and repeats to whoever names it."""
 
 GONE: Code = "stream-gone"
 
@@ -87,7 +89,7 @@ def read_frame(headers: Mapping[str, Any], body: bytes) -> Frame:
     :raise StreamError: when it is none.
     """
     stream, kind = headers.get(STREAM), headers.get(KIND)
-    if not isinstance(stream, str) or kind not in KINDS:
+    if not isinstance(stream, str) or len(stream) > LONGEST_ID or kind not in KINDS:
         raise StreamError("its headers are no stream's")
     if len(body) > (CHUNK if kind == "data" else 0):
         raise StreamError(f"a {kind} of {len(body)} bytes")

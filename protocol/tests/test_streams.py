@@ -40,6 +40,7 @@ def test_what_is_written_is_read(frame: Frame) -> None:
     ("headers", "body"),
     [
         ({"stream": 1, "kind": "data", "seq": 0}, b""),
+        ({"stream": "s" * 65, "kind": "data", "seq": 0}, b""),
         ({"stream": "s", "kind": "date", "seq": 0}, b""),
         ({"stream": "s", "kind": ["data"], "seq": 0}, b""),
         ({"stream": "s", "kind": "data"}, b""),

@@ -8,7 +8,7 @@ import pytest
 from pika import frame, spec
 from pika.exceptions import InvalidFrameError
 
-from aetherscale_agent.broker import SLICE, _TolerantConnection
+from aetherscale_agent.broker import _TolerantConnection
 
 BODY = 4711
 
@@ -77,14 +77,3 @@ def test_what_is_no_frame_still_ends_the_connection() -> None:
 @pytest.mark.parametrize("length", [0, 3, 7, 20])
 def test_half_a_frame_waits_for_the_rest(length: int) -> None:
     assert read(header_frame(with_headers(b""))[:length]) == (0, None)
-
-
-def test_a_large_piece_of_the_wire_is_read_whole_whatever_frames_are_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [0, 1, SLICE - 1, SLICE, 3 * SLICE, 7]
-    data = b"".join(frame.Body(3, bytes([number]) * size).marshal() for number, size in enumerate(sizes))
-    connection, read = _TolerantConnection.__new__(_TolerantConnection), []
-    connection._frame_buffer, connection.bytes_received = b"", 0
-    monkeypatch.setattr(connection, "_process_frame", lambda one: read.append(one.fragment))
-    connection._on_data_available(data)
-    assert [len(fragment) for fragment in read] == sizes
-    assert b"".join(read) == b"".join(bytes([number]) * size for number, size in enumerate(sizes))

@@ -10,7 +10,7 @@ import pytest
 
 from aetherscale_agent.audit import MESSAGE_ID
 from aetherscale_testing.client import SeedClient, parameters_of
-from aetherscale_testing.flood import MOST_DELAY_S, Course, count_entries, endure, endure_best, is_late
+from aetherscale_testing.flood import Course, count_entries, endure, endure_best, is_late
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
@@ -74,8 +74,7 @@ def test_a_flood_delays_nobody_else_and_is_told_in_full(
         assert course.told["answers"] == course.told["wanted"], course
         assert agents(rollout) == before
         rollout.eventually(lambda: noted(rollout, began) == wanted, 30)
-        assert course.most < MOST_DELAY_S, course
         return course
 
     best = endure_best(flood)
-    assert best.worst < MOST_DELAY_S, best
+    assert best.delays_nobody, best
