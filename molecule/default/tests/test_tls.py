@@ -30,7 +30,8 @@ HOSTS = ("h1", "h2")
 AGENT = "aetherscale-agent.service"
 FOR_H2 = (names.host_queue("h2"), topology.UNDELIVERABLE)
 """The last takes what no agent took in time, until there is one."""
-MADE = "made-at-last"
+MADE = "made=at-last"
+"""A label of the VM that is created: with a name of its own a create that nobody took is not asked for anew."""
 UNIT_STARTED = "39f53479d3a045ac8e11786248231fbf"
 """By this systemd's journal tells that a unit was started (sd-messages.h)."""
 RENEWAL = {
@@ -236,7 +237,8 @@ def deleted_in_the_end(rollout: Rollout) -> Iterator[None]:
     try:
         yield
     finally:
-        rollout.cli("delete-vm", "--if-exists", MADE)
+        for vm_id in rollout.cli("list-vms", "--label", MADE, "-o", "name").stdout.split():
+            rollout.cli("delete-vm", vm_id)
 
 
 @pytest.fixture
@@ -299,7 +301,7 @@ def test_a_renewal_loses_no_command_that_waits(
         return {host: rollout.run(host, "systemctl", "show", "-P", "MainPID", unit) for host, unit in units.items()}
 
     before, shown, vms = pids(), served(rollout, address), kept(rollout)
-    small = ("--name", MADE, "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
+    small = ("--label", MADE, "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
     with (
         deleted_in_the_end(rollout),
         away(rollout) as come_back,
