@@ -197,7 +197,7 @@ def away(rollout: Rollout) -> Iterator[Callable[[], None]]:
 @contextmanager
 def asked(rollout: Rollout, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A command that waits for hosts; it is ended if it is still there afterwards."""
-    with rollout.start(*arguments, "--wait-for-host", "8m", stdout=subprocess.PIPE) as program:
+    with rollout.start(*arguments, "--wait-for-host", "3m", stdout=subprocess.PIPE) as program:
         try:
             yield program
         finally:
