@@ -199,9 +199,11 @@ class LabWorld:
 
         :raise AssertionError: with what it still finds when so many seconds have passed.
         """
-        began = time.monotonic()
+        began = looked = time.monotonic()
         while found := self.look(strict):
-            assert time.monotonic() - began < seconds, "not settled:\n" + "\n".join(map(str, found))
+            # A look takes a while, and what changes meanwhile looks wrong: one that began after the time is what counts.
+            assert looked - began < seconds, "not settled:\n" + "\n".join(map(str, found))
+            looked = time.monotonic()
         return time.monotonic() - began
 
     @contextmanager
