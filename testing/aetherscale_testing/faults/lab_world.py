@@ -201,7 +201,7 @@ class LabWorld:
         """
         began = looked = time.monotonic()
         while found := self.look(strict):
-            # A look takes a while, and what changes meanwhile looks wrong: one that began after the time is what counts.
+            # What changes during a look looks wrong, and some take long: one that began after the time is what counts.
             assert looked - began < seconds, "not settled:\n" + "\n".join(map(str, found))
             looked = time.monotonic()
         return time.monotonic() - began
