@@ -200,10 +200,13 @@ class LabWorld:
         :raise AssertionError: with what it still finds when so many seconds have passed.
         """
         began = looked = time.monotonic()
+        before: set[tuple[object, str, str]] = set()
         while found := self.look(strict):
-            # What changes during a look looks wrong, and some take long: one that began after the time is what counts.
-            assert looked - began < seconds, "not settled:\n" + "\n".join(map(str, found))
-            looked = time.monotonic()
+            # What changes during a look looks wrong, and some take long: what two in a row find is what counts.
+            lasting = before & {(one.kind, one.vm_id, one.host) for one in found}
+            late = looked - began
+            assert late < seconds or not (lasting or late > 4 * seconds), "not settled:\n" + "\n".join(map(str, found))
+            before, looked = {(one.kind, one.vm_id, one.host) for one in found}, time.monotonic()
         return time.monotonic() - began
 
     @contextmanager
