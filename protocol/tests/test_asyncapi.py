@@ -218,8 +218,10 @@ def check_agreement(command: Command, options: dict[str, Any]) -> None:
     payload = {"command": command.name, "options": options}
     valid = validator(command).is_valid(payload)
     reason = refusal(json.dumps(payload).encode())
-    if not any(words in (reason or "") for words in BEYOND_A_SCHEMA):  # what else may be wrong with it is not said then
-        assert valid == (reason is None), reason
+    if "is not that of name" in (reason or ""):  # this is said first: is there anything else wrong with it?
+        options = {key: value for key, value in options.items() if key != "vm-id"}
+        reason = refusal(json.dumps({"command": command.name, "options": options}).encode())
+    assert valid == (reason is None or any(words in reason for words in BEYOND_A_SCHEMA)), reason
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import pika
 from aetherscale_protocol import names
 from aetherscale_testing.client import parameters_of
 from aetherscale_testing.faults import launcher, tiny_guest
-from aetherscale_testing.faults.checker import Violation, check
+from aetherscale_testing.faults.checker import Kind, Violation, check
 from aetherscale_testing.faults.lab_client import Command, LabClient
 from aetherscale_testing.faults.lab_view import collect, look_at
 from aetherscale_testing.faults.ledger import Ledger
@@ -200,13 +200,15 @@ class LabWorld:
         :raise AssertionError: with what it still finds when so many seconds have passed.
         """
         began = looked = time.monotonic()
-        before: set[tuple[object, str, str]] = set()
+        before: set[tuple[Kind, str, str]] = set()
         while found := self.look(strict):
             # What changes during a look looks wrong, and some take long: what two in a row find is what counts.
-            lasting = before & {(one.kind, one.vm_id, one.host) for one in found}
+            now = {(one.kind, one.vm_id, one.host) for one in found}
             late = looked - began
-            assert late < seconds or not (lasting or late > 4 * seconds), "not settled:\n" + "\n".join(map(str, found))
-            before, looked = {(one.kind, one.vm_id, one.host) for one in found}, time.monotonic()
+            assert late < seconds or not (before & now or late > 4 * seconds), "not settled:\n" + "\n".join(
+                map(str, found)
+            )
+            before, looked = now, time.monotonic()
         return time.monotonic() - began
 
     @contextmanager
