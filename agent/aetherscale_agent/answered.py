@@ -26,8 +26,7 @@ class Answered:
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._waiting = waiting
-        self._kept: list[Delivery] = []
-        self._size = 0  #: bytes that the broker holds of them
+        self._kept: list[tuple[Delivery, int]] = []  #: each with the bytes that the broker holds of it
         self._lowest = 0  #: tag of those that had their turn since the last look; 0 if none had
 
     def __len__(self) -> int:
@@ -45,8 +44,7 @@ class Answered:
             return
         if not self._kept:
             asyncio.get_running_loop().call_later(LATER_S, self._look)
-        self._kept.append(delivery.without_contents())
-        self._size += len(delivery.body)
+        self._kept.append((delivery.without_contents(), len(delivery.body)))
 
     def note_turn(self, tag: int) -> None:
         """A message has its turn: little that is before it still waits, if its sender is who has sent most."""
@@ -54,16 +52,15 @@ class Answered:
 
     def acknowledge(self, up_to: int | None = None) -> None:
         """Acknowledge all, or those with tags up to this one; in the broker's order."""
-        due = sorted((d for d in self._kept if up_to is None or d.tag <= up_to), key=lambda one: one.tag)
-        self._kept = [] if up_to is None else [d for d in self._kept if d.tag > up_to]
-        if not self._kept:
-            self._size = 0
+        due = sorted((d for d, _ in self._kept if up_to is None or d.tag <= up_to), key=lambda one: one.tag)
+        self._kept = [] if up_to is None else [one for one in self._kept if one[0].tag > up_to]
         with contextlib.suppress(BrokerLost):  # then they come again, and are answered again
             for delivery in due:
                 delivery.channel.ack(delivery)
 
     def _look(self) -> None:
-        held_up = self._waiting() > MANY and len(self._kept) < MOST and self._size < MOST_BYTES
+        size = sum(size for _, size in self._kept)
+        held_up = self._waiting() > MANY and len(self._kept) < MOST and size < MOST_BYTES
         self.acknowledge(self._lowest if held_up else None)
         self._lowest = 0
         if self._kept:
