@@ -42,12 +42,17 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
-def units() -> dict[str, str]:
-    """The state of each unit of a VM that systemd knows, by the VM's id."""
-    listing = ["systemctl", "list-units", "--all", "--output=json", "aetherscale-vm@*"]
+def units(name: re.Pattern[str] = UNIT) -> dict[str, str]:
+    """The state of each unit of a VM (or of its tap) that systemd knows, by the VM's id."""
+    listing = ["systemctl", "list-units", "--all", "--output=json", "aetherscale-*"]
     rows = json.loads(subprocess.run(listing, capture_output=True, text=True, check=True).stdout)
-    found = ((UNIT.fullmatch(row["unit"]), row["active"]) for row in rows)
+    found = ((name.fullmatch(row["unit"]), row["active"]) for row in rows)
     return {match[1]: state for match, state in found if match}
+
+
+def at_work(name: re.Pattern[str]) -> set[str]:
+    """VMs of which such a unit does anything. One that is dead can stay loaded: a VM's unit that failed wants its tap's."""
+    return {vm_id for vm_id, state in units(name).items() if state not in ("inactive", "failed")}
 
 
 def drop_ins() -> set[str]:
@@ -129,10 +134,7 @@ def strays(on: set[str]) -> Iterator[str]:
 def settle() -> None:
     """Wait for the units of taps whose VMs have come to rest: systemd stops them a moment later, and they tidy up."""
     for _ in range(100):
-        listing = ["systemctl", "list-units", "--all", "--plain", "--no-legend", "aetherscale-tap@*"]
-        told = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
-        wanted = {vm_id for vm_id, state in units().items() if state not in ("inactive", "failed")}
-        if {TAP.match(line)[1] for line in told.splitlines()} <= wanted:  # type: ignore[index]
+        if at_work(TAP) <= at_work(UNIT):
             return
         time.sleep(0.05)
 
