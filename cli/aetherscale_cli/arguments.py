@@ -230,7 +230,7 @@ def _parse_known(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argpar
     space, rest = parser.parse_known_args(argv)
     only_vms = hasattr(space, "ids") and not hasattr(space, "snapshot")
     if rest and (not only_vms or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(space, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     for word in rest:
         try:
             space.ids.append(values.vm(word))
