@@ -27,7 +27,7 @@ class Datagram:
     source: int
     to: str
     port: int
-    text: str
+    payload: bytes
 
 
 def finalize_sender(datagrams: Sequence[Datagram]) -> bytes:
@@ -35,12 +35,12 @@ def finalize_sender(datagrams: Sequence[Datagram]) -> bytes:
     start = BASE + _ELF.size + _SEGMENT.size
     data, code = struct.pack("<I", 1), b""  # it begins with what SO_BROADCAST is set to
     for one in datagrams:
-        own, peer, text = (start + len(data) + offset for offset in (0, 16, 32))
-        data += _address("0.0.0.0", one.source) + _address(one.to, one.port) + one.text.encode()
+        own, peer, payload = (start + len(data) + offset for offset in (0, 16, 32))
+        data += _address("0.0.0.0", one.source) + _address(one.to, one.port) + one.payload
         code += _call(_SOCKET, socket.AF_INET, socket.SOCK_DGRAM, 0) + _KEEP_FD
         code += _call(_SETSOCKOPT, None, socket.SOL_SOCKET, socket.SO_BROADCAST, start, 4)
         code += _call(_BIND, None, own, 16)
-        code += _call(_SENDTO, None, text, len(one.text.encode()), 0, peer, 16)
+        code += _call(_SENDTO, None, payload, len(one.payload), 0, peer, 16)
         code += _call(_CLOSE, None)
     code += _call(_EXIT, 0)
     size = _ELF.size + _SEGMENT.size + len(data) + len(code)

@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import struct
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -150,6 +151,12 @@ def test_what_a_dhcp_server_says_is_dropped_before_anything_of_a_guest_is_let_th
     assert rules.index("udp sport 67 drop") < min(accepting)
 
 
+def send(fleet: Rollout, key: Path, name: str, datagrams: Sequence[Datagram]) -> None:
+    """Have a guest send these."""
+    program = base64.b64encode(finalize_sender(datagrams)).decode()
+    inside(fleet, key, name, f"echo {program} | base64 -d > /tmp/send; chmod +x /tmp/send; /tmp/send")
+
+
 def overhear(
     fleet: Rollout, key: Path, name: str, datagrams: Sequence[Datagram], interfaces: Sequence[str]
 ) -> set[tuple[str, int, str]]:
@@ -157,8 +164,8 @@ def overhear(
 
     It is listened until the last has come by on the last interface.
     """
-    program = base64.b64encode(finalize_sender(datagrams)).decode()
-    arguments = [str(HEARD_S), datagrams[0].text.split()[0], datagrams[-1].text, *interfaces]
+    first, last = (one.payload.decode() for one in (datagrams[0], datagrams[-1]))
+    arguments = [str(HEARD_S), first.split()[0], last, *interfaces]
     command = fleet.lab.ssh_command("h1", ["/usr/bin/python3", "-I", "-", *arguments])
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as listener:
         assert listener.stdin is not None
@@ -166,7 +173,7 @@ def overhear(
         listener.stdin.write(Path(overheard.__file__).read_text())
         listener.stdin.close()
         assert listener.stdout.readline() == "listening\n"
-        inside(fleet, key, name, f"echo {program} | base64 -d > /tmp/send; chmod +x /tmp/send; /tmp/send")
+        send(fleet, key, name, datagrams)
         return {(interface, source, to) for interface, source, to in json.loads(listener.stdout.readline())}
 
 
@@ -178,13 +185,39 @@ def test_what_a_guest_sends_as_a_dhcp_server_ends_at_its_own_tap(
     neighbour = pair["net2"]
     sent = [(source, to) for source in (DHCP_SERVER, ANY_PORT) for to in (EVERYBODY, neighbour)]
     datagrams = [
-        Datagram(source, to, DHCP_CLIENT, f"offer number {number}") for number, (source, to) in enumerate(sent)
+        Datagram(source, to, DHCP_CLIENT, b"offer number %d" % number) for number, (source, to) in enumerate(sent)
     ]
     assert overhear(fleet, key, "net1", datagrams, (mine, BRIDGE, neighbours)) == {
         *((mine, source, to) for source, to in sent),
         (BRIDGE, ANY_PORT, EVERYBODY),
         *((neighbours, ANY_PORT, to) for to in (EVERYBODY, neighbour)),
     }
+
+
+def dhcp_release(sender: bytes, address: str, client: bytes) -> bytes:
+    """Say that an address is given back, in the name of a client. Source: RFC 2131, figure 1 and table 5; RFC 2132."""
+    head = struct.pack("!4B L 2H 4s 12x", 1, 1, len(sender), 0, 0x5EED, 0, 0, socket.inet_aton(address))
+    client_id = bytes((61, 1 + len(client), 1)) + client
+    options = bytes((53, 1, 7, 54, 4)) + socket.inet_aton(GATEWAY) + client_id + b"\xff"
+    return head + sender.ljust(16 + 64 + 128, b"\0") + b"\x63\x82\x53\x63" + options
+
+
+def find_leases(fleet: Rollout) -> dict[str, str]:
+    """The address of each lease of h1, by MAC."""
+    rows = (line.split() for line in fleet.run("h1", "cat", "/var/lib/aetherscale-network/leases").splitlines())
+    return {mac: address for _, mac, address, *_ in rows}
+
+
+def test_a_guest_gives_its_own_lease_back_and_nobody_elses(fleet: Rollout, pair: dict[str, str], key: Path) -> None:
+    """First it says its neighbour's client id, of the neighbour's address: its own MAC it must say."""
+    mine, neighbours = (fleet.show(name, 0)["mac"] for name in ("net1", "net2"))
+    sender, neighbour = (bytes.fromhex(mac.replace(":", "")) for mac in (mine, neighbours))
+    assert find_leases(fleet).items() >= {mine: pair["net1"], neighbours: pair["net2"]}.items()
+    for address, client in ((pair["net2"], neighbour), (pair["net1"], sender)):
+        payload = dhcp_release(sender, address, client)
+        send(fleet, key, "net1", [Datagram(DHCP_CLIENT, GATEWAY, DHCP_SERVER, payload)])
+    fleet.eventually(lambda: mine not in find_leases(fleet), 10)  # the control, sent last
+    assert find_leases(fleet)[neighbours] == pair["net2"]
 
 
 def assert_no_trace(fleet: Rollout, vm_id: str) -> None:
