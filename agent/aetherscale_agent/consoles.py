@@ -1,13 +1,15 @@
 """Serial consoles with viewers: one connection to each VM's, as long as anybody looks, fanned out to all of them.
 
 It is always read, because a guest stands still while nobody takes what it prints. So a viewer that does not keep up
-misses some of it, and is told how much.
+misses some of it, and is told how much. Its terminal has one size for the guest: the one that was told last.
 """
 
 import asyncio
 import contextlib
+import functools
 import re
 from asyncio import StreamReader, StreamWriter
+from collections.abc import Awaitable, Callable
 
 from aetherscale_agent.pipes import write_through
 from aetherscale_agent.ports import Hypervisor
@@ -23,6 +25,11 @@ VIEWER_BUFFER = 64 << 10
 GATHER_S = 0.005
 """How soon after a piece the next one is read, in seconds. A serial port gives a few bytes at a time; what comes
 meanwhile goes in one message, and what comes after a pause goes at once.
+"""
+
+SETTLE_S = 0.2
+"""For how long sizes of terminals are gathered before the guest is told the last of them, in seconds. A window that is
+dragged has a new one many times a second, and each that is told starts a program in the guest.
 """
 
 _SEQUENCE = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -105,6 +112,11 @@ class Viewer:
             raise StreamError("a log can't be written to")
         await self._console.write(data)
 
+    def resize(self, columns: int, lines: int) -> None:
+        """Have the guest told; a log is for looking only."""
+        if not self._read_only:
+            self._console.resize(columns, lines)
+
     async def end(self) -> None:
         """Who has typed all that there was to type has seen enough."""
         self.finish()
@@ -117,14 +129,22 @@ class Viewer:
 class _Console:
     """One VM's console while it has viewers."""
 
-    def __init__(self, consoles: dict[str, "_Console"], vm_id: str, reader: StreamReader, writer: StreamWriter) -> None:
+    def __init__(
+        self,
+        consoles: dict[str, "_Console"],
+        vm_id: str,
+        ends: tuple[StreamReader, StreamWriter],
+        tell_size: Callable[[int, int], Awaitable[None]],
+    ) -> None:
         self._consoles = consoles
         self._vm_id = vm_id
-        self._reader = reader
-        self._writer = writer
+        self._reader, self._writer = ends
+        self._tell_size = tell_size
+        self._size: tuple[int, int] | None = None  #: that the guest is to be told
+        self._resizing: asyncio.Task[None] | None = None
         self._viewers: set[Viewer] = set()
         self._typing = asyncio.Lock()
-        write_through(writer)
+        write_through(self._writer)
         self._reading = asyncio.create_task(self._read())
 
     def join(self, viewer: Viewer) -> None:
@@ -142,6 +162,17 @@ class _Console:
             self._writer.write(data)
             await self._writer.drain()
 
+    def resize(self, columns: int, lines: int) -> None:
+        self._size = (columns, lines)
+        if self._resizing is None or self._resizing.done():
+            self._resizing = asyncio.create_task(self._resize())
+
+    async def _resize(self) -> None:
+        while self._size is not None:
+            await asyncio.sleep(SETTLE_S)
+            size, self._size = self._size, None
+            await self._tell_size(*size)
+
     async def _read(self) -> None:
         with contextlib.suppress(OSError):
             while data := await self._reader.read(CHUNK):
@@ -152,6 +183,8 @@ class _Console:
         self._close()
 
     def _close(self) -> None:
+        if self._resizing is not None:
+            self._resizing.cancel()
         self._writer.transport.abort()
         if self._consoles.get(self._vm_id) is self:
             del self._consoles[self._vm_id]
@@ -173,7 +206,9 @@ class Consoles:
         async with self._opening:
             console = self._open.get(vm_id)
             if console is None:
-                console = _Console(self._open, vm_id, *await self._hypervisor.open_console(vm_id))
+                ends = await self._hypervisor.open_console(vm_id)
+                tell_size = functools.partial(self._hypervisor.resize_console, vm_id)
+                console = _Console(self._open, vm_id, ends, tell_size)
                 self._open[vm_id] = console
             viewer = Viewer(console, read_only=read_only)
             console.join(viewer)

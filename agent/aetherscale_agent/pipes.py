@@ -27,6 +27,9 @@ class Pipe(Protocol):
         :raise StreamError: when nothing may be written here.
         """
 
+    def resize(self, columns: int, lines: int) -> None:
+        """The client's terminal has this size now. Nothing happens where that means nothing, or he may only look."""
+
     async def end(self) -> None:
         """Nothing more will be written; what is there can still be read."""
 
@@ -50,6 +53,9 @@ class SocketPipe:
         """Send to the guest; returns when the kernel has it."""
         self._writer.write(data)
         await self._writer.drain()
+
+    def resize(self, columns: int, lines: int) -> None:
+        """A port has no terminal."""
 
     async def end(self) -> None:
         """Tell the guest that this was all."""

@@ -291,6 +291,12 @@ class Hypervisor(Protocol):
         :raise NotThere: when the VM is off, or was started by an agent that gave it no such console.
         """
 
+    async def resize_console(self, vm_id: str, columns: int, lines: int) -> None:
+        """Tell the guest how large the terminal at its serial console is; may take seconds.
+
+        Nothing happens where nobody in the guest takes it.
+        """
+
     async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
         """Connect to a TCP port of the guest.
 

@@ -99,7 +99,8 @@ class Stream:
             case "close":
                 self._over(End(told=True))
             case "resize":
-                pass  # a serial line has no size; guests ask the terminal itself
+                if frame.size is not None:
+                    self._pipe.resize(*frame.size)
 
     def end(self, reason: str, hint: str = "") -> None:
         """End it; the client is told why."""

@@ -21,6 +21,7 @@ from aetherscale_protocol.streams import Frame
 from aetherscale_testing import peers
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
+from aetherscale_testing.fakes import read_fake_vms
 from aetherscale_testing.fleet import Fleet
 from aetherscale_testing.memory import memory_of
 
@@ -111,6 +112,11 @@ class Cloud:
     @property
     def beam_pid(self) -> int:
         return int(Path(self.broker.environ["RABBITMQ_PID_FILE"]).read_text())
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """The columns and lines of its terminal, as the guest was told last."""
+        return read_fake_vms(self.agents.agents["h1"].folder / "vms")[self.vm_id].terminal
 
     @property
     def log(self) -> str:
@@ -403,6 +409,7 @@ def test_a_part_that_is_missing_ends_the_stream(cloud: Cloud) -> None:
 @pytest.mark.parametrize("end", ["ctrl-]", "SIGTERM", "SIGHUP", "agent", "broker"])
 def test_the_terminal_is_as_it_was(cloud: Cloud, end: str) -> None:
     master, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 132))
     before = termios.tcgetattr(terminal)
     viewer = cloud.cli("console-vm", cloud.vm_id, watched=False, stdin=terminal, stdout=terminal, stderr=terminal)
     screen = bytearray()
@@ -411,8 +418,11 @@ def test_the_terminal_is_as_it_was(cloud: Cloud, end: str) -> None:
     eventually(lambda: not termios.tcgetattr(terminal)[3] & termios.ICANON)
     os.write(master, b"echo\x03\r")
     eventually(lambda: b"echo\x03\r" in screen, "Ctrl-C is the guest's")
+    eventually(lambda: cloud.size == (132, 40), "the guest was told no size at first")
+    termios.tcsetwinsize(terminal, (25, 91))
     for _ in range(20):
         viewer.process.send_signal(signal.SIGWINCH)
+    eventually(lambda: cloud.size == (91, 25), "the guest was not told the new size")
     os.write(master, b"resized")
     eventually(lambda: b"resized" in screen)
     match end:

@@ -166,24 +166,51 @@ def test_an_image_may_be_for_one_host(images, order):
     assert json.loads(run(images, order)[1])["images"][0]["hosts"] == ["h2"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
-def test_an_image_has_its_name_before_the_next_is_copied(tmp_path):
-    """The role's tasks for hosts, with a second image that can't be copied."""
-    images = [
-        {"name": name, "path": str(tmp_path / name), "file": f"{name}.raw", "sha256": "0", "hosts": ["localhost"]}
-        for name in ("first", "missing")
-    ]
-    (tmp_path / "first").write_text("an image")
+@pytest.fixture
+def bring(tmp_path):
+    """Run the role's tasks for hosts, for images of the word `checked`; what it says."""
     (folder := tmp_path / "images").mkdir()
     tasks = yaml.safe_load((ANSIBLE / "roles/images/tasks/install.yml").read_text())
-    (bring,) = [task for task in tasks if "ansible.builtin.include_tasks" in task]
-    bring["ansible.builtin.include_tasks"] = str(ANSIBLE / "roles/images/tasks/image.yml")
-    facts = {"_images_folder": str(folder), "_images_here": [image | {"manifest": "{}"} for image in images]}
-    play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": facts, "tasks": [bring]}
-    (tmp_path / "play.yml").write_text(json.dumps([play]))
-    program = Path(sys.executable).with_name("ansible-playbook")
-    mine = os.environ | {"ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"), "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote")}
-    done = subprocess.run([program, tmp_path / "play.yml"], capture_output=True, text=True, cwd=tmp_path, env=mine)
+    (task,) = [task for task in tasks if "ansible.builtin.include_tasks" in task]
+    task["ansible.builtin.include_tasks"] = str(ANSIBLE / "roles/images/tasks/image.yml")
+    image = {"sha256": hashlib.sha256(b"checked").hexdigest(), "hosts": ["localhost"], "manifest": "{}"}
+
+    def run_it(*names):
+        here = [image | {"name": name, "path": str(tmp_path / name), "file": f"{name}.raw"} for name in names]
+        facts = {"_images_folder": str(folder), "_images_here": here}
+        play = {"hosts": "localhost", "connection": "local", "gather_facts": False, "vars": facts, "tasks": [task]}
+        (tmp_path / "play.yml").write_text(json.dumps([play]))
+        program = Path(sys.executable).with_name("ansible-playbook")
+        temps = {"ANSIBLE_LOCAL_TEMP": str(tmp_path / "local"), "ANSIBLE_REMOTE_TEMP": str(tmp_path / "remote")}
+        argv = [program, tmp_path / "play.yml"]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=os.environ | temps)
+
+    return run_it
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+def test_an_image_has_its_name_before_the_next_is_copied(bring, tmp_path):
+    (tmp_path / "first").write_text("checked")
+    done = bring("first", "missing")
     assert done.returncode != 0
     assert str(tmp_path / "missing") in done.stdout
-    assert sorted(path.name for path in folder.iterdir()) == ["first.json", "first.raw"]
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["first.json", "first.raw"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+@pytest.mark.parametrize("before", [None, "damaged"])
+def test_an_image_that_was_changed_since_it_was_checked_comes_to_no_host(bring, tmp_path, before):
+    (tmp_path / "disk").write_text("changed")
+    there = tmp_path / "images" / "disk.raw"
+    if before is not None:
+        there.write_text(before)
+    done = bring("disk")
+    assert done.returncode != 0
+    assert "its file is not what was checked" in done.stdout
+    assert {path.name: path.read_text() for path in (tmp_path / "images").iterdir()} == (
+        {"disk.raw": before} if before is not None else {}
+    )
+    (tmp_path / "disk").write_text("checked")
+    assert bring("disk").returncode == 0
+    assert there.read_text() == "checked"
+    assert (tmp_path / "images" / "disk.json").exists()

@@ -96,8 +96,8 @@ def resizes(tell: Callable[[int, int], None]) -> Iterator[None]:
                 tell(size.columns, size.lines)
 
     threading.Thread(target=watch, daemon=True).start()
-    changes.put(True)
     before = signal.signal(signal.SIGWINCH, lambda *_: changes.put(True))
+    changes.put(True)
     try:
         yield
     finally:

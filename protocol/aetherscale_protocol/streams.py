@@ -41,6 +41,9 @@ CLIENT_SILENCE_S = 30.0
 AGENT_SILENCE_S = 20.0
 """After how many seconds without a message a client takes the agent for gone."""
 
+MOST_CELLS = 1000
+"""Columns or lines of a terminal, at most."""
+
 LONGEST_REASON = 500
 LONGEST_ID = 64
 """Characters of a stream's id, which an agent gives (32) and repeats to whoever names it."""
@@ -62,7 +65,7 @@ class Frame(Struct, frozen=True):
     bytes: int = 0
     reason: str = ""  #: of a `close`: why, for people; empty when the stream came to its end
     hint: str = ""
-    size: tuple[int, int] | None = None  #: of a `resize`: columns and lines of the terminal
+    size: tuple[int, int] | None = None  #: of a `resize`: columns and lines of the terminal; None: no sensible ones
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -110,7 +113,10 @@ def _text(value: object) -> str:
 
 def _size(headers: Mapping[str, Any]) -> tuple[int, int] | None:
     columns, lines = headers.get(COLUMNS), headers.get(LINES)
-    return (columns, lines) if isinstance(columns, int) and isinstance(lines, int) else None
+    if not isinstance(columns, int) or not isinstance(lines, int):
+        return None
+    # A terminal that does not know its own size says 0.
+    return (columns, lines) if 1 <= columns <= MOST_CELLS and 1 <= lines <= MOST_CELLS else None
 
 
 def weigh(count: int) -> int:

@@ -1,5 +1,7 @@
 """Messages of streams: what they say is what is read; and nobody sends more than the other side takes."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +57,12 @@ def test_what_is_written_is_read(frame: Frame) -> None:
 def test_what_is_no_frame_is_refused(headers: dict[str, object], body: bytes) -> None:
     with pytest.raises(StreamError):
         read_frame(headers, body)
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-1, 24), (80, 0), (1001, 24), (80, 1 << 40), ("80", "24"), (80.0, 24.0)])
+def test_a_size_that_makes_no_sense_is_none(size: tuple[Any, Any]) -> None:
+    headers = {"stream": "s", "kind": "resize", "seq": 0, "columns": size[0], "lines": size[1]}
+    assert read_frame(headers, b"") == Frame("s", "resize", 0)
 
 
 def test_a_stream_that_is_gone_says_so_to_programs() -> None:

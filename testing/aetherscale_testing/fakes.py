@@ -142,6 +142,7 @@ class FakeVmFile:
     paused: bool = False
     content: str = ""  #: what the guest wrote
     snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
+    terminal: tuple[int, int] | None = None  #: the size that its console was told last
 
 
 def read_fake_vms(folder: Path) -> dict[str, FakeVmFile]:
@@ -176,6 +177,7 @@ class _Vm:
     paused: bool = False
     content: str = ""
     snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
+    terminal: tuple[int, int] | None = None
     at_rest: asyncio.Event = field(default_factory=asyncio.Event)
     button: asyncio.TimerHandle | None = None
 
@@ -213,6 +215,8 @@ class FakeHypervisor:
         self.guest_ports: dict[int, int] = {}
         #: Guests that have not asked for their address.
         self.silent: set[str] = set()
+        #: The sizes that guests' consoles were told: VM id, columns, lines.
+        self.sizes: list[tuple[str, int, int]] = []
         #: The instance on each VM's seed disc.
         self.seeds: dict[str, str] = {}
         #: What the host finds when it looks at itself.
@@ -410,6 +414,14 @@ class FakeHypervisor:
             raise NotThere(f"VM {vm_id} has no console to connect to", "start it")
         return await self._console(vm_id).connect()
 
+    async def resize_console(self, vm_id: str, columns: int, lines: int) -> None:
+        await self._pass("resize", 0)
+        if self._is_on(vm_id):
+            vm = self._vms[vm_id]
+            self.sizes.append((vm_id, columns, lines))
+            vm.terminal = (columns, lines)
+            self._save(vm_id, vm, vm.power)
+
     async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
         return await pipes.dial(vm_id, self.nic(vm_id).addresses, self.guest_ports.get(port, port))
 
@@ -459,7 +471,8 @@ class FakeHypervisor:
 
     @contextlib.contextmanager
     def holding(self, step: str) -> Iterator[asyncio.Event]:
-        """While in this block, each `probe`, `build`, `seed`, `start`, `press`, `kill` or `remove` waits in its middle.
+        """While in this block, each `probe`, `build`, `seed`, `start`, `press`, `kill`, `resize` or
+        `remove` waits in its middle.
 
         Yields an event; setting it lets them go on before the block's end.
         """
@@ -544,6 +557,7 @@ class FakeHypervisor:
                 vm.paused and power is Power.ON,
                 vm.content,
                 vm.snapshots,
+                vm.terminal,
             )
             write_fake_vm(self._folder, vm_id, file)
 

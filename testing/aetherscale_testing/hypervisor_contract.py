@@ -336,6 +336,13 @@ class HypervisorContract:
         writer.close()
 
     @in_world
+    async def test_a_size_of_a_terminal_may_be_told_to_whoever_does_not_listen(self, world: World) -> None:
+        hypervisor = await begin(world)
+        for vm_id in (ONE, ABSENT):
+            await hypervisor.resize_console(vm_id, 132, 50)
+        assert await power(hypervisor) is Power.ON
+
+    @in_world
     async def test_there_is_nothing_to_connect_to_in_a_vm_that_is_off(self, world: World) -> None:
         hypervisor = await begin(world)
         await hypervisor.kill(ONE)

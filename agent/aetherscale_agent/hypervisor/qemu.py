@@ -317,6 +317,13 @@ class QemuHypervisor:
         """Connect to the VM's serial console."""
         return await console.connect(self._layout.vm(vm_id).console_socket, vm_id)
 
+    async def resize_console(self, vm_id: str, columns: int, lines: int) -> None:
+        """Tell the guest's agent, if there is one that listens."""
+        try:
+            await guest_agent.resize_console(self._layout.vm(vm_id).guest_agent, columns, lines)
+        except guest_agent.GuestSilent as error:
+            _log.debug("VM %s: its console has the size that it had: %s", vm_id, error)
+
     async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
         """Connect to a TCP port of the guest."""
         nic = self.nic(vm_id)

@@ -1,6 +1,7 @@
-"""What a guest's agent says, and what a guest may say in its place."""
+"""What a guest's agent says and does, and what a guest may say in its place."""
 
 import asyncio
+import contextlib
 import json
 from asyncio import StreamReader, StreamWriter
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aetherscale_agent.hypervisor import guest_agent
-from aetherscale_agent.hypervisor.guest_agent import GuestSilent, ask_addresses
+from aetherscale_agent.hypervisor.config import HypervisorConfig
+from aetherscale_agent.hypervisor.guest_agent import GuestSilent, ask_addresses, resize_console
+from aetherscale_agent.hypervisor.qemu import QemuHypervisor
 
 MAC = "52:54:00:12:34:56"
 Guest = Callable[[StreamReader, StreamWriter], Awaitable[None]]
@@ -153,6 +156,110 @@ def test_what_no_guest_can_have_is_dropped(lie: str, tmp_path: Path) -> None:
 def test_no_more_than_a_few_are_kept(tmp_path: Path) -> None:
     many = interface(*(f"10.0.{n}.1" for n in range(200)), "10.0.0.1")
     assert len(ask(polite(say([many, many])), tmp_path)) == guest_agent.MOST_ADDRESSES
+
+
+# The size of the terminal at its console
+
+PID = {"pid": 812}
+ENDED = {"exited": True, "exitcode": 0}
+
+
+def obedient(asked: list[dict[str, Any]], *answers: bytes) -> Guest:
+    """A guest agent that answers so, one after the other, and then no more; `asked`: what it was."""
+
+    async def guest(reader: StreamReader, writer: StreamWriter) -> None:
+        number = (await read_question(reader))["arguments"]["id"]
+        writer.write(b"\xff" + say(number))
+        for answer in answers:
+            asked.append(await read_question(reader))
+            writer.write(answer)
+        await reader.read()
+        writer.close()
+
+    return guest
+
+
+def resize(guest: Guest, folder: Path, timeout: float = 2) -> None:
+    async def meet() -> None:
+        async with await asyncio.start_unix_server(guest, folder / "guest.sock"):
+            await resize_console(folder / "guest.sock", 132, 40, timeout)
+
+    asyncio.run(meet())
+
+
+def test_the_guest_sets_the_size_of_its_console_and_that_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_agent, "LOOK_EVERY", 0)
+    asked: list[dict[str, Any]] = []
+    resize(obedient(asked, say(PID), say({"exited": False}), say({"exited": False}), say(ENDED)), tmp_path)
+    stty = {"path": "stty", "arg": ["-F", "/dev/ttyS0", "cols", "132", "rows", "40"]}
+    assert (
+        asked
+        == [{"execute": "guest-exec", "arguments": stty}] + [{"execute": "guest-exec-status", "arguments": PID}] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [b'{"error": {"class": "GenericError", "desc": "Command guest-exec has been disabled"}}\n'],
+        [say({"pid": -1})],
+        [say({"pid": "812"})],
+        [b'{"return": {"pid": ' + b"9" * 4000 + b"}}\n"],
+        [b"x" * (guest_agent.LONGEST * 3)],
+        [say(PID), say({})],
+        [say(PID), say({"exited": True, "exitcode": 1})],
+        [say(PID), b'{"return": {"exited": true, "out-data": "' + b"x" * guest_agent.LONGEST + b'"}}\n'],
+    ],
+    ids=lambda answers: repr(answers[-1][:50]),
+)
+def test_a_guest_that_does_not_set_it_says_so_or_nothing(answers: list[bytes], tmp_path: Path) -> None:
+    with pytest.raises(GuestSilent):
+        resize(obedient([], *answers), tmp_path)
+
+
+def test_a_program_in_the_guest_that_never_ends_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_agent, "LOOK_EVERY", 0)
+    with pytest.raises(GuestSilent, match="no answer within"):
+        resize(obedient([], say(PID), *[say({"exited": False})] * 100_000), tmp_path, 0.05)
+
+
+def test_who_asks_at_the_same_time_has_a_conversation_of_his_own(tmp_path: Path) -> None:
+    """This guest has one line, as its real port has: whatever it is asked, it answers whoever came last."""
+    port = tmp_path / "guest.sock"
+    last: list[StreamWriter] = []
+    answers = {
+        "guest-network-get-interfaces": [interface("10.0.0.7")],
+        "guest-exec": PID,
+        "guest-exec-status": ENDED,
+    }
+
+    async def guest(reader: StreamReader, writer: StreamWriter) -> None:
+        last[:] = [writer]
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            number = (await read_question(reader))["arguments"]["id"]
+            last[0].write(b"\xff" + say(number))
+            while True:
+                last[0].write(say(answers[(await read_question(reader))["execute"]]))
+        writer.close()
+
+    async def meet() -> list[Any]:
+        async with await asyncio.start_unix_server(guest, port):
+            both = [(resize_console(port, 80 + n, 24), ask_addresses(port, MAC)) for n in range(5)]
+            return await asyncio.gather(*(one for pair in both for one in pair))
+
+    assert asyncio.run(meet()) == [None, ("10.0.0.7",)] * 5
+
+
+def test_a_guest_without_an_agent_keeps_its_size_and_nobody_is_troubled(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hypervisor = QemuHypervisor(HypervisorConfig(tmp_path, tmp_path))
+    with caplog.at_level("DEBUG"):
+        asyncio.run(hypervisor.resize_console("sgeqxcfi", 132, 40))
+    (record,) = [one for one in caplog.records if one.name.startswith("aetherscale")]
+    assert (record.levelname, "VM sgeqxcfi" in record.getMessage()) == ("DEBUG", True)
 
 
 @given(st.binary(max_size=200))

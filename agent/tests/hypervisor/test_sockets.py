@@ -15,6 +15,7 @@ VISITS: dict[str, Callable[[Path], Awaitable[object]]] = {
     "monitor": lambda path: monitor.execute(path, "quit", 0.2),
     "console": lambda path: console.connect(path, "sgeqxcfi"),
     "guest agent": lambda path: guest_agent.ask_addresses(path, "52:54:00:12:34:56", 0.2),
+    "guest agent, of the console": lambda path: guest_agent.resize_console(path, 132, 40, 0.2),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pika
 import pytest
 
-from aetherscale_agent import pipes, stream, streams
+from aetherscale_agent import consoles, pipes, stream, streams
 from aetherscale_agent.broker import BrokerLost, Channel, Delivery
 from aetherscale_agent.consoles import GATHER_S, VIEWER_BUFFER, Consoles, Viewer, find_news
 from aetherscale_agent.envelope import read_envelope
@@ -241,12 +241,77 @@ async def test_a_log_can_not_be_written_to(desk: Desk) -> None:
     assert desk.data(log) == b""
 
 
+# Sizes
+
+
+@pytest.fixture
+def settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are gathered for no time at all."""
+    monkeypatch.setattr(consoles, "SETTLE_S", 0)
+
+
+@pytest.mark.usefixtures("settled")
+def test_of_a_window_that_is_dragged_the_guest_is_told_the_last_size(tmp_path: Path) -> None:
+    async def check(desk: Desk) -> None:
+        one, other = await desk.open(kind="console"), await desk.open(kind="console")
+        for columns in range(80, 180):
+            desk.tell(one, "resize", size=(columns, 24))
+        desk.tell(other, "resize", size=(132, 50))
+        sizes = desk.world.hypervisor.sizes
+        await until(lambda: bool(sizes))
+        desk.tell(one, "resize", size=(90, 30))
+        await until(lambda: len(sizes) == 2)
+        assert sizes == [(ID, 132, 50), (ID, 90, 30)]
+
+    at_desk(check)(tmp_path)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_guest_that_is_slow_to_take_a_size_holds_up_nothing(tmp_path: Path) -> None:
+    async def check(desk: Desk) -> None:
+        console = await desk.open(kind="console")
+        with desk.world.hypervisor.holding("resize"):
+            for columns in (81, 82, 83):
+                desk.tell(console, "resize", size=(columns, 24))
+                desk.tell(console, "data", b"x")
+                await until(lambda: desk.data(console).endswith(b"x"))
+            await until(lambda: desk.data(console) == b"xxx")
+            assert desk.world.hypervisor.sizes == []
+        await until(lambda: desk.world.hypervisor.sizes[-1:] == [(ID, 83, 24)])
+
+    at_desk(check)(tmp_path)
+
+
+@pytest.mark.usefixtures("settled")
+def test_who_may_only_look_or_has_a_tunnel_resizes_nothing(tmp_path: Path) -> None:
+    async def check(desk: Desk) -> None:
+        async with guest(desk):
+            log, tunnel = await desk.open(kind="log"), await desk.open(kind="tcp", port=22)
+            console = await desk.open(kind="console")
+            for each in (log, tunnel):
+                desk.tell(each, "resize", size=(50, 10))
+            desk.tell(console, "resize")  # of a terminal that does not know its own
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert desk.world.hypervisor.sizes == []
+            desk.tell(console, "resize", size=(132, 50))
+            desk.tell(log, "resize", size=(50, 10))
+            await until(lambda: bool(desk.world.hypervisor.sizes))
+            assert desk.world.hypervisor.sizes == [(ID, 132, 50)]
+            assert not [f for f in desk.sent if f.kind == "close"]
+
+    at_desk(check)(tmp_path)
+
+
 @at_desk
-async def test_a_resize_changes_nothing_and_breaks_nothing(desk: Desk) -> None:
+async def test_a_size_is_forgotten_with_the_last_who_looks(desk: Desk) -> None:
     console = await desk.open(kind="console")
     desk.tell(console, "resize", size=(132, 50))
-    desk.tell(console, "data", b"as before")
-    await until(lambda: desk.data(console) == b"as before")
+    resizing = desk.streams._consoles._open[ID]._resizing
+    assert resizing is not None
+    desk.tell(console, "close")
+    await until(resizing.done)
+    assert resizing.cancelled()
 
 
 # Ends

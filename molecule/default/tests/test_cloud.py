@@ -1,6 +1,12 @@
 """A Debian with cloud-init, as people boot it; meanwhile, a host whose VMs are on a bridge of its operator's own."""
 
+import contextlib
+import os
+import pty
+import signal
 import subprocess
+import termios
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -140,3 +146,35 @@ def test_a_debian_with_cloud_init_becomes_what_it_was_told(
         "done",
         "active",
     ]
+
+
+def test_its_console_has_the_size_of_the_terminal_at_it(
+    fleet: Rollout, key: Path, debian: "subprocess.Popen[str]"
+) -> None:
+    """Its guest agent is told, at the opening and when the window changes; its getty keeps the line open."""
+    assert debian.wait(600) == 0
+    keys, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 132))
+    viewer = subprocess.Popen(
+        fleet.argv("console-vm", "debian1"), stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True
+    )
+    threading.Thread(target=read_all, args=(keys,), daemon=True).start()
+    try:
+        fleet.eventually(lambda: inside(fleet, key, "debian1", "stty -F /dev/ttyS0 size") == "40 132", 60)
+        termios.tcsetwinsize(terminal, (25, 91))
+        viewer.send_signal(signal.SIGWINCH)
+        fleet.eventually(lambda: inside(fleet, key, "debian1", "stty -F /dev/ttyS0 size") == "25 91", 60)
+        os.write(keys, b"\x1d")
+        assert viewer.wait(10) == 0
+    finally:
+        viewer.kill()
+        viewer.wait()
+        os.close(terminal)
+
+
+def read_all(screen: int) -> None:
+    """Show what is printed to nobody, so that nothing waits for somebody who reads."""
+    with contextlib.suppress(OSError):  # it was left
+        while os.read(screen, 4096):
+            pass
+    os.close(screen)
