@@ -39,6 +39,7 @@ class Watched(Struct):
     raw: bytes = b""
     trouble: str = ""  #: why nothing is known of it, or why waiting is of no use
     hint: str = ""
+    unfound: CliError | None = None  #: why it is not known which VM is meant
 
     @property
     def spoken(self) -> str:
@@ -182,7 +183,9 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
     outcome = Outcome()
     outcome.stdout = text.partial_table(COLUMNS, [_row(one) for one in watched if one.report is not None], {"NAME"})
     for one in watched:
-        if one.verdict == "hopeless":
+        if one.unfound is not None:
+            outcome.fail(str(one.unfound), one.unfound.hint, one.unfound.exit_code)
+        elif one.verdict == "hopeless":
             outcome.fail(f"VM {one.spoken} {one.trouble}", one.hint or None, Exit.FAILED)
             _add_console(outcome, one)
         elif one.verdict == "waiting":

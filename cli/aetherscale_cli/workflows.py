@@ -12,7 +12,7 @@ from aetherscale_cli.arguments import PROGRAM, Invocation
 from aetherscale_cli.errors import Exit, NoAgent, worst
 from aetherscale_cli.milestones import Watched
 from aetherscale_cli.report import Outcome
-from aetherscale_cli.resolve import Found, UnknownVm, find_each
+from aetherscale_cli.resolve import Found, find_each
 from aetherscale_cli.wire import Session
 
 if TYPE_CHECKING:
@@ -126,8 +126,6 @@ def _find(session: Session, tokens: Sequence[str], timeout: float) -> list[Watch
     for token, found in zip(tokens, find_each(session, tokens, timeout, trust_ids=False), strict=True):
         if isinstance(found, Found):
             watched.append(Watched(found.vm_id, found.name))
-        elif isinstance(found, UnknownVm):
-            watched.append(Watched("", token, verdict="hopeless", trouble="does not exist"))
         else:
-            raise found
+            watched.append(Watched("", token, verdict="hopeless", unfound=found))
     return watched

@@ -240,6 +240,21 @@ class TestWholeCommands:
         assert ran.code == 1
         assert len(cli("wait-vm", "web1", "--for", "ssh").answers) == 1
 
+    def test_wait_vm_for_several_of_which_one_may_be_many(self, use: Use, cli: Any) -> None:
+        vms = [vm(WEB1), vm("abcdefgh"), vm("abzzzzzz")]
+        use(MemorySession({"h1": vms}, behave=course({"reached": ["running"]})))
+        ran = cli("wait-vm", "ab", "web1", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [WEB1]
+        assert ran.err.startswith("error: ab is the beginning of 2 VM ids: abcdefgh")
+        assert ran.code == 1
+
+    def test_wait_vm_for_several_of_which_one_may_be_on_a_host_that_is_down(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": [vm(WEB1)]}, down={"h2": []}, behave=course({"reached": ["running"]})))
+        ran = cli("wait-vm", "ab", "web1", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [WEB1]
+        assert ran.err.startswith("error: it is not known which VM ab is: h2 did not answer")
+        assert ran.code == 4
+
     def test_a_short_time_bounds_the_wait_too(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=course({})))
         ran = cli("wait-vm", "web1", "--for", "ssh", "--timeout", "0.05s", "-o", "table")
