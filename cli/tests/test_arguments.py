@@ -279,6 +279,12 @@ def test_a_command_s_help_states_its_own_time_out(cli: Any) -> None:
     assert "(default: 60)" in " ".join(cli("stop-vm", "--help").out.split())
 
 
+@pytest.mark.parametrize("command", [name for name in _ADD if name.endswith("-vm") and name != "create-vm"])
+def test_help_says_what_may_stand_for_a_vm(cli: Any, command: str) -> None:
+    said = " ".join(cli(command, "--help").out.split())
+    assert "its id, its name, or the beginning of its id" in said
+
+
 def test_the_version_is_an_answer(cli: Any) -> None:
     done = cli("--version")
     assert (done.code, done.out, done.err) == (0, f"aetherscale-cli {__version__}\n", "")

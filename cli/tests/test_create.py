@@ -206,6 +206,11 @@ class TestClones:
             "disk": 20, "labels": {"role": "web", "old": "no"}, "clone-of": WEB1,
         }  # fmt: skip
 
+    def test_the_beginning_of_the_source_s_id_will_do(self, use: Use, cli: Any) -> None:
+        session = use(MemorySession({"h1": [vm("qqabcdef", state="stopped")]}))
+        assert cli("clone-vm", "qq", "--name", "web2").code == 0
+        assert sent(session)["clone-of"] == "qqabcdef"
+
     def test_how_to_ask_again_is_told_as_it_was_asked(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [self.SOURCE]}, behave=lambda _h, command, _o: None if command == "create-vm" else {}))
         ran = cli("clone-vm", "web1", "--name", "web2", "--timeout", "1s")
