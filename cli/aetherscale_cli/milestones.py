@@ -24,6 +24,8 @@ from aetherscale_protocol.options import ShowVm
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, _GROWTH = 0.2, 2.0, 1.5
 _ANSWER_S = 5.0
+_CLOCKS_S = 5.0
+"""By how much hosts' clocks may be behind ours."""
 COLUMNS = ("VM ID", "NAME", "STATE", "REACHED", "HOST", "ADDRESS")
 
 Verdict = Literal["waiting", "reached", "hopeless"]
@@ -40,11 +42,17 @@ class Watched(Struct):
     trouble: str = ""  #: why nothing is known of it, or why waiting is of no use
     hint: str = ""
     unfound: CliError | None = None  #: why it is not known which VM is meant
+    asked: float | None = None  #: when (`time.time()`) its create was sent that nobody answered: older ones are others
 
     @property
     def spoken(self) -> str:
         """The VM, as the operator knows it."""
         return self.name or self.vm_id
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing is known of it but that its create may have been done."""
+        return self.asked is not None and self.report is None
 
     def take(self, call: Call, milestone: str) -> None:
         """What became of asking for it."""
@@ -56,10 +64,14 @@ class Watched(Struct):
             self._take_refusal(answer.execution_info.code or "", answer.execution_info.reason or "refused")
             return
         try:
-            self.report = msgspec.json.decode(answer.response, type=VmReport)
+            report = msgspec.json.decode(answer.response, type=VmReport)
         except ValueError:
             self.trouble = "the answer can't be read"
             return
+        if self.asked is not None and report.created < self.asked - _CLOCKS_S:
+            self.verdict = "hopeless"
+            return
+        self.report = report
         self.raw, self.trouble = call.reply.raw, ""
         self._judge(self.report, milestone)
 
@@ -179,9 +191,11 @@ def _must_tell(one: Watched, milestone: str) -> bool:
 
 
 def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, interrupted: bool = False) -> Outcome:
-    """The outcome of a wait; stdout is the table."""
+    """The outcome of a wait; stdout is the table. Of a VM of which nothing is known its create has told."""
     outcome = Outcome()
-    outcome.stdout = text.partial_table(COLUMNS, [_row(one) for one in watched if one.report is not None], {"NAME"})
+    watched = [one for one in watched if not one.doubtful]
+    rows = [_row(one) for one in watched if one.report is not None]
+    outcome.stdout = text.partial_table(COLUMNS, rows, {"NAME"}) if rows else ""
     for one in watched:
         if one.unfound is not None:
             outcome.fail(str(one.unfound), one.unfound.hint, one.unfound.exit_code)
@@ -222,13 +236,17 @@ def wait_and_report(
     milestone: str,
     seconds: float,
     clock: Callable[[], float],
+    begun: float | None = None,
 ) -> Outcome:
-    """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM."""
-    begun = clock()
+    """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM.
+
+    :param begun: since when the `seconds` count, on that clock; left out: from now on.
+    """
+    begun = clock() if begun is None else begun
 
     def wait() -> None:
         with opening as session:
-            wait_for(session, watched, milestone, seconds, clock)
+            wait_for(session, watched, milestone, seconds - (clock() - begun), clock)
 
     ended = interrupts.attempt(wait)
     spent = seconds if ended is None else clock() - begun

@@ -21,14 +21,14 @@ EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
 
 class Outcome(Struct):
     """`stdout` for answers, `notes` (lines) for stderr, and the exit code; `names` of VMs, by their ids, '' if they
-    have none; `done`: the ids of those for which it was done.
+    have none; `calls`: what was asked for.
     """
 
     stdout: str = ""
     notes: list[str] = []
     exit_code: Exit = Exit.DONE
     names: dict[str, str] = {}
-    done: list[str] = []
+    calls: Sequence[Call] = ()
 
     def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
         """Add an error, made safe for a terminal."""
@@ -144,8 +144,8 @@ def report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None
         outcome.hint(f"look there: systemctl status aetherscale-agent (on {names})")
 
 
-def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
-    """The outcome of commands that got one answer each."""
+def report_each(calls: Sequence[Call], now: float, *, as_json: bool, also: Sequence[bytes] = ()) -> Outcome:
+    """The outcome of commands that got one answer each; `also`: more answers for programs, who are not told of here."""
     outcome = Outcome()
     done = [call for call in calls if not report_trouble(outcome, call, len(calls) > 1)]
     try:
@@ -153,7 +153,7 @@ def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
     except ValueError as error:
         body = ""
         outcome.fail(f"the answer can't be read: {error}", "are agent and CLI of one version?")
-    outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
+    outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))] + [*also]) if as_json else body
     _report_unfinished(outcome, done)
     if done and done[0].command.name == "create-vm" and not as_json:
         outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].spoken}")

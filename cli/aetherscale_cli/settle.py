@@ -55,6 +55,17 @@ class Call(Struct):
         """Whether nothing has become of it yet."""
         return self.reply is None and self.trouble is None
 
+    @property
+    def done(self) -> bool:
+        """Whether an agent says that it was done."""
+        return self.reply is not None and self.reply.answer.ok
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may have been done, and nobody knows."""
+        answered = self.reply.answer.execution_info.code if self.reply is not None else None
+        return (self.trouble.code if self.trouble is not None else answered) == "outcome-unknown"
+
 
 class Settling:
     """Says what is to be sent, and takes what the session reports until every call is settled.
@@ -193,5 +204,6 @@ def unknown_outcome(call: Call, why: CliError) -> CliError:
     again = f"{call.command.name} {which} --request-id {call.message.request_id}"
     if call.command.reach is Reach.ONE:
         again += " and the same options"
-    hint = f"find out with: {PROGRAM} show-vm {call.spoken}; or ask again, which is safe: {PROGRAM} {again}"
+    look = "wait-vm" if getattr(call.options, "clone_of", None) else "show-vm"  # its copy may go on
+    hint = f"find out with: {PROGRAM} {look} {call.spoken}; or ask again, which is safe: {PROGRAM} {again}"
     return CliError(message, hint, Exit.UNKNOWN)

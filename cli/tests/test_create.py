@@ -216,6 +216,7 @@ class TestClones:
         ran = cli("clone-vm", "web1", "--name", "web2", "--timeout", "1s")
         assert ran.code == 5
         assert "aetherscale-cli clone-vm web1 --name web2 --request-id" in ran.err
+        assert "hint: find out with: aetherscale-cli wait-vm web2; or ask again" in ran.err
 
     @pytest.mark.parametrize("source", ["web9", "webfront", "x"])
     def test_a_source_that_is_not_there(self, use: Use, cli: Any, source: str) -> None:
