@@ -38,10 +38,11 @@ class Watched(Struct):
     name: str = ""
     verdict: Verdict = "waiting"
     report: VmReport | None = None
-    raw: bytes = b""
+    raw: bytes = b""  #: the last report as it came; before there is one, the last refusal
     trouble: str = ""  #: why nothing is known of it, or why waiting is of no use
     hint: str = ""
     unfound: CliError | None = None  #: why it is not known which VM is meant
+    told: CliError | None = None  #: what was told of it, if it has not come so far
     asked: float | None = None  #: when (`time.time()`) its create was sent that nobody answered: older ones are others
 
     @property
@@ -61,6 +62,7 @@ class Watched(Struct):
             return
         answer = call.reply.answer
         if not answer.ok:
+            self.raw = self.raw if self.report else call.reply.raw
             self._take_refusal(answer.execution_info.code or "", answer.execution_info.reason or "refused")
             return
         try:
@@ -196,17 +198,11 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
     watched = [one for one in watched if not one.doubtful]
     rows = [_row(one) for one in watched if one.report is not None]
     outcome.stdout = text.partial_table(COLUMNS, rows, {"NAME"}) if rows else ""
+    why = "interrupted" if interrupted else f"not within {seconds:g} s"
     for one in watched:
-        if one.unfound is not None:
-            outcome.fail(str(one.unfound), one.unfound.hint, one.unfound.exit_code)
-        elif one.verdict == "hopeless":
-            outcome.fail(f"VM {one.spoken} {one.trouble}", one.hint or None, Exit.FAILED)
-            _add_console(outcome, one)
-        elif one.verdict == "waiting":
-            why = "interrupted" if interrupted else f"not within {seconds:g} s"
-            outcome.fail(
-                f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one, milestone)}", None, Exit.PARTIAL
-            )
+        one.told = one.unfound or _error_of(one, milestone, why)
+        if one.told is not None:
+            outcome.fail(str(one.told), one.told.hint, one.told.exit_code)
             _add_console(outcome, one)
     late = [one.spoken for one in watched if one.verdict == "waiting"]
     if any(_must_tell(one, milestone) for one in watched):
@@ -216,6 +212,16 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
     if interrupted:
         outcome.exit_code = Exit.INTERRUPTED
     return outcome
+
+
+def _error_of(one: Watched, milestone: str, why: str) -> CliError | None:
+    """What is to be told of a VM that has not come so far; `why` it is waited for no longer."""
+    if one.verdict == "hopeless":
+        return CliError(f"VM {one.spoken} {one.trouble}", one.hint or None)
+    if one.verdict == "waiting":
+        said = f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one, milestone)}"
+        return CliError(said, None, Exit.PARTIAL)
+    return None
 
 
 def _row(one: Watched) -> Sequence[str]:

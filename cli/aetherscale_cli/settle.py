@@ -28,7 +28,9 @@ answers before it was sent could miss it with no host ever down."""
 
 
 class Call(Struct):
-    """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither."""
+    """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither. `vm_id` is '' where it
+    is not known which VM is meant.
+    """
 
     command: Command
     options: Options
@@ -38,6 +40,7 @@ class Call(Struct):
     trouble: CliError | None = None
     until: float = 0.0  #: when to wait no longer for its answer; 0: it was not sent yet
     name: str = ""  #: of the VM, if it was named so
+    typed: str = ""  #: what the VM was called on the command line
 
     @property
     def subject(self) -> str:

@@ -131,8 +131,19 @@ def _wait_for_these(session: Session, invocation: Invocation) -> Outcome:
     )
     outcome.names = {one.vm_id: one.name for one in watched}
     if invocation.as_json:
-        outcome.stdout = report.json_list([one.raw for one in watched if one.raw])
+        rows = [
+            _row(one, vm) for one, vm in zip(watched, invocation.vms, strict=True) if one.report or len(watched) > 1
+        ]
+        outcome.stdout = report.json_list(rows)
     return outcome
+
+
+def _row(one: Watched, typed: str) -> bytes:
+    """What programs are told of a VM that was waited for."""
+    if one.report is not None:
+        return one.raw
+    assert one.told is not None, "nothing is known of it, so that was told"
+    return report.name_vm(one.raw or report.answer_of(one.told), one.vm_id, typed)
 
 
 def _find(session: Session, tokens: Sequence[str], timeout: float) -> list[Watched]:

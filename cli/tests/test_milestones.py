@@ -323,6 +323,25 @@ class TestWholeCommands:
         assert ran.err.startswith("error: it is not known which VM ab is: h2 did not answer")
         assert ran.code == 4
 
+    def test_wait_vm_for_several_has_an_answer_for_each(self, use: Use, cli: Any) -> None:
+        reached = course({"reached": ["running"]})
+
+        def behave(host: str, command: str, options: dict[str, Any]) -> Any:
+            silent = command == "show-vm" and options["vm-id"] == "bbbbbbbb"
+            return None if silent else reached(host, command, options)
+
+        use(MemorySession({"h1": [vm(WEB1), vm("abcdefgh"), vm("abzzzzzz"), vm("bbbbbbbb")]}, behave=behave))
+        argv = ("wait-vm", "web1", "nosuch", "nosuch-1", "ab", "bbbbbbbb", "--timeout", "0.1s")
+        first, *rows = cli(*argv).answers
+        assert first["response"]["vm-id"] == WEB1
+        assert [(row["vm"], row.get("vm-id"), row["execution-info"].get("code")) for row in rows] == [
+            ("nosuch", None, "vm-unknown"),
+            ("nosuch-1", names.id_of_name("nosuch-1"), "vm-unknown"),
+            ("ab", None, "bad-request"),
+            ("bbbbbbbb", "bbbbbbbb", None),
+        ]
+        assert cli("wait-vm", "nosuch-1").answers == []
+
     def test_a_short_time_bounds_the_wait_too(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=course({})))
         ran = cli("wait-vm", "web1", "--for", "ssh", "--timeout", "0.05s", "-o", "table")
