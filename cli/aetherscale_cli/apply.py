@@ -90,9 +90,7 @@ class Run(Struct):
             call.trouble = unanswered(call, self.why)
         if not report.report_trouble(outcome, call, True):
             return done
-        answered = call.reply.answer.execution_info.code if call.reply is not None else None
-        code = call.trouble.code if call.trouble is not None else answered
-        return f"perhaps {done}" if code == "outcome-unknown" else f"not {done}"
+        return f"perhaps {done}" if call.doubtful else f"not {done}"
 
     def find_least_disk(self, session: Session, vm: VmReport) -> int:
         """The GiB that a VM's disk has at least, because of the image that it stands on; 0 if nobody says."""

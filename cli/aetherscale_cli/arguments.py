@@ -200,7 +200,7 @@ def parse(argv: Sequence[str]) -> Invocation:
     timeout = getattr(space, "timeout", None) or float(TIMEOUTS.get(space.command, 0))
     until, until_s = getattr(space, "until", None), getattr(space, "timeout", None) or arguments_create.WAIT_S
     if until is not None:
-        timeout = min(timeout, _ANSWER_S[space.command])
+        timeout = min(timeout, _ANSWER_S.get(space.command, timeout))
     wait = getattr(space, "wait_for_host", None) or 0.0
     own_ids = bool(getattr(space, "vm_id", None) or common["request_id"] or getattr(space, "name", None))
     try:
@@ -500,8 +500,8 @@ _ADD = {
 
 
 _WITHOUT_OPTIONS = ("list-contexts", "use-context", "completion", "doctor", "clone-vm", "apply", "import-image")
-_ANSWER_S = {"create-vm": 30.0, "clone-vm": 120.0, "wait-vm": 5.0}
-"""How long those that wait for a milestone wait for one answer at most, in seconds."""
+_ANSWER_S = {"create-vm": 30.0, "wait-vm": 5.0}
+"""How long those that wait for a milestone wait for one answer at most, in seconds; a copy may take all of the time."""
 
 
 def _finalize_options(space: argparse.Namespace) -> tuple[Options, ...]:

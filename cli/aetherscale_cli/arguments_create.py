@@ -30,7 +30,8 @@ def add_create(sub: argparse.ArgumentParser) -> None:
 
 def add_clone(sub: argparse.ArgumentParser) -> None:
     """What clone-vm takes: what is not given is as the source has it."""
-    sub.add_argument("source", type=values.vm, metavar="SOURCE", help="a VM that is off: its id, or its name")
+    said = "a VM that is off: its id, its name, or the beginning of its id"
+    sub.add_argument("source", type=values.vm, metavar="SOURCE", help=said)
     _add_size(sub, None)
     sub.add_argument("--vm-id", metavar="ID", help="8 lower-case letters of your own choice (default: random)")
     _add_identity(sub)

@@ -16,7 +16,8 @@ SUMMARIES = {
 
 
 def _add_vm(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("vm", metavar="VM", type=values.vm, help="which VM: its id or its name")
+    said = "which VM: its id, its name, or the beginning of its id"
+    sub.add_argument("vm", metavar="VM", type=values.vm, help=said)
 
 
 def _add_console(sub: argparse.ArgumentParser) -> None:

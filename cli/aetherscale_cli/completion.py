@@ -27,7 +27,7 @@ class Argument(Struct, frozen=True):
 
 
 class Verb(Struct, frozen=True):
-    """A command: its options, and what its arguments are."""
+    """A command: its options, and what its arguments are; with no name: what may stand before one."""
 
     name: str
     help: str
@@ -37,13 +37,15 @@ class Verb(Struct, frozen=True):
 
 def script(shell: str) -> str:
     """The completions for `bash`, `zsh` or `fish`."""
-    verbs = list(_read_verbs(build_parser()))
+    verbs = list(read_verbs(build_parser()))
     if shell == "fish":
         return _fish(verbs)
     return _ZSH_HEAD + _bash(verbs) if shell == "zsh" else _bash(verbs)
 
 
-def _read_verbs(parser: argparse.ArgumentParser) -> Iterator[Verb]:
+def read_verbs(parser: argparse.ArgumentParser) -> Iterator[Verb]:
+    """What may be typed: first what may stand before a command, then each command."""
+    yield Verb("", "", tuple(_read("", one) for one in parser._actions if one.option_strings), None)
     (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     helps = {choice.dest: choice.help or "" for choice in action._choices_actions}
     for name, sub in action.choices.items():
@@ -76,13 +78,18 @@ autoload -U +X bashcompinit && bashcompinit
 
 _BASH = """# {program}: completions; source it, or put it where your shell looks for them
 _aetherscale_cli() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} command= context= word i kind words=
+    local cur=${{COMP_WORDS[COMP_CWORD]}} last= before= command= context= word i kind words=
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${{COMP_WORDS[i]}}
-        if [[ ${{COMP_WORDS[i-1]}} == --context ]]; then context=$word; continue; fi
-        if [[ -z $command && " {commands} " == *" $word "* ]]; then command=$word; fi
+        if [[ $word == "=" ]]; then continue; fi  # bash makes three words of --context=lab, zsh one
+        if [[ $word == --context=* ]]; then context=${{word#*=}}
+        elif [[ $last == --context ]]; then context=$word
+        elif [[ -z $command && " {commands} " == *" $word "* ]]; then command=$word; fi
+        last=$word
     done
-    case "$command $prev" in
+    if [[ $cur == "=" ]]; then cur=
+    elif [[ $cur == --*=* ]]; then last=${{cur%%=*}} before="${{cur%%=*}}=" cur=${{cur#*=}}; fi
+    case "$command $last" in
 {values}
     *) kind= ;;
     esac
@@ -90,7 +97,6 @@ _aetherscale_cli() {{
         kind=words
         case $command in
 {options}
-        *) words="--help --version" ;;
         esac
     elif [[ -z $kind ]]; then
         case $command in
@@ -100,11 +106,13 @@ _aetherscale_cli() {{
     fi
     case $kind in
     {live}) words=$({program} __complete "$kind" ${{context:+--context "$context"}} 2>/dev/null) ;;
-    file) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+    file)
+        COMPREPLY=($(if [[ $before ]]; then compgen -P "$before" -G "$cur*"; else compgen -f -- "$cur"; fi))
+        return ;;
     words) ;;
     *) COMPREPLY=(); return ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    COMPREPLY=($(compgen -P "$before" -W "$words" -- "$cur"))
 }}
 complete -F _aetherscale_cli {program}
 """
@@ -113,12 +121,16 @@ complete -F _aetherscale_cli {program}
 def _bash(verbs: Sequence[Verb]) -> str:
     return _BASH.format(
         program=PROGRAM,
-        commands=" ".join(verb.name for verb in verbs),
+        commands=" ".join(_commands(verbs)),
         values="\n".join(line for verb in verbs for line in _bash_values(verb)),
-        options="\n".join(f'        {verb.name}) words="{" ".join(_flags(verb))}" ;;' for verb in verbs),
+        options="\n".join(f'        "{verb.name}") words="{" ".join(_flags(verb))}" ;;' for verb in verbs),
         positionals="\n".join(f"        {v.name}) {_bash_kind(v.positional)} ;;" for v in verbs if v.positional),
         live="|".join(LIVE),
     )
+
+
+def _commands(verbs: Sequence[Verb]) -> list[str]:
+    return [verb.name for verb in verbs if verb.name]
 
 
 def _flags(verb: Verb) -> list[str]:
@@ -140,19 +152,29 @@ def _bash_kind(argument: Argument) -> str:
 # fish
 
 
+_NO_COMMAND = "__aetherscale_no_command"
+"""Our own: fish's `__fish_use_subcommand` takes the value of an option for a command."""
+
+
 def _fish(verbs: Sequence[Verb]) -> str:
     lines = [
         f"# {PROGRAM}: completions",
         "function __aetherscale_live",
-        "    set -l context",
         "    set -l words (commandline -opc)",
-        "    if set -l at (contains -i -- --context $words); set context --context $words[(math $at + 1)]; end",
+        "    set -l context (string match -- '--context=*' $words | string split -m 1 =)",
+        "    if set -l at (contains -i -- --context $words); and set -q words[(math $at + 1)]",
+        "        set context --context $words[(math $at + 1)]",
+        "    end",
         f"    {PROGRAM} __complete $argv[1] $context 2>/dev/null",
+        "end",
+        f"function {_NO_COMMAND}",
+        f"    not __fish_seen_subcommand_from {' '.join(_commands(verbs))}",
         "end",
         f"complete -c {PROGRAM} -f",
     ]
     for verb in verbs:
-        lines.append(f"complete -c {PROGRAM} -n __fish_use_subcommand -a {verb.name} -d {_fish_quote(verb.help)}")
+        if verb.name:
+            lines.append(f"complete -c {PROGRAM} -n {_NO_COMMAND} -a {verb.name} -d {_fish_quote(verb.help)}")
         lines += [_fish_line(verb, argument) for argument in verb.options]
         if verb.positional is not None and verb.positional.kind != "any":
             lines.append(_fish_line(verb, verb.positional))
@@ -160,7 +182,8 @@ def _fish(verbs: Sequence[Verb]) -> str:
 
 
 def _fish_line(verb: Verb, argument: Argument) -> str:
-    parts = [f"complete -c {PROGRAM} -n '__fish_seen_subcommand_from {verb.name}'"]
+    when = f"'__fish_seen_subcommand_from {verb.name}'" if verb.name else _NO_COMMAND
+    parts = [f"complete -c {PROGRAM} -n {when}"]
     parts += [f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in argument.flags]
     if argument.kind == "file":
         parts.append("-r -F")

@@ -119,7 +119,7 @@ def _ask_calls(calls: Sequence[Call], invocation: Invocation, ask_some: AskSome)
         targets.accept_absence(calls)
     outcome = report.report_each(calls, time.time(), as_json=invocation.as_json)
     outcome.names |= {call.vm_id: call.name for call in calls}
-    outcome.done += [call.vm_id for call in calls if call.reply is not None and call.reply.answer.ok]
+    outcome.calls = calls
     if isinstance(ended, KeyboardInterrupt):
         outcome.exit_code = Exit.INTERRUPTED
     return outcome

@@ -56,7 +56,7 @@ def _all(wanted: Wanted, vm: VmReport, now: float, least_disk: int) -> Iterator[
 
 
 def _sizes(name: str, options: CreateVm, vm: VmReport, least_disk: int) -> Iterator[Difference]:
-    off = vm.state == "stopped"
+    off = vm.state in ("stopped", "failed")
     for field, has, want, show in (
         ("cpus", vm.cpus, options.cpus, str),
         ("memory", vm.memory, options.memory, text.mebibytes),

@@ -24,6 +24,8 @@ from aetherscale_protocol.options import ShowVm
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S, _GROWTH = 0.2, 2.0, 1.5
 _ANSWER_S = 5.0
+_CLOCKS_S = 5.0
+"""By how much hosts' clocks may be behind ours."""
 COLUMNS = ("VM ID", "NAME", "STATE", "REACHED", "HOST", "ADDRESS")
 
 Verdict = Literal["waiting", "reached", "hopeless"]
@@ -36,14 +38,22 @@ class Watched(Struct):
     name: str = ""
     verdict: Verdict = "waiting"
     report: VmReport | None = None
-    raw: bytes = b""
+    raw: bytes = b""  #: the last report as it came; before there is one, the last refusal
     trouble: str = ""  #: why nothing is known of it, or why waiting is of no use
     hint: str = ""
+    unfound: CliError | None = None  #: why it is not known which VM is meant
+    told: CliError | None = None  #: what was told of it, if it has not come so far
+    asked: float | None = None  #: when (`time.time()`) its create was sent that nobody answered: older ones are others
 
     @property
     def spoken(self) -> str:
         """The VM, as the operator knows it."""
         return self.name or self.vm_id
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether nothing is known of it but that its create may have been done."""
+        return self.asked is not None and self.report is None
 
     def take(self, call: Call, milestone: str) -> None:
         """What became of asking for it."""
@@ -52,13 +62,18 @@ class Watched(Struct):
             return
         answer = call.reply.answer
         if not answer.ok:
+            self.raw = self.raw if self.report else call.reply.raw
             self._take_refusal(answer.execution_info.code or "", answer.execution_info.reason or "refused")
             return
         try:
-            self.report = msgspec.json.decode(answer.response, type=VmReport)
+            report = msgspec.json.decode(answer.response, type=VmReport)
         except ValueError:
             self.trouble = "the answer can't be read"
             return
+        if self.asked is not None and report.created < self.asked - _CLOCKS_S:
+            self.verdict = "hopeless"
+            return
+        self.report = report
         self.raw, self.trouble = call.reply.raw, ""
         self._judge(self.report, milestone)
 
@@ -178,18 +193,16 @@ def _must_tell(one: Watched, milestone: str) -> bool:
 
 
 def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, interrupted: bool = False) -> Outcome:
-    """The outcome of a wait; stdout is the table."""
+    """The outcome of a wait; stdout is the table. Of a VM of which nothing is known its create has told."""
     outcome = Outcome()
-    outcome.stdout = text.partial_table(COLUMNS, [_row(one) for one in watched if one.report is not None], {"NAME"})
+    watched = [one for one in watched if not one.doubtful]
+    rows = [_row(one) for one in watched if one.report is not None]
+    outcome.stdout = text.partial_table(COLUMNS, rows, {"NAME"}) if rows else ""
+    why = "interrupted" if interrupted else f"not within {seconds:g} s"
     for one in watched:
-        if one.verdict == "hopeless":
-            outcome.fail(f"VM {one.spoken} {one.trouble}", one.hint or None, Exit.FAILED)
-            _add_console(outcome, one)
-        elif one.verdict == "waiting":
-            why = "interrupted" if interrupted else f"not within {seconds:g} s"
-            outcome.fail(
-                f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one, milestone)}", None, Exit.PARTIAL
-            )
+        one.told = one.unfound or _error_of(one, milestone, why)
+        if one.told is not None:
+            outcome.fail(str(one.told), one.told.hint, one.told.exit_code)
             _add_console(outcome, one)
     late = [one.spoken for one in watched if one.verdict == "waiting"]
     if any(_must_tell(one, milestone) for one in watched):
@@ -199,6 +212,16 @@ def report_waits(watched: Sequence[Watched], milestone: str, seconds: float, *, 
     if interrupted:
         outcome.exit_code = Exit.INTERRUPTED
     return outcome
+
+
+def _error_of(one: Watched, milestone: str, why: str) -> CliError | None:
+    """What is to be told of a VM that has not come so far; `why` it is waited for no longer."""
+    if one.verdict == "hopeless":
+        return CliError(f"VM {one.spoken} {one.trouble}", one.hint or None)
+    if one.verdict == "waiting":
+        said = f"VM {one.spoken} has not reached {milestone}: {why}; {_truth(one, milestone)}"
+        return CliError(said, None, Exit.PARTIAL)
+    return None
 
 
 def _row(one: Watched) -> Sequence[str]:
@@ -219,13 +242,17 @@ def wait_and_report(
     milestone: str,
     seconds: float,
     clock: Callable[[], float],
+    begun: float | None = None,
 ) -> Outcome:
-    """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM."""
-    begun = clock()
+    """Wait, and tell how it ended; Ctrl-C, or a connection that is lost, ends the wait, not the VM.
+
+    :param begun: since when the `seconds` count, on that clock; left out: from now on.
+    """
+    begun = clock() if begun is None else begun
 
     def wait() -> None:
         with opening as session:
-            wait_for(session, watched, milestone, seconds, clock)
+            wait_for(session, watched, milestone, seconds - (clock() - begun), clock)
 
     ended = interrupts.attempt(wait)
     spent = seconds if ended is None else clock() - begun

@@ -1,6 +1,6 @@
 """What is shown in the end, and the exit code that goes with it. Pure: answers in, text out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from msgspec import Struct
@@ -12,8 +12,8 @@ from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import Call
 from aetherscale_cli.wire import Reply
-from aetherscale_protocol.answers import ExecutionInfo, encode_answer, failure
-from aetherscale_protocol.errors import Refused
+from aetherscale_protocol.answers import Answer, ExecutionInfo, encode_answer
+from aetherscale_protocol.commands import Reach
 
 EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
 """The exit codes of refusals that are more than a no: a script may wait and ask again."""
@@ -21,14 +21,14 @@ EXIT_OF = {"outcome-unknown": Exit.UNKNOWN, "host-down": Exit.PARTIAL}
 
 class Outcome(Struct):
     """`stdout` for answers, `notes` (lines) for stderr, and the exit code; `names` of VMs, by their ids, '' if they
-    have none; `done`: the ids of those for which it was done.
+    have none; `calls`: what was asked for.
     """
 
     stdout: str = ""
     notes: list[str] = []
     exit_code: Exit = Exit.DONE
     names: dict[str, str] = {}
-    done: list[str] = []
+    calls: Sequence[Call] = ()
 
     def fail(self, message: str, hint: str | None = None, exit_code: Exit = Exit.FAILED) -> None:
         """Add an error, made safe for a terminal."""
@@ -144,16 +144,16 @@ def report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None
         outcome.hint(f"look there: systemctl status aetherscale-agent (on {names})")
 
 
-def report_each(calls: Sequence[Call], now: float, *, as_json: bool) -> Outcome:
-    """The outcome of commands that got one answer each."""
-    outcome = Outcome()
-    done = [call for call in calls if not report_trouble(outcome, call, len(calls) > 1)]
+def report_each(calls: Sequence[Call], now: float, *, as_json: bool, also: Sequence[bytes] = ()) -> Outcome:
+    """The outcome of commands that got one answer each; `also`: more answers for programs, who are not told of here."""
+    outcome, several = Outcome(), len(calls) + len(also) > 1
+    done = [call for call in calls if not report_trouble(outcome, call, several)]
     try:
         body = _each_text(done, now)
     except ValueError as error:
         body = ""
         outcome.fail(f"the answer can't be read: {error}", "are agent and CLI of one version?")
-    outcome.stdout = json_list([raw for call in calls if (raw := _raw(call))]) if as_json else body
+    outcome.stdout = json_list([row for call in calls if (row := _row(call, several))] + [*also]) if as_json else body
     _report_unfinished(outcome, done)
     if done and done[0].command.name == "create-vm" and not as_json:
         outcome.hint(f"see it boot: {PROGRAM} show-vm {done[0].spoken}")
@@ -201,13 +201,38 @@ def report_trouble(outcome: Outcome, call: Call, several: bool) -> bool:
     return True
 
 
-def _raw(call: Call) -> bytes | None:
-    """The answer for programs; what is known without an agent has one, too, as an agent would have put it."""
+def _row(call: Call, several: bool) -> bytes | None:
+    """The answer for programs; what is known without an agent has one, too, as an agent would have put it. Of several
+    each that was not done says of whom it speaks.
+    """
     if call.reply is not None:
-        return call.reply.raw
-    if call.trouble is None or call.trouble.code is None:
+        row = call.reply.raw
+    elif call.trouble is not None and (several or call.trouble.code):
+        row = answer_of(call.trouble)
+    else:
         return None
-    return encode_answer(failure(Refused(call.trouble.code, str(call.trouble), call.trouble.hint)))
+    if call.done or not several:
+        return row
+    if call.command.reach is Reach.HOST:
+        return _add(row, {"host": getattr(call.options, "host", "")})
+    return name_vm(row, call.vm_id, call.typed or call.spoken)
+
+
+def answer_of(error: CliError) -> bytes:
+    """An error of our own as an agent would have put it."""
+    info = ExecutionInfo(status="error", reason=str(error), code=error.code, hint=error.hint)
+    return encode_answer(Answer(execution_info=info))
+
+
+def name_vm(row: bytes, vm_id: str, typed: str) -> bytes:
+    """An answer that says of which VM it speaks: its id, if that is known, and what was typed for it."""
+    return _add(row, {"vm-id": vm_id, "vm": typed} if vm_id else {"vm": typed})
+
+
+def _add(row: bytes, more: Mapping[str, str]) -> bytes:
+    """An answer with keys that it lacks."""
+    keys = {key: msgspec.Raw(msgspec.json.encode(value)) for key, value in more.items()}
+    return msgspec.json.encode(keys | msgspec.json.decode(row, type=dict[str, msgspec.Raw]))
 
 
 def report_contexts(

@@ -37,7 +37,8 @@ class UnknownVm(CliError):
     """There is no such VM, as far as all hosts say."""
 
     def __init__(self, token: str) -> None:
-        super().__init__(f"VM {token} does not exist", f"{PROGRAM} list-vms shows those that there are")
+        hint = f"{PROGRAM} list-vms shows those that there are"
+        super().__init__(f"VM {token} does not exist", hint, code="vm-unknown")
 
 
 def may_begin_an_id(token: str) -> bool:

@@ -28,7 +28,9 @@ answers before it was sent could miss it with no host ever down."""
 
 
 class Call(Struct):
-    """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither."""
+    """One command for one VM, and what became of it: a `reply`, or `trouble`, or (yet) neither. `vm_id` is '' where it
+    is not known which VM is meant.
+    """
 
     command: Command
     options: Options
@@ -38,6 +40,7 @@ class Call(Struct):
     trouble: CliError | None = None
     until: float = 0.0  #: when to wait no longer for its answer; 0: it was not sent yet
     name: str = ""  #: of the VM, if it was named so
+    typed: str = ""  #: what the VM was called on the command line
 
     @property
     def subject(self) -> str:
@@ -54,6 +57,17 @@ class Call(Struct):
     def pending(self) -> bool:
         """Whether nothing has become of it yet."""
         return self.reply is None and self.trouble is None
+
+    @property
+    def done(self) -> bool:
+        """Whether an agent says that it was done."""
+        return self.reply is not None and self.reply.answer.ok
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether it may have been done, and nobody knows."""
+        answered = self.reply.answer.execution_info.code if self.reply is not None else None
+        return (self.trouble.code if self.trouble is not None else answered) == "outcome-unknown"
 
 
 class Settling:
@@ -193,5 +207,6 @@ def unknown_outcome(call: Call, why: CliError) -> CliError:
     again = f"{call.command.name} {which} --request-id {call.message.request_id}"
     if call.command.reach is Reach.ONE:
         again += " and the same options"
-    hint = f"find out with: {PROGRAM} show-vm {call.spoken}; or ask again, which is safe: {PROGRAM} {again}"
+    look = "wait-vm" if getattr(call.options, "clone_of", None) else "show-vm"  # its copy may go on
+    hint = f"find out with: {PROGRAM} {look} {call.spoken}; or ask again, which is safe: {PROGRAM} {again}"
     return CliError(message, hint, Exit.UNKNOWN)

@@ -66,10 +66,11 @@ def _make_call(invocation: Invocation, options: Options, token: str, found: Foun
     known = found if isinstance(found, Found) else _taken_literally(token)
     about = msgspec.structs.replace(options, vm_id=known.vm_id)
     call = ask.make_call(COMMANDS[invocation.command], about, allowed, invocation.request_id, known.name)
+    call.typed = token
     if isinstance(found, UnknownVm):
         call.reply = vm_unknown()
     elif isinstance(found, CliError):
-        call.trouble = found
+        call.trouble, call.vm_id = found, ""
     return call
 
 

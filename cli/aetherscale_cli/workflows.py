@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,8 +11,9 @@ from aetherscale_cli import dialogue, inputs, milestones, report
 from aetherscale_cli.arguments import PROGRAM, Invocation
 from aetherscale_cli.errors import Exit, NoAgent, worst
 from aetherscale_cli.milestones import Watched
+from aetherscale_cli.progress import Line
 from aetherscale_cli.report import Outcome
-from aetherscale_cli.resolve import Found, UnknownVm, find_each
+from aetherscale_cli.resolve import Found, find_each
 from aetherscale_cli.wire import Session
 
 if TYPE_CHECKING:
@@ -60,14 +61,9 @@ def _create(connect: "Connect", invocation: Invocation, environ: Mapping[str, st
     if not invocation.wait:
         with connect() as session:
             return _ask_and_wait(session, invocation)
+    asked = time.time()
     outcome = dialogue.insist(connect, invocation)
-    if not _is_to_wait(invocation, outcome):
-        return outcome
-    return _wait(connect(), invocation, outcome)
-
-
-def _is_to_wait(invocation: Invocation, outcome: Outcome) -> bool:
-    return bool(invocation.until and outcome.done) and outcome.exit_code is not Exit.INTERRUPTED
+    return _wait(connect, invocation, outcome, asked)
 
 
 def _clone(connect: "Connect", invocation: Invocation, environ: Mapping[str, str]) -> Outcome:
@@ -92,20 +88,38 @@ def _delete_image(connect: "Connect", invocation: Invocation) -> Outcome:
 
 
 def _ask_and_wait(session: Session, invocation: Invocation) -> Outcome:
-    outcome = dialogue.ask(session, invocation)
-    return _wait(nullcontext(session), invocation, outcome) if _is_to_wait(invocation, outcome) else outcome
+    asked, begun, line = time.time(), time.monotonic(), Line()
+    if invocation.until:
+        line.show(f"waiting until create-vm is answered, for {invocation.timeout:g} s at most")
+    try:
+        outcome = dialogue.ask(session, invocation)
+    finally:
+        line.clear()
+    one = len(invocation.options) == 1  # of many each has its time from when it was sent
+    return _wait(lambda: nullcontext(session), invocation, outcome, asked, begun if one else None)
 
 
-def _wait(opening: AbstractContextManager[Session], invocation: Invocation, outcome: Outcome) -> Outcome:
-    """After VMs were made, wait for them; both outcomes in one."""
-    assert invocation.until is not None, "somebody wants to wait"
-    watched = [Watched(vm_id, outcome.names[vm_id]) for vm_id in outcome.done]
-    waited = milestones.wait_and_report(opening, watched, invocation.until, invocation.until_s, time.monotonic)
-    waited.notes = [note for note in outcome.notes if not note.startswith("hint: see it boot")] + waited.notes
-    waited.exit_code = worst(outcome.exit_code, waited.exit_code)
+def _wait(
+    connect: "Connect", invocation: Invocation, outcome: Outcome, asked: float, begun: float | None = None
+) -> Outcome:
+    """After VMs were made, or perhaps made, wait for them if that is wanted; both outcomes in one.
+
+    :param asked: when (`time.time()`) they were asked for.
+    :param begun: since when the time for all of it counts (`time.monotonic()`); left out: from now on.
+    """
+    awaited = [call for call in outcome.calls if call.done or call.doubtful]
+    if invocation.until is None or not awaited or outcome.exit_code is Exit.INTERRUPTED:
+        return outcome
+    watched = [Watched(call.vm_id, call.name, asked=asked if call.doubtful else None) for call in awaited]
+    waited = milestones.wait_and_report(connect(), watched, invocation.until, invocation.until_s, time.monotonic, begun)
+    found = {one.vm_id: one.raw for one in watched if one.asked is not None and one.report is not None}
+    calls = [call for call in outcome.calls if call.vm_id not in found]
+    made = report.report_each(calls, time.time(), as_json=invocation.as_json, also=list(found.values()))
+    waited.notes = [note for note in made.notes if not note.startswith("hint: see it boot")] + waited.notes
+    waited.exit_code = worst(made.exit_code, waited.exit_code)
     waited.names = outcome.names
     if invocation.as_json or not waited.stdout:
-        waited.stdout = outcome.stdout
+        waited.stdout = made.stdout
     return waited
 
 
@@ -117,8 +131,19 @@ def _wait_for_these(session: Session, invocation: Invocation) -> Outcome:
     )
     outcome.names = {one.vm_id: one.name for one in watched}
     if invocation.as_json:
-        outcome.stdout = report.json_list([one.raw for one in watched if one.raw])
+        rows = [
+            _row(one, vm) for one, vm in zip(watched, invocation.vms, strict=True) if one.report or len(watched) > 1
+        ]
+        outcome.stdout = report.json_list(rows)
     return outcome
+
+
+def _row(one: Watched, typed: str) -> bytes:
+    """What programs are told of a VM that was waited for."""
+    if one.report is not None:
+        return one.raw
+    assert one.told is not None, "nothing is known of it, so that was told"
+    return report.name_vm(one.raw or report.answer_of(one.told), one.vm_id, typed)
 
 
 def _find(session: Session, tokens: Sequence[str], timeout: float) -> list[Watched]:
@@ -126,8 +151,6 @@ def _find(session: Session, tokens: Sequence[str], timeout: float) -> list[Watch
     for token, found in zip(tokens, find_each(session, tokens, timeout, trust_ids=False), strict=True):
         if isinstance(found, Found):
             watched.append(Watched(found.vm_id, found.name))
-        elif isinstance(found, UnknownVm):
-            watched.append(Watched("", token, verdict="hopeless", trouble="does not exist"))
         else:
-            raise found
+            watched.append(Watched("", token, verdict="hopeless", unfound=found))
     return watched

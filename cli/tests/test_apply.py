@@ -158,8 +158,9 @@ def test_what_can_not_be_changed_at_once_is_told_with_what_it_needs(
     assert session.changes == []
 
 
-def test_memory_of_a_vm_that_is_off_is_changed(use: Use, cli: Any, file: Path) -> None:
-    session = use(Cloud({"h1": [web1(memory=512, state="stopped"), web2()]}))
+@pytest.mark.parametrize("state", ["stopped", "failed"])
+def test_memory_of_a_vm_that_is_off_is_changed(use: Use, cli: Any, file: Path, state: str) -> None:
+    session = use(Cloud({"h1": [web1(memory=512, state=state), web2()]}))
     assert cli("apply", "-f", str(file)).code == 0
     assert session.asked[-1][2] == {"vm-id": WEB1, "memory": 1024}
 

@@ -254,6 +254,20 @@ def test_how_long_to_wait_for_a_host(command: str, text: str, seconds: float) ->
 
 
 @pytest.mark.parametrize(
+    ("argv", "seconds"),
+    [
+        (["create-vm", "--image", "u"], 30),
+        (["create-vm", "--image", "u", "--timeout", "10s"], 10),
+        (["create-vm", "--image", "u", "--timeout", "10m"], 30),
+        (["clone-vm", "web1"], 120),
+        (["clone-vm", "web1", "--timeout", "10m"], 600),
+    ],
+)
+def test_a_copy_has_all_of_the_time_and_all_else_is_answered_soon(argv: list[str], seconds: float) -> None:
+    assert parse([*argv, "--wait", "ssh"]).timeout == seconds
+
+
+@pytest.mark.parametrize(
     ("more", "own"), [([], False), (["--vm-id", "aaaaaaaa"], True), (["--request-id", "0" * 32], True)]
 )
 def test_whether_the_operator_chose_ids_is_known(more: list[str], own: bool) -> None:
@@ -275,6 +289,12 @@ def test_help_states_exit_codes_and_time_outs(cli: Any) -> None:
 
 def test_a_command_s_help_states_its_own_time_out(cli: Any) -> None:
     assert "(default: 60)" in " ".join(cli("stop-vm", "--help").out.split())
+
+
+@pytest.mark.parametrize("command", [name for name in _ADD if name.endswith("-vm") and name != "create-vm"])
+def test_help_says_what_may_stand_for_a_vm(cli: Any, command: str) -> None:
+    said = " ".join(cli(command, "--help").out.split())
+    assert "its id, its name, or the beginning of its id" in said
 
 
 def test_the_version_is_an_answer(cli: Any) -> None:

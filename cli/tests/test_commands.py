@@ -93,6 +93,40 @@ class TestWhichVm:
         codes = [answer["execution-info"].get("code") for answer in cli("delete-vm", "ab", "web1").answers]
         assert codes == ["bad-request", None]
 
+    def test_of_several_each_that_was_not_done_says_to_programs_which_it_is(self, use: Use, cli: Any) -> None:
+        def behave(_: str, __: str, options: dict[str, Any]) -> Any:
+            return refusal("wrong-state", "it is paused") if options.get("vm-id") == "cccccccc" else {}
+
+        vms = [vm(vm_id) for vm_id in ("abcdefgh", "abzzzzzz", "bbbbbbbb", "cccccccc")]
+        use(MemorySession({"h1": vms}, behave=behave))
+        rows = cli("stop-vm", "bbb", "nosuch-1", "webfront", "ccc", "ab").answers
+        assert "vm" not in rows[0]
+        assert [(row["vm"], row.get("vm-id"), row["execution-info"]["code"]) for row in rows[1:]] == [
+            ("nosuch-1", names.id_of_name("nosuch-1"), "vm-unknown"),
+            ("webfront", WEBFRONT, "vm-unknown"),
+            ("ccc", "cccccccc", "wrong-state"),
+            ("ab", None, "bad-request"),
+        ]
+        assert rows[3]["host"] == "h1"
+
+    def test_of_several_one_that_nobody_answers_for_has_a_row_too(self, use: Use, cli: Any) -> None:
+        def behave(_: str, __: str, options: dict[str, Any]) -> Any:
+            return None if options.get("vm-id") == "bbbbbbbb" else {}
+
+        use(MemorySession({"h1": [vm("aaaaaaaa"), vm("bbbbbbbb")]}, behave=behave))
+        first, second = cli("show-vm", "aaaaaaaa", "bbbbbbbb").answers
+        assert (first["response"]["vm-id"], second["vm-id"], second["vm"]) == ("aaaaaaaa", "bbbbbbbb", "bbbbbbbb")
+        assert second["execution-info"] | {"hint": ""} == {
+            "status": "error", "reason": "VM bbbbbbbb: no answer within 5 s", "hint": "",
+        }  # fmt: skip
+        assert cli("show-vm", "bbbbbbbb").answers == []
+
+    def test_the_answer_for_one_vm_is_as_the_agent_gave_it(self, use: Use, cli: Any) -> None:
+        no = refusal("wrong-state", "it is paused")
+        use(MemorySession({"h1": [vm("aaaaaaaa")]}, behave=lambda *_: no))
+        (answer,) = cli("stop-vm", "aaaaaaaa").answers
+        assert set(answer) == {"execution-info", "host", "fleet"}
+
     def test_absent_is_fine_if_it_was_said_to_be(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm("abcdefgh")]}))
         ran = cli("delete-vm", "--if-exists", "web1", "abcdefgh", "webfront", "x")
@@ -269,6 +303,7 @@ class TestOthers:
         assert ran.err.splitlines()[0] == "error: host h9 does not exist"
         assert ran.code == 1
         assert [key for key, _, _ in session.asked] == ["host.h2", "host.h9", "host.h1"]
+        assert [answer["host"] for answer in cli("drain-host", "h2", "h9", "h1").answers] == ["h2", "h9", "h1"]
 
     def test_a_refusal_speaks_of_the_name(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=lambda *_: refusal("wrong-state", "it is not running")))

@@ -1,9 +1,15 @@
 """Completions, as the shells themselves make them of our scripts."""
 
+import fcntl
 import os
+import pty
+import re
+import select
 import shutil
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +24,34 @@ Use = Any
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder whose `aetherscale-cli` knows two VMs, and two hosts in context lab, where others would be asked."""
+    """A folder whose `aetherscale-cli` knows three VMs, and three hosts in context lab, where others would be asked; it
+    prints the script that is in this folder, and says what it is run with.
+    """
     program = tmp_path / "aetherscale-cli"
     program.write_text(
         '#!/bin/sh\ncase "$*" in\n"__complete vms") echo web1; echo web2; echo abcdefgh;;\n'
-        '"__complete hosts --context lab") echo h1; echo h2;;\n"__complete images") echo debian;;\nesac\n'
+        '"__complete hosts --context lab") echo h1; echo h2; echo node7;;\n"__complete images") echo debian;;\n'
+        '"__complete contexts") echo lab;;\n__complete*) ;;\n'
+        f'completion*) cat "{tmp_path}/script";;\n*) echo "[ran $*]";;\nesac\n'
     )
     program.chmod(0o755)
     return tmp_path
 
 
-def complete(shell: str, folder: Path, line: str) -> list[str]:
-    """The words that a shell offers at the end of this line."""
+def find_shell(shell: str) -> str:
     program = shutil.which(shell)
     assert program is not None, f"there is no {shell} here: make unit installs it"
+    return program
+
+
+def make_environ(folder: Path) -> dict[str, str]:
+    environ = {"PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
+    return environ | {name: os.environ[name] for name in ("FPATH", "LD_LIBRARY_PATH") if name in os.environ}
+
+
+def complete(shell: str, folder: Path, line: str) -> list[str]:
+    """The words that a shell offers at the end of this line."""
+    program = find_shell(shell)
     (folder / "script").write_text(completion.script(shell))
     words = line.split(" ")
     if shell == "fish":
@@ -44,11 +64,7 @@ def complete(shell: str, folder: Path, line: str) -> list[str]:
         )
         if shell == "zsh":
             code = code.replace("COMP_WORDS=", "emulate bash 2>/dev/null; setopt ksharrays; COMP_WORDS=", 1)
-    path = f"{folder}:{os.environ['PATH']}"
-    environ = {"PATH": path, "HOME": str(folder)}
-    for name in ("FPATH", "LD_LIBRARY_PATH"):
-        if name in os.environ:
-            environ[name] = os.environ[name]
+    environ = make_environ(folder)
     done = subprocess.run([program, "-c", code], env=environ, cwd=folder, capture_output=True, text=True, timeout=20)
     assert done.stderr == ""
     offered = sorted(one.split("\t")[0] for one in done.stdout.splitlines() if one)
@@ -71,6 +87,11 @@ def complete(shell: str, folder: Path, line: str) -> list[str]:
         ("list-vms --state paus", ["paused"]),
         ("drain-host --context lab h", ["h1", "h2"]),
         ("drain-host h", []),
+        ("--context l", ["lab"]),
+        ("-o y", ["yaml"]),
+        ("--deb", ["--debug"]),
+        ("--context lab drain-h", ["drain-host"]),
+        ("--context lab drain-host n", ["node7"]),
         ("completion z", ["zsh"]),
         ("apply --file scr", ["script"]),
     ],
@@ -79,10 +100,91 @@ def test_what_a_shell_offers(shell: str, folder: Path, typed: str, offered: list
     assert complete(shell, folder, f"aetherscale-cli {typed}") == offered
 
 
+PATIENCE_S = 60.0
+READY = "READY> "
+HOOKUPS = {
+    "bash": (["-i"], ".bashrc", f"PS1='{READY}'; source <(aetherscale-cli completion bash)"),
+    "zsh": (["-d", "-i"], ".zshrc", f"PROMPT='{READY}'; source <(aetherscale-cli completion zsh)"),
+    "fish": (
+        ["-i"],
+        ".config/fish/config.fish",
+        f"function fish_prompt; echo -n '{READY}'; end\nset -g fish_greeting\naetherscale-cli completion fish | source",
+    ),
+}
+"""How each shell is started at a terminal, and what is in which file then: the completions as docs/cli.md has them."""
+
+
+class Terminal:
+    """A shell at a terminal of its own, where somebody types."""
+
+    def __init__(self, shell: str, folder: Path) -> None:
+        options, file, hookup = HOOKUPS[shell]
+        (folder / "script").write_text(completion.script(shell))
+        (folder / ".local/share/fish/generated_completions").mkdir(parents=True)  # or fish reads all manuals for them
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(f"{hookup}\n")
+        self._ours, theirs = pty.openpty()
+        self._shell = subprocess.Popen(
+            [find_shell(shell), *options],
+            env=make_environ(folder) | {"TERM": "dumb"},
+            cwd=folder,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self._screen = ""
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shell.kill()
+        self._shell.wait()
+        os.close(self._ours)
+
+    def run(self, typed: str) -> str:
+        """What a command was run with, of which this was typed, then Tab and Enter."""
+        self._read_to(READY)
+        os.write(self._ours, f"{typed}\t\r".encode())
+        return self._read_to(r"\[ran (.*?)\]")
+
+    def _read_to(self, pattern: str) -> str:
+        limit = time.monotonic() + PATIENCE_S
+        while (found := re.search(pattern, self._screen)) is None:
+            readable, _, _ = select.select([self._ours], [], [], limit - time.monotonic())
+            assert readable, f"{pattern} did not come, but {self._screen!r}"
+            self._screen += os.read(self._ours, 65536).decode(errors="replace")
+        self._screen = self._screen[found.end() :]
+        return found[found.re.groups]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_tab_at_a_terminal(shell: str, folder: Path) -> None:
+    expected = {
+        "stop": "stop-vm",
+        "stop-vm abc": "stop-vm abcdefgh",
+        "stop-vm web1 --k": "stop-vm web1 --kill",
+        "-o y": "-o yaml",
+        "--context ": "--context lab",
+        "--context lab drain-h": "--context lab drain-host",
+        "--context=lab drain-host n": "--context=lab drain-host node7",
+        "create-vm --image d": "create-vm --image debian",
+        "create-vm --image=": "create-vm --image=debian",
+        "create-vm --image=d": "create-vm --image=debian",
+        "apply --file scr": "apply --file script",
+        "apply --file=scr": "apply --file=script",
+    }
+    with Terminal(shell, folder) as terminal:
+        assert {typed: terminal.run(f"aetherscale-cli {typed}") for typed in expected} == expected
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_command_and_every_option_is_in_the_script(shell: str, cli: Any) -> None:
     script = cli("completion", shell).out
-    verbs = list(completion._read_verbs(build_parser()))
+    verbs = list(completion.read_verbs(build_parser()))
     assert len(verbs) > 20
     for verb in verbs:
         assert verb.name in script

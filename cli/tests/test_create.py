@@ -206,11 +206,17 @@ class TestClones:
             "disk": 20, "labels": {"role": "web", "old": "no"}, "clone-of": WEB1,
         }  # fmt: skip
 
+    def test_the_beginning_of_the_source_s_id_will_do(self, use: Use, cli: Any) -> None:
+        session = use(MemorySession({"h1": [vm("qqabcdef", state="stopped")]}))
+        assert cli("clone-vm", "qq", "--name", "web2").code == 0
+        assert sent(session)["clone-of"] == "qqabcdef"
+
     def test_how_to_ask_again_is_told_as_it_was_asked(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [self.SOURCE]}, behave=lambda _h, command, _o: None if command == "create-vm" else {}))
         ran = cli("clone-vm", "web1", "--name", "web2", "--timeout", "1s")
         assert ran.code == 5
         assert "aetherscale-cli clone-vm web1 --name web2 --request-id" in ran.err
+        assert "hint: find out with: aetherscale-cli wait-vm web2; or ask again" in ran.err
 
     @pytest.mark.parametrize("source", ["web9", "webfront", "x"])
     def test_a_source_that_is_not_there(self, use: Use, cli: Any, source: str) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -221,11 +222,78 @@ class TestWholeCommands:
         self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch, states: Any, code: int, said: str, hint: str
     ) -> None:
         session = use(MemorySession({"h1": [vm(WEB1)]}, behave=course(*states)))
-        monkeypatch.setattr(workflows, "time", SimpleNamespace(monotonic=session.clock))
+        monkeypatch.setattr(workflows, "time", SimpleNamespace(monotonic=session.clock, time=time.time))
         create = ("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "ssh", "--timeout", "30s")
         ran = cli(*create, "-o", "table")
         assert (ran.code, ran.err) == (code, f"error: VM web1 {said}\nhint: {hint}\n")
         assert ran.out.splitlines()[1].split()[:2] == [WEB1, "web1"]
+
+    def run_unanswered(
+        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch, *states: Any, create: Any = None, form: str = "table"
+    ) -> tuple[Any, MemorySession]:
+        """A create that gets no answer (or this one), while its host tells of the VM."""
+        tell = course(*[{"created": time.time()} | state for state in states])
+
+        def behave(host: str, command: str, options: dict[str, Any]) -> Any:
+            return create if command == "create-vm" else tell(host, command, options)
+
+        session = use(MemorySession({"h1": [vm(WEB1)] if states else []}, behave=behave))
+        monkeypatch.setattr(workflows, "time", SimpleNamespace(monotonic=session.clock, time=time.time))
+        begun = session.now
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "ssh", "-o", form)
+        session.now -= begun
+        return ran, session
+
+    @pytest.mark.parametrize("create", [None, refusal("outcome-unknown", "the agent was restarted in its middle")])
+    def test_a_create_that_nobody_answered_is_waited_for_too(
+        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch, create: Any
+    ) -> None:
+        states: list[Any] = [{"state": "creating"}, {"reached": ["running", "ip"]}]
+        ran, session = self.run_unanswered(use, cli, monkeypatch, *states, create=create)
+        assert ran.err == (
+            f"error: VM web1 has not reached ssh: not within 300 s; it is running, reached: ip\nhint: {GO_ON}\n"
+        )
+        assert (ran.code, ran.out.splitlines()[1].split()[:3]) == (4, [WEB1, "web1", "running"])
+        assert session.now == pytest.approx(300, abs=10)  # with the time that was spent on the create
+
+    def test_what_is_there_in_the_end_was_made(self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        reached = {"reached": ["running", "ip", "ssh"]}
+        ran, _ = self.run_unanswered(use, cli, monkeypatch, reached, form="json")
+        assert (ran.code, ran.err) == (0, "")
+        assert [answer["response"]["vm-id"] for answer in ran.answers] == [WEB1]
+
+    @pytest.mark.parametrize("states", [[], [{"created": 0, "reached": ["ssh"]}]], ids=["no VM", "an older one"])
+    def test_a_create_of_which_nothing_is_to_be_seen_stays_an_unknown_outcome(
+        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch, states: Any
+    ) -> None:
+        ran, session = self.run_unanswered(use, cli, monkeypatch, *states)
+        error, hint = ran.err.splitlines()
+        assert (ran.code, ran.out) == (5, "")
+        assert error == "error: VM web1: it is not known whether create-vm was done: no answer within 30 s"
+        assert hint.startswith("hint: find out with: aetherscale-cli show-vm web1; or ask again")
+        assert session.commands == ["create-vm", "show-vm"]
+
+    def test_a_connection_that_was_lost_leaves_the_outcome_unknown(
+        self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = use(MemorySession({"h1": []}))
+        next_event = session.next_event
+
+        def lose(deadline: float) -> Any:
+            if session.asked:
+                raise CliError("the broker went away", None, Exit.UNREACHABLE)
+            return next_event(deadline)
+
+        monkeypatch.setattr(session, "next_event", lose)
+        ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "ssh", "-o", "table")
+        assert (ran.code, ran.out) == (5, "")
+        first = ran.err.splitlines()[0]
+        assert first == "error: VM web1: it is not known whether create-vm was done: the broker went away"
+
+    def test_while_it_is_made_a_terminal_is_told(self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+        ran, _ = self.run_unanswered(use, cli, monkeypatch, {"reached": ["ssh"]})
+        assert ran.err == "\r\x1b[Kwaiting until create-vm is answered, for 30 s at most\r\x1b[K"
 
     def test_a_create_that_was_refused_is_not_waited_for(self, use: Use, cli: Any) -> None:
         session = use(MemorySession({"h1": []}, behave=lambda *_: refusal("vm-id-taken", "there is a VM web1")))
@@ -239,6 +307,40 @@ class TestWholeCommands:
         assert ran.err.splitlines()[0] == "error: VM webfront does not exist"
         assert ran.code == 1
         assert len(cli("wait-vm", "web1", "--for", "ssh").answers) == 1
+
+    def test_wait_vm_for_several_of_which_one_may_be_many(self, use: Use, cli: Any) -> None:
+        vms = [vm(WEB1), vm("abcdefgh"), vm("abzzzzzz")]
+        use(MemorySession({"h1": vms}, behave=course({"reached": ["running"]})))
+        ran = cli("wait-vm", "ab", "web1", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [WEB1]
+        assert ran.err.startswith("error: ab is the beginning of 2 VM ids: abcdefgh")
+        assert ran.code == 1
+
+    def test_wait_vm_for_several_of_which_one_may_be_on_a_host_that_is_down(self, use: Use, cli: Any) -> None:
+        use(MemorySession({"h1": [vm(WEB1)]}, down={"h2": []}, behave=course({"reached": ["running"]})))
+        ran = cli("wait-vm", "ab", "web1", "-o", "table")
+        assert [line.split()[0] for line in ran.out.splitlines()[1:]] == [WEB1]
+        assert ran.err.startswith("error: it is not known which VM ab is: h2 did not answer")
+        assert ran.code == 4
+
+    def test_wait_vm_for_several_has_an_answer_for_each(self, use: Use, cli: Any) -> None:
+        reached = course({"reached": ["running"]})
+
+        def behave(host: str, command: str, options: dict[str, Any]) -> Any:
+            silent = command == "show-vm" and options["vm-id"] == "bbbbbbbb"
+            return None if silent else reached(host, command, options)
+
+        use(MemorySession({"h1": [vm(WEB1), vm("abcdefgh"), vm("abzzzzzz"), vm("bbbbbbbb")]}, behave=behave))
+        argv = ("wait-vm", "web1", "nosuch", "nosuch-1", "ab", "bbbbbbbb", "--timeout", "0.1s")
+        first, *rows = cli(*argv).answers
+        assert first["response"]["vm-id"] == WEB1
+        assert [(row["vm"], row.get("vm-id"), row["execution-info"].get("code")) for row in rows] == [
+            ("nosuch", None, "vm-unknown"),
+            ("nosuch-1", names.id_of_name("nosuch-1"), "vm-unknown"),
+            ("ab", None, "bad-request"),
+            ("bbbbbbbb", "bbbbbbbb", None),
+        ]
+        assert cli("wait-vm", "nosuch-1").answers == []
 
     def test_a_short_time_bounds_the_wait_too(self, use: Use, cli: Any) -> None:
         use(MemorySession({"h1": [vm(WEB1)]}, behave=course({})))
