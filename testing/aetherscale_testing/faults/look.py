@@ -51,7 +51,7 @@ def units(name: re.Pattern[str] = UNIT) -> dict[str, str]:
 
 
 def at_work(name: re.Pattern[str]) -> set[str]:
-    """VMs of which such a unit does anything. One that is dead can stay loaded: a VM's unit that failed wants its tap's."""
+    """VMs of which such a unit does anything. A dead one can stay loaded: a VM's unit that failed wants its tap's."""
     return {vm_id for vm_id, state in units(name).items() if state not in ("inactive", "failed")}
 
 
