@@ -89,10 +89,10 @@ class CreateFlow:
     def _reserve(self, facts: d.Facts) -> None:
         """Look whether it fits, and hold its place at once: nothing may come between."""
         facts.misfit = self._host.misfit(self._spec)
+        if self._spec.spread or self._spec.near:  # offered without this VM, as the other hosts' offers are
+            facts.choice = d.Choice("spread" if self._spec.spread else "near", self._own_offer(facts.misfit))
         if facts.misfit is None:
             self._host.reserve(self._vm_id, self._spec)
-        if self._spec.spread or self._spec.near:
-            facts.choice = d.Choice("spread" if self._spec.spread else "near", self._own_offer(facts.misfit))
 
     def _own_offer(self, misfit: Refused | None) -> d.HostOffer:
         host = self._host

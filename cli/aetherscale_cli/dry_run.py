@@ -36,13 +36,14 @@ def ask_for_offers(session: Session, invocation: Invocation) -> Outcome:
     best = choose(bids, options)
     outcome = Outcome(stdout=_table(bids, best, options))
     if invocation.output == "name":
-        outcome.stdout = report.json_list([msgspec.json.encode({"host": best.host})] if best else [])
+        outcome.stdout = report.json_list([msgspec.json.encode({"host": host}) for host in best])
     elif invocation.as_json:
         outcome.stdout = report.json_list([reply.raw for reply in everyone.replies])
-    if best is None:
+    if not best:
         outcome.fail("no host would take this VM", None, Exit.FAILED)
     elif not invocation.as_json:
-        outcome.notes.append(f"{text.safe(best.host)} would get it; nothing was changed.")
+        hosts = " or ".join(text.safe(host) for host in best)
+        outcome.notes.append(f"{hosts} would get it; nothing was changed.")
     report.report_missing(outcome, everyone, invocation.timeout)
     return outcome
 
@@ -58,18 +59,22 @@ def read_bid(reply: Reply) -> Bid:
         return Bid(host, why="its answer can't be read")
 
 
-def choose(bids: Sequence[Bid], options: CreateVm) -> Bid | None:
-    """The host that would get it: with spread the one with the fewest alike, with near the one with the most; then
-    the highest score, then the first by name.
+def choose(bids: Sequence[Bid], options: CreateVm) -> list[str]:
+    """The host that would get it, or those, by name, of which one would; none if nobody takes it.
+
+    With spread the one with the fewest alike, with near the one with the most; then the highest score, then the first
+    by name. Without either it is the broker that decides, by score alone: those that are equal take turns.
     """
     weight = -1 if options.spread else 1 if options.near else 0
-    ranked = sorted((-weight * bid.offer.alike, -bid.offer.score, bid.host) for bid in bids if bid.offer is not None)
-    return next((bid for bid in bids if ranked and bid.host == ranked[0][2]), None)
+    ranked = sorted(((-weight * bid.offer.alike, -bid.offer.score), bid.host) for bid in bids if bid.offer is not None)
+    best = [host for rank, host in ranked if rank == ranked[0][0]]
+    return best[:1] if weight else best
 
 
-def _table(bids: Sequence[Bid], best: Bid | None, options: CreateVm) -> str:
+def _table(bids: Sequence[Bid], best: Sequence[str], options: CreateVm) -> str:
+    would = "yes, gets it" if len(best) == 1 else "yes, may get it"
     rows = [
-        (bid.host, "yes, gets it" if bid is best else "yes", str(bid.offer.score), str(bid.offer.alike), "")
+        (bid.host, would if bid.host in best else "yes", str(bid.offer.score), str(bid.offer.alike), "")
         if bid.offer is not None
         else (bid.host, "no", "", "", bid.why)
         for bid in sorted(bids, key=lambda bid: bid.host)

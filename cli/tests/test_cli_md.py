@@ -20,7 +20,8 @@ IMAGE = Image("debian12", "", "qcow2", 1 << 30, "")
 def find_sample(command: str) -> tuple[list[str], str]:
     """The arguments of the sample that begins so, and what is shown of it."""
     lines = DOC.read_text().splitlines()
-    (at,) = [n for n, line in enumerate(lines) if line.startswith(f"    $ aetherscale-cli {command}")]
+    starts = [n for n, line in enumerate(lines) if line.startswith(f"    $ aetherscale-cli {command}")]
+    (at,) = [n for n in starts if "|" not in lines[n]]
     end = next(n for n in range(at, len(lines)) if not lines[n])
     shown = "".join(f"{line.removeprefix('    ')}\n" for line in lines[at + 1 : end])
     return shlex.split(lines[at])[2:], shown
@@ -83,6 +84,18 @@ def test_samples_are_what_is_said(
     argv, shown = find_sample(command)
     ran = cli(*argv, "-o", "table")
     assert ran.out + ran.err == shown
+
+
+def test_the_sample_of_a_list_is_what_is_said(use: Any, cli: Any) -> None:
+    """Of VMs whose hosts tell the addresses that they keep for them, of those that are off too."""
+    now, of = time.time(), {"image": "debian12"}
+    web1 = vm(names.id_of_name("web1"), name="web1", cpus=2, memory=2048, disk=20, since=now - 200, **of)
+    web1 |= {"addresses": ["10.88.1.12"], "expires": now + 3630}
+    db1 = vm(names.id_of_name("db1"), name="db1", since=now - 90_000, addresses=["10.88.2.7"], **of)
+    off = vm("sgeqxcfi", state="stopped", image="ubuntu_base", since=now - 7300, addresses=["10.88.2.41"])
+    use(MemorySession({"h1": [web1], "h2": [db1, off]}))
+    argv, shown = find_sample("list-vms")
+    assert cli(*argv, "-o", "table").out == shown
 
 
 def write_files(folder: Path) -> None:

@@ -183,15 +183,22 @@ class TestDryRun:
     )
     def test_spread_and_near_come_before_the_score(self, where: dict[str, str], best: str) -> None:
         bids = [Bid(f"h{n}", Offer(score=score, alike=n)) for n, score in ((1, 10), (2, 90), (3, 20))]
-        found = choose([*bids, Bid("h0", why="no")], CreateVm(image="u", **where))
-        assert found is not None
-        assert found.host == best
+        assert choose([*bids, Bid("h0", why="no")], CreateVm(image="u", **where)) == [best]
 
-    def test_equals_go_by_name(self) -> None:
-        bids = [Bid(host, Offer(score=1)) for host in ("h2", "h1")]
-        found = choose(bids, CreateVm(image="u"))
-        assert found is not None
-        assert found.host == "h1"
+    @pytest.mark.parametrize(
+        ("where", "best"), [([], ["h1", "h2"]), (["--spread", "role=web"], ["h1"]), (["--near", "role=web"], ["h1"])]
+    )
+    def test_of_equals_the_broker_takes_any_and_an_agent_that_looks_for_a_place_the_first_by_name(
+        self, use: Use, cli: Any, where: list[str], best: list[str]
+    ) -> None:
+        scores = {"h3": 10, "h2": 50, "h1": 50}
+        use(MemorySession({host: [] for host in scores}, behave=lambda host, *_: success({"score": scores[host]})))
+        arguments = ("create-vm", "--image", "u", "--dry-run", *where)
+        ran = cli(*arguments, "-o", "table")
+        assert ran.err == f"{' or '.join(best)} would get it; nothing was changed.\n"
+        marked = "yes, may get it" if len(best) > 1 else "yes, gets it"
+        assert [row.split()[0] for row in ran.out.splitlines() if marked in row] == best
+        assert cli(*arguments, "-o", "name").out.split() == best
 
 
 class TestClones:

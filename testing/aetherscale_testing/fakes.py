@@ -403,7 +403,7 @@ class FakeHypervisor:
         return reached.in_order(found)
 
     def nic(self, vm_id: str) -> Nic:
-        return Nic(finalize_mac(vm_id), ("127.0.0.1",) if self._is_on(vm_id) else ())
+        return Nic(finalize_mac(vm_id), ("127.0.0.1",) if vm_id in self._vms else ())
 
     def port_conflict(self, spec: CreateVm) -> str:
         taken = [port.host_port for port in spec.publish if port.host_port in self.ports_in_use]
@@ -423,7 +423,8 @@ class FakeHypervisor:
             self._save(vm_id, vm, vm.power)
 
     async def dial(self, vm_id: str, port: int) -> tuple[StreamReader, StreamWriter]:
-        return await pipes.dial(vm_id, self.nic(vm_id).addresses, self.guest_ports.get(port, port))
+        addresses = self.nic(vm_id).addresses if self._is_on(vm_id) else ()
+        return await pipes.dial(vm_id, addresses, self.guest_ports.get(port, port))
 
     def changes(self) -> AsyncIterator[PowerChange]:
         queue: asyncio.Queue[PowerChange] = asyncio.Queue()

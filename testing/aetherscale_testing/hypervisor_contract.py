@@ -358,6 +358,15 @@ class HypervisorContract:
         assert len({hypervisor.nic(vm_id).mac for vm_id in (ONE, ONE, OTHER)}) == 2
 
     @in_world
+    async def test_what_address_a_host_gives_a_vm_is_known_while_it_is_off(self, world: World) -> None:
+        hypervisor = await begin(world)
+        given = hypervisor.nic(ONE).addresses
+        await hypervisor.kill(ONE)
+        assert hypervisor.nic(ONE).addresses == given
+        await hypervisor.remove(ONE)
+        assert hypervisor.nic(ONE).addresses == ()
+
+    @in_world
     async def test_many_vms_start_and_end_at_once(self, world: World) -> None:
         vm_ids = [f"control{letter}" for letter in "abcd"]
         await asyncio.gather(*(begin(world, vm_id) for vm_id in vm_ids))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aetherscale_agent import courses
 from aetherscale_agent.steps import STEPS
 from aetherscale_testing.faults.report import AGENT_KILLED, EVERYWHERE, VM_NET_KILLED, find_gaps
 from aetherscale_testing.faults.table import BROKER_FAULTS, FAULTS, SCENARIOS, Cell, all_cells, why_not
@@ -16,8 +17,15 @@ LEFT_OUT = {"build-fails", "image-gone", "start-fails", "qemu-dies", "client-gon
 
 def test_every_step_meets_every_fault_before_and_after_it_once() -> None:
     cells = Counter(all_cells())
-    assert len(cells) == len(STEPS) * 2 * len(FAULTS)
     assert set(cells.values()) == {1}
+    assert len([cell for cell in cells if not cell.also]) == len(STEPS) * 2 * len(FAULTS)
+
+
+@pytest.mark.parametrize(("scenario", "steps"), [("restore", courses.ALTER), ("clone", courses.BUILD)])
+def test_every_step_of_a_second_scenario_is_played_too(scenario: str, steps: courses.Course) -> None:
+    cells = [cell for cell in all_cells() if cell.scenario == scenario]
+    assert {cell.step for cell in cells} == set(steps)
+    assert len(cells) == len(steps) * 2 * len(FAULTS)
 
 
 def test_every_fault_can_be_played() -> None:

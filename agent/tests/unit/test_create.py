@@ -9,7 +9,7 @@ import pytest
 
 from aetherscale_protocol.answers import Answer, ExecutionInfo, Offer
 from aetherscale_testing.dealings import Dealings
-from aetherscale_testing.world import World, until
+from aetherscale_testing.world import DEADLINE, ID, World, quiet, until
 
 
 @pytest.fixture
@@ -44,5 +44,24 @@ def test_a_host_that_cannot_take_a_vm_hands_it_to_the_place_it_seeks(
         await until(lambda: bool(dealings.handed_on))
         asking.cancel()
         assert dealings.handed_on == [host]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("theirs", "handed_on"), [(-1, []), (0, []), (1, ["h2"])])
+@pytest.mark.parametrize("sought", ["spread", "near"])
+def test_a_host_offers_itself_without_the_vm_that_it_was_given_as_the_others_do(
+    world: World, sought: str, theirs: int, handed_on: list[str]
+) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        dealings = Dealings(host)
+        dealings.offers = [offer("h2", host.score() + theirs, 0)]
+        options = {"image": "tiny", "vm_id": ID, "memory": 512, sought: "role=web"}
+        asking = dealings.begin("create-vm", request_id="r1", deadline=DEADLINE, **options)
+        await until(lambda: asking.done() or bool(dealings.handed_on))
+        asking.cancel()
+        assert dealings.handed_on == handed_on
+        await quiet(host)
 
     asyncio.run(scenario())

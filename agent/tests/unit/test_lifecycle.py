@@ -1,5 +1,6 @@
 """What each command does in each state: the whole table, cell by cell."""
 
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -9,6 +10,7 @@ from aetherscale_protocol.answers import VmState
 from aetherscale_protocol.commands import COMMANDS, Reach
 from aetherscale_protocol.errors import Refused
 
+PAGE = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
 NO = None
 VERBS = (
     "start-vm",
@@ -85,3 +87,19 @@ def test_what_is_paused_says_how_it_can_be_left() -> None:
         with pytest.raises(Refused) as caught:
             act_on(verb, "paused")
         assert way in (caught.value.hint or "")
+
+
+SIGNS = {None: "–", Act.NOTHING: "="}
+
+
+def table_of_page() -> str:
+    """The table as it should stand in docs/protocol.md."""
+    rows = [f"| command | {' | '.join(ANY_STATE)} |", "|---" * (len(ANY_STATE) + 1) + "|"]
+    for verb, row in TABLE.items():
+        signs = (SIGNS.get(row.get(state), "✓") for state in ANY_STATE)
+        rows.append(f"| `{verb}` | {' | '.join(signs)} |")
+    return "\n".join(rows)
+
+
+def test_the_table_of_the_page_is_the_codes() -> None:
+    assert table_of_page() in PAGE

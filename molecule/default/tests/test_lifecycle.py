@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from aetherscale_agent.lifecycle import TABLE, Act
+from aetherscale_protocol.answers import VmState
 from aetherscale_testing.rollout import Rollout
 
 AGENT = "aetherscale-agent.service"
@@ -108,3 +110,39 @@ def test_a_restored_disk_holds_what_it_held_at_the_snapshot(fleet: Rollout, vm_i
     assert told(fleet, "stop-vm", "--kill", vm_id) == "stopped"
     assert told(fleet, "restore-vm", vm_id, "counted") == "restored"
     assert boot_again(fleet, vm_id, "start-vm") == counted + 1
+
+
+def walk(fleet: Rollout, vm_id: str, state: VmState) -> None:
+    """Ask for all that a VM in this state is refused, and for all that leaves it in it."""
+    fleet.eventually(lambda: fleet.show(vm_id, 0)["state"] == state)
+    qemu = fleet.unit(vm_id, "MainPID")
+    stays = {
+        "resize-vm": ["--disk", str(fleet.show(vm_id, 0)["disk"])],
+        "snapshot-vm": ["walked"],
+        "restore-vm": ["walked"],
+        "delete-snapshot": ["walked"],
+        "extend-vm": ["--ttl", "never"],
+    }
+    for verb, row in TABLE.items():
+        act = row.get(state)
+        if act in (None, Act.NOTHING) or verb in stays:
+            (answer,) = fleet.ask(*verb.split(), vm_id, *stays.get(verb, []), check=False)
+            said = answer["execution-info"]
+            expected = ("error", "wrong-state", True) if act is None else ("success", None, False)
+            assert (said["status"], said.get("code"), "hint" in said) == expected, f"{verb} of a VM that is {state}"
+    assert (fleet.show(vm_id, 0)["state"], fleet.unit(vm_id, "MainPID")) == (state, qemu)
+
+
+def test_what_a_state_refuses_changes_nothing_and_says_what_to_do(fleet: Rollout) -> None:
+    """The table of docs/protocol.md, in the states in which a VM stays; it is `failed` when its QEMU was killed."""
+    vm_id = fleet.create()
+    walk(fleet, vm_id, "running")
+    assert told(fleet, "pause-vm", vm_id) == "paused"
+    walk(fleet, vm_id, "paused")
+    assert told(fleet, "stop-vm", "--kill", vm_id) == "stopped"
+    walk(fleet, vm_id, "stopped")
+    assert told(fleet, "start-vm", vm_id) == "starting"
+    unit = f"aetherscale-vm@{vm_id}.service"
+    fleet.run(fleet.show(vm_id, 0)["host"], "systemctl", "kill", "--signal=KILL", unit)
+    walk(fleet, vm_id, "failed")
+    fleet.cli("delete-vm", vm_id)

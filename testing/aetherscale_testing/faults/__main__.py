@@ -13,7 +13,7 @@ from aetherscale_agent.steps import STEPS
 from aetherscale_testing.faults.matrix import SIDE_BY_SIDE, Progress, matrix
 from aetherscale_testing.faults.play import Row
 from aetherscale_testing.faults.report import find_gaps, make_page
-from aetherscale_testing.faults.table import FAULTS, Cell, all_cells
+from aetherscale_testing.faults.table import FAULTS, SCENARIOS, Cell, all_cells
 
 
 def run() -> int:
@@ -61,6 +61,7 @@ def _parse() -> argparse.Namespace:
     page.add_argument("--page", type=Path, default=Path("docs/reliability.md"))
     page.add_argument("--check", action="store_true", help="only say whether it is up to date, and of all steps")
     verb = commands.add_parser("matrix", help="every step × every fault, over a fake hypervisor")
+    verb.add_argument("--scenario", action="append", choices=tuple(SCENARIOS), help="only this one; may be repeated")
     verb.add_argument("--step", action="append", choices=tuple(STEPS), help="only this step; may be repeated")
     verb.add_argument("--fault", action="append", choices=tuple(FAULTS), help="only this fault; may be repeated")
     verb.add_argument("--when", choices=("before", "after"))
@@ -72,7 +73,8 @@ def _parse() -> argparse.Namespace:
 
 def _is_wanted(cell: Cell, options: argparse.Namespace) -> bool:
     return (
-        (options.step is None or cell.step in options.step)
+        (options.scenario is None or cell.scenario in options.scenario)
+        and (options.step is None or cell.step in options.step)
         and (options.fault is None or cell.fault in options.fault)
         and options.when in (None, cell.when)
     )
@@ -83,7 +85,14 @@ def to_json(rows: Iterable[Row]) -> str:
     lines = []
     for row in rows:
         cell = {"step": row.cell.step, "when": row.cell.when, "fault": row.cell.fault, "verdict": row.verdict}
-        seen = {"why": row.why, "seconds": round(row.seconds, 1), "told": row.told, "outcome": row.outcome}
+        also = row.cell.scenario if row.cell.also else ""
+        seen = {
+            "also": also,
+            "why": row.why,
+            "seconds": round(row.seconds, 1),
+            "told": row.told,
+            "outcome": row.outcome,
+        }
         lines.append(json.dumps(cell | {name: value for name, value in seen.items() if value}))
     return "[\n" + ",\n".join(lines) + "\n]\n"
 

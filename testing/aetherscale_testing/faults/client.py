@@ -25,6 +25,8 @@ _COMMANDS: dict[Verb, str] = {
     "kill": "stop-vm",
     "delete": "delete-vm",
     "snapshot": "snapshot-vm",
+    "restore": "restore-vm",
+    "resize": "resize-vm",
     "reboot": "reboot-vm",
     "tunnel": "open-stream",
 }

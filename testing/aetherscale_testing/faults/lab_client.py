@@ -22,6 +22,7 @@ COMMANDS: dict[Verb, str] = {
     "stop": "stop-vm",
     "kill": "stop-vm",
     "snapshot": "snapshot-vm",
+    "restore": "restore-vm",
     "reboot": "reboot-vm",
     "tunnel": "open-stream",
     "delete": "delete-vm",
@@ -61,7 +62,7 @@ class Command:
             options |= {"image": self.image, "memory": self.memory, "disk": 1}
         if self.verb == "kill":
             options["kill"] = True
-        if self.verb == "snapshot":
+        if self.verb in ("snapshot", "restore"):
             options["snapshot"] = "kept"
         if self.verb == "tunnel":
             options |= {"kind": "console", "lines": 10}

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Verb = Literal["create", "start", "stop", "kill", "delete", "snapshot", "reboot", "tunnel", "crash"]
+Verb = Literal[
+    "create", "start", "stop", "kill", "delete", "snapshot", "restore", "resize", "reboot", "tunnel", "crash"
+]
 """`crash` is no client's: the test itself killed the VM's QEMU, so that the VM may be off."""
 
 Outcome = Literal["done", "refused", "unknown", "none"]

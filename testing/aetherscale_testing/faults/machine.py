@@ -108,12 +108,22 @@ class FaultyHypervisor(FakeHypervisor):
             raise HypervisorError(f"snapshot {name} could not be made: No space left on device")
         await super().snapshot(vm_id, name)
 
+    async def restore(self, vm_id: str, name: str) -> None:
+        if self._machine.disk_is_full:
+            raise HypervisorError(f"snapshot {name} could not be restored: No space left on device")
+        await super().restore(vm_id, name)
+
     async def start(self, vm_id: str, spec: CreateVm) -> None:
+        """Start the VM; its guest writes on its disk that it has booted."""
         if self.power_of(vm_id) is not Power.ON and self._machine.failing_starts > 0:
             self._machine.failing_starts -= 1
             raise HypervisorError("QEMU did not come up")
         was_on = self.power_of(vm_id) is Power.ON
         await super().start(vm_id, spec)
+        if not was_on:
+            vm = self._disk(vm_id)
+            vm.content += f"{vm_id} "
+            self._save(vm_id, vm, vm.power)
         if not was_on and self._machine.dying_starts > 0:
             self._machine.dying_starts -= 1
             self.qemu_dies(vm_id)

@@ -125,5 +125,5 @@ def again(cell: Cell) -> str:
     """The command that plays a cell again."""
     return (
         "python -m aetherscale_testing.faults matrix"
-        f" --step {cell.step} --when {cell.when} --fault {cell.fault} --verbose"
+        f" --scenario {cell.scenario} --step {cell.step} --when {cell.when} --fault {cell.fault} --verbose"
     )

@@ -11,7 +11,7 @@ from aetherscale_testing.faults.client import Request
 from aetherscale_testing.faults.ledger import Told
 from aetherscale_testing.faults.listing import to_text
 from aetherscale_testing.faults.machine import TOMBSTONE_SLACK_S
-from aetherscale_testing.faults.scene import Failed, Scene, Stage
+from aetherscale_testing.faults.scene import GROWN_GIB, Failed, Scene, Stage
 from aetherscale_testing.faults.table import BROKER_FAULTS, Cell, why_not
 from aetherscale_testing.faults.trouble import FAULTS, Rendezvous, healed, meet_broker
 from aetherscale_testing.faults.views import BrokerView, HostView
@@ -22,6 +22,9 @@ AGAIN_PATIENCE_S = 3.0
 HEARTBEAT_S, BROKER_HEARTBEAT_S = 1, 30
 """The agents'; longer where they stand still until the whole batch does."""
 SETTLE_S, APART_S = 20.0, 0.5
+RESTORED, OLD = 1, 2
+"""How often the VM of a restore has booted on its disk: until the snapshot, and until it was switched off."""
+NEVER_BEGUN = ("host-down", "deadline-passed")
 
 Verdict = Literal["passed", "failed", "not-applicable"]
 
@@ -88,9 +91,8 @@ class _Actor:
         self._probe_tunnels()
         for vm_id in dict.fromkeys(entry.vm_id for entry in scene.ledger.entries):
             self._compare_with_show(vm_id)
-        for request, told in tolds:
-            if told.outcome in ("unknown", "none"):
-                self._ask_again(request)
+        ends = [(r, self._ask_again(r) if told.outcome in ("unknown", "none") else told) for r, told in tolds]
+        self._check_disk([(request, told) for request, told in ends if request.vm_id == scene.vm_id])
         self._wait_for_burials()
         self._settle(strict=True)
 
@@ -138,7 +140,7 @@ class _Actor:
             return
         raise Failed(f"show-vm {vm_id} says {answer}, and it is on {[host.name for host in hosts]}")
 
-    def _ask_again(self, request: Request) -> None:
+    def _ask_again(self, request: Request) -> Told:
         """Whoever does not know asks again with the same request id, and is told.
 
         :raise Failed: when it is not, or when what there was is not what there is.
@@ -150,6 +152,51 @@ class _Actor:
             raise Failed(f"{request.verb} asked again with the same request id: {told}")
         if request.verb == "create" and holders and (told.outcome, self._holders(request)) != ("done", holders):
             raise Failed(f"it was on {holders}; asked again: {told}, and it is on {self._holders(request)}")
+        return told
+
+    def _check_disk(self, ends: list[tuple[Request, Told]]) -> None:
+        if self.scene.cell.scenario == "clone":
+            self._check_clone()
+        if self.scene.cell.scenario == "restore":
+            self._check_restored([(request, told) for request, told in ends if request.verb == "restore"])
+
+    def _check_clone(self) -> None:
+        """A clone that there is begins with what its source's guest wrote, and the source is as it was.
+
+        :raise Failed: when it is not so.
+        """
+        scene = self.scene
+        wrote = scene.disk_of(scene.source_id).content
+        copy = scene.disk_of(scene.vm_id).content if any(scene.vm_id in h.disks for h in scene.look()) else wrote
+        if wrote.split() != [scene.source_id] or not copy.startswith(wrote):
+            raise Failed(f"the source's disk holds {wrote!r}, its clone's {copy!r}")
+
+    def _check_restored(self, ends: list[tuple[Request, Told]]) -> None:
+        """The disk holds what was told, and has its size; who asks again is told the same, or has done now what was
+        never begun; and the VM starts from that disk.
+
+        :raise Failed: when it is not so.
+        """
+        scene = self.scene
+        self._check_boots(ends[-1][1])
+        for request, told in ends:
+            again = scene.client.learn(scene.client.again(request, patience=AGAIN_PATIENCE_S))
+            if again != told and (told.what not in NEVER_BEGUN or again.outcome != "done"):
+                raise Failed(f"restore told {told}; asked again: {again}")
+        boots = self._check_boots(again)
+        scene.done(scene.client.send("start", scene.vm_id, patience=AGAIN_PATIENCE_S))
+        after = scene.disk_of(scene.vm_id).content.split()
+        if after != [*boots, scene.vm_id]:
+            raise Failed(f"the disk had seen the boots {boots}, and has seen {after} after one more")
+
+    def _check_boots(self, told: Told) -> list[str]:
+        """What the guest wrote at its boots is the old disk's or the restored one's, as a restore was told."""
+        disk = self.scene.disk_of(self.scene.vm_id)
+        may_be = {"done": (RESTORED,), "refused": (OLD,)}[told.outcome] if told.what != "failed" else (OLD, RESTORED)
+        boots = disk.content.split()
+        if boots not in [[self.scene.vm_id] * count for count in may_be] or disk.disk != GROWN_GIB:
+            raise Failed(f"restore told {told}, and the disk of {disk.disk} GiB has seen the boots {boots}")
+        return boots
 
     def _holders(self, request: Request) -> list[str]:
         """The hosts that have the VM which this create made."""

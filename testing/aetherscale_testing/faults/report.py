@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from aetherscale_agent.steps import STEPS
-from aetherscale_testing.faults.table import FAULTS, SCENARIOS, VM_NET_STEPS
+from aetherscale_testing.faults.table import FAULTS, SCENARIOS, VM_NET_STEPS, all_cells
 
 Rows = list[dict[str, Any]]
 
@@ -34,6 +34,8 @@ What aetherscale promises when something dies in the middle, and how that was tr
   not a VM.
 - **A command runs once**, however often it is asked with the same request id before its deadline (a host remembers the
   last 64 of each VM, and of those about itself).
+- **A disk that is restored holds what it held before, or what it held at the snapshot**, and which of both is what was
+  told; the VM starts from it. A clone has its source's disk, or is none.
 - **A console or a tunnel carries its bytes in order, or ends and says so**; its host lets go of the guest's end.
 - `unknown` is an allowed answer only where `show-vm` later tells the truth, and asking again with the same request id
   gives the same VM, or the same no.
@@ -59,8 +61,10 @@ Every step of an agent × every fault, before the step and after it: real agents
 memory that is held to the same contract tests as the real one (`make matrix`; heartbeat 1 s, and waits of a minute cut
 to a second). The agent is stopped at the step, the
 fault falls, it goes on; the client asks again where it was told `unknown`; then everything must settle without help. An
-independent checker looks at journals, disks, guests, bindings, queues, claims and tunnels' ends, and at what the client
-was told, never at what an agent says of itself. ✓ passed before and after the step; ✗ failed; · makes no sense there.
+independent checker looks at journals, disks, guests, bindings, queues, claims and tunnels' ends, at what guests wrote
+on disks that are copied or restored, and at what the client was told, never at what an agent says of itself. Where two
+kinds of commands take the same steps, the second has lines of its own. ✓ passed before and after the step; ✗ failed;
+· makes no sense there; ? not recorded yet.
 """
 
 LAB = """
@@ -168,12 +172,16 @@ def _matrix(folder: Path) -> Iterator[str]:
     yield f"\n{_count(rows)}\n"
     letters = {fault: chr(ord("A") + number) for number, fault in enumerate(FAULTS)}
     yield _table(("", "fault"), ((letter, FAULTS[fault]) for fault, letter in letters.items()))
-    by_cell: dict[tuple[str, str], list[str]] = {}
+    by_cell: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        by_cell.setdefault((row["step"], row["fault"]), []).append(row["verdict"])
+        by_cell.setdefault((row["step"], row.get("also", ""), row["fault"]), []).append(row["verdict"])
+    lines = dict.fromkeys((cell.step, cell.scenario if cell.also else "") for cell in all_cells())
     yield _table(
         ("step", *letters.values()),
-        ((f"`{step}`", *(_sign(by_cell.get((step, fault), [])) for fault in letters)) for step in STEPS),
+        (
+            (f"`{step}`" + (f" ({also})" if also else ""), *(_sign(by_cell.get((step, also, f), [])) for f in letters))
+            for step, also in lines
+        ),
     )
     reasons = sorted({str(row["why"]) for row in rows if row["verdict"] == "not-applicable"})
     yield "\nWhy a cell makes no sense: " + "; ".join(reasons) + ".\n"

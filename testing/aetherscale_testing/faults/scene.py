@@ -13,6 +13,7 @@ from typing import Any
 
 from aetherscale_protocol import names, topology
 from aetherscale_testing.broker import TestBroker
+from aetherscale_testing.fakes import FakeVmFile, read_fake_vms
 from aetherscale_testing.faults.client import Client, Request
 from aetherscale_testing.faults.fakehosts import look_at
 from aetherscale_testing.faults.ledger import Ledger
@@ -29,6 +30,8 @@ READY_S, MEETING_S = 20.0, 12.0
 POLL_S = 0.05
 MUSTER_S = 5.0
 IMAGE = "a"
+DISK_GIB, GROWN_GIB = 2, 3
+SNAPSHOT = "clean"
 MEMORY = {"h1": 32768, "h2": 16384}
 TOO_MUCH_MIB = 65536
 
@@ -59,6 +62,7 @@ class Scene:
         self.patience = patience
         self.ledger = Ledger()
         self.vm_id = names.new_vm_id()
+        self.source_id = names.new_vm_id()  #: of the VM that a clone is a copy of
         self.sound_at = 0.0  #: on time.monotonic()'s clock: from then on nothing of h1 is broken any more
         self.pending: list[Request] = []  #: what a client still waits for
         self.told_before: list[Request] = []  #: what was asked of its VM and done before the fault
@@ -129,6 +133,16 @@ class Scene:
         """What there is on each host."""
         return [look_at(host, agent.folder) for host, agent in self.agents.items()]
 
+    def disk_of(self, vm_id: str) -> FakeVmFile:
+        """The disk of a VM, wherever it is.
+
+        :raise Failed: when there is none.
+        """
+        for agent in self.agents.values():
+            if found := read_fake_vms(agent.folder / "vms").get(vm_id):
+                return found
+        raise Failed(f"VM {vm_id} has no disk")
+
     def until(self, what: Callable[[], bool], seconds: float, name: str) -> None:
         """Wait until something is so.
 
@@ -171,10 +185,14 @@ class Scene:
             raise Failed(f"the step was not reached within {MEETING_S:.0f} s")
         return meeting
 
-    def create(self, vm_id: str = "", *, patience: float | None = None, memory: int = 512) -> Request:
+    def create(
+        self, vm_id: str = "", *, patience: float | None = None, memory: int = 512, clone_of: str | None = None
+    ) -> Request:
         """Ask for a VM."""
+        more = {"clone-of": clone_of} if clone_of else {}
+        patience = patience or self.patience
         return self.client.send(
-            "create", vm_id or self.vm_id, patience=patience or self.patience, image=IMAGE, memory=memory, disk=2
+            "create", vm_id or self.vm_id, patience=patience, image=IMAGE, memory=memory, disk=DISK_GIB, **more
         )
 
     def done(self, request: Request) -> None:
@@ -208,6 +226,20 @@ def _with_vm(scene: Scene) -> None:
 
 def _with_vm_off(scene: Scene) -> None:
     _with_vm(scene)
+    scene.done(scene.client.send("kill", scene.vm_id, patience=scene.patience))
+
+
+def _with_source_off(scene: Scene) -> None:
+    scene.done(scene.create(scene.source_id))
+    scene.done(scene.client.send("kill", scene.source_id, patience=scene.patience))
+
+
+def _with_snapshot(scene: Scene) -> None:
+    """Its disk was smaller then, and had been booted from once."""
+    _with_vm_off(scene)
+    scene.done(scene.client.send("snapshot", scene.vm_id, patience=scene.patience, snapshot=SNAPSHOT))
+    scene.done(scene.client.send("resize", scene.vm_id, patience=scene.patience, disk=GROWN_GIB))
+    scene.done(scene.client.send("start", scene.vm_id, patience=scene.patience))
     scene.done(scene.client.send("kill", scene.vm_id, patience=scene.patience))
 
 
@@ -273,6 +305,7 @@ def _start_again(scene: Scene) -> None:
 
 _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": _nothing,
+    "clone": _with_source_off,
     "hand-on": _nothing,
     "owner": _with_claim,
     "refuse": _nothing,
@@ -283,6 +316,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
     "kill": _with_vm,
     "delete": _with_vm,
     "snapshot": _with_vm,
+    "restore": _with_snapshot,
     "reboot": _with_vm,
     "tunnel": _with_vm,
     "restart": _with_crash_while_building,
@@ -293,6 +327,7 @@ _PREPARE: Mapping[Scenario, Callable[[Scene], None]] = {
 
 _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "create": lambda scene: scene.ask(scene.create()),
+    "clone": lambda scene: scene.ask(scene.create(clone_of=scene.source_id)),
     "hand-on": lambda scene: scene.ask(scene.create()),
     "owner": lambda scene: scene.ask(scene.create()),
     "refuse": lambda scene: scene.ask(scene.create(memory=TOO_MUCH_MIB)),
@@ -302,7 +337,8 @@ _ACT: Mapping[Scenario, Callable[[Scene], None]] = {
     "stop": _act("stop"),
     "kill": _act("kill"),
     "delete": _act("delete"),
-    "snapshot": _act("snapshot", snapshot="clean"),
+    "snapshot": _act("snapshot", snapshot=SNAPSHOT),
+    "restore": _act("restore", snapshot=SNAPSHOT),
     "reboot": _act("reboot"),
     "tunnel": _dig,
     "restart": _start_again,

@@ -8,6 +8,7 @@ from aetherscale_agent.steps import STEPS, When
 
 Scenario = Literal[
     "create",
+    "clone",
     "hand-on",
     "owner",
     "refuse",
@@ -18,6 +19,7 @@ Scenario = Literal[
     "kill",
     "delete",
     "snapshot",
+    "restore",
     "reboot",
     "tunnel",
     "restart",
@@ -28,6 +30,7 @@ Scenario = Literal[
 
 SCENARIOS: Mapping[Scenario, str] = {
     "create": "a create that its host takes",
+    "clone": "the same, and its disk is a copy of that of a VM that is off",
     "hand-on": "a create that the preferred host can't take, because it lacks the image",
     "owner": "the same, and its claim is that host's, from a create that came to nothing",
     "refuse": "a create for which no host has room",
@@ -38,6 +41,7 @@ SCENARIOS: Mapping[Scenario, str] = {
     "kill": "the same by pulling its plug",
     "delete": "a deletion of a VM that runs",
     "snapshot": "a snapshot of a VM that runs",
+    "restore": "a VM that is off, and has grown and booted since a snapshot, is taken back to that",
     "reboot": "a reboot of a VM that runs, by the power button",
     "tunnel": "a tunnel to a port of a VM that runs, and bytes through it",
     "restart": "an agent is killed while it builds, and started again, with VMs in several states",
@@ -106,34 +110,38 @@ BY_PREFIX: Mapping[str, Scenario] = {
     "connect": "restart",
     "bury": "bury",
 }
+ALSO: Mapping[str, Scenario] = {"alter": "restore", "build": "clone"}
+"""A second scenario that comes to steps of this prefix, and is played beside the first."""
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One cell of the matrix."""
+    """One cell of the matrix. `also`: of the second scenario that comes to its step."""
 
     step: str
     when: When
     fault: str
+    also: bool = False
 
     @property
     def scenario(self) -> Scenario:
         """What comes to its step."""
-        return scenario_of(self.step)
+        return ALSO[self.step.partition(".")[0]] if self.also else scenario_of(self.step)
 
     def __str__(self) -> str:
-        return f"{self.when} {self.step}: {self.fault}"
+        return f"{self.when} {self.step}{f' of a {self.scenario}' if self.also else ''}: {self.fault}"
 
 
 def scenario_of(step: str) -> Scenario:
-    """The scenario that comes to a step."""
+    """The scenario that comes to a step; for some there is another (see `ALSO`)."""
     return BY_STEP.get(step) or BY_PREFIX[step.partition(".")[0]]
 
 
 def all_cells() -> Iterator[Cell]:
     """Every cell, those included that make no sense, in the steps' order."""
     whens: tuple[When, When] = ("before", "after")
-    return (Cell(step, when, fault) for step in STEPS for when in whens for fault in FAULTS)
+    courses = ((step, also) for step in STEPS for also in (False, True) if not also or step.partition(".")[0] in ALSO)
+    return (Cell(step, when, fault, also) for step, also in courses for when in whens for fault in FAULTS)
 
 
 def why_not(cell: Cell) -> str | None:
@@ -154,10 +162,11 @@ def _comes_to(cell: Cell, *works: str) -> bool:
         return True  # a create is built, or built again, once it is connected
     if cell.scenario == "reboot":
         return works == ("build.start", "start.qemu") and not _is_started(cell)
-    if cell.scenario not in ("create", "start"):
+    if cell.scenario not in ("create", "clone", "start"):
         return False
+    course = "create" if cell.scenario == "clone" else cell.scenario
     for work in works:
-        same_course = scenario_of(work) == cell.scenario
+        same_course = scenario_of(work) == course
         done = order.index(cell.step) > order.index(work) or (cell.step, cell.when) == (work, "after")
         if same_course and not done:
             return True
