@@ -234,7 +234,9 @@ def test_a_usage_error_is_one_error_and_one_hint(argv: list[str], said: str, cli
     assert "--help" in hint
 
 
-@pytest.mark.parametrize("argv", [["list-vms", "--time", "5"], ["snapshot-vm", "web1", "-x"], ["-o", "json", "logs-vm"]])
+@pytest.mark.parametrize(
+    "argv", [["list-vms", "--time", "5"], ["snapshot-vm", "web1", "-x"], ["-o", "json", "logs-vm"]]
+)
 def test_the_hint_names_the_command_that_was_typed(argv: list[str], cli: Any) -> None:
     command = next(word for word in argv if word.endswith(("-vm", "-vms")))
     assert f"hint: aetherscale-cli {command} --help" in cli(*argv).err
