@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from aetherscale_cli.contexts import Deployment
+from aetherscale_cli.import_image import finalize_argv
+
 QEMU_IMG = shutil.which("qemu-img") or "/usr/bin/qemu-img"
 GIB = 1 << 30
 ANSIBLE = Path(__file__).resolve().parents[1]
@@ -159,6 +162,61 @@ def test_an_image_goes_to_compute_hosts_alone(play):
     for more, hosts in (([], ["h1", "h2"]), (["-e", "image_hosts=h2,broker1"], ["h2"])):
         listed = play("--list-hosts", *more).stdout.partition("Bring one image")[2]
         assert sorted(re.findall(r"^ {6}(\S+)$", listed, re.MULTILINE)) == hosts
+
+
+@pytest.fixture
+def imported(tmp_path):
+    """Run images.yml as import-image does, with --check; how it ended, and whether LEAVE_MARK was run."""
+    inventory = tmp_path / "inventory.ini"
+    local = "ansible_connection=local ansible_become=false ansible_python_interpreter='{{ ansible_playbook_python }}'"
+    inventory.write_text(f"[broker]\nbroker1\n[compute]\nh1 {local}\n")
+    program = tmp_path / "bin/leave-mark"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\ntouch "$MARK"\n')
+    program.chmod(0o755)
+    mark = tmp_path / "mark"
+    environ = {"PATH": f"{program.parent}:{os.environ['PATH']}", "MARK": str(mark), "ANSIBLE_HOME": str(tmp_path)}
+
+    def run_it(name, source, digest, *hosts):
+        playbook = str(Path(sys.executable).with_name("ansible-playbook"))
+        deployment = Deployment(str(ANSIBLE), [str(inventory)])
+        argv = [*finalize_argv(playbook, deployment, name, source, digest, hosts), "--check"]
+        mine = os.environ | {"LC_ALL": "C.UTF-8"} | environ
+        return subprocess.run(argv, cwd=ANSIBLE, capture_output=True, text=True, env=mine), mark.exists()
+
+    return run_it
+
+
+LEAVE_MARK = "{{ lookup('pipe', 'leave-mark') }}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["debian.qcow2", f"{LEAVE_MARK}/a {LEAVE_MARK}.qcow2", "é\U0001f600'\"\n{{{%{#\\.qcow2"],
+    ids=["ordinary", "a template", "odd"],
+)
+def test_a_file_may_have_any_name_and_none_is_a_template(imported, tmp_path, name):
+    (path := tmp_path / "disks" / name).parent.mkdir(parents=True)
+    digest = hashlib.sha256(create(path)).hexdigest()
+    done, marked = imported("debian", str(path), digest, "h1")
+    assert not marked
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search("changed: .h1.", done.stdout.partition("Copy the images")[2])
+
+
+def test_no_value_of_an_import_is_a_template(imported):
+    for name, hosts, words in ((LEAVE_MARK, "h1", "an image name is"), ("debian", LEAVE_MARK, "no such host")):
+        done, marked = imported(name, f"https://example.org/{LEAVE_MARK}", LEAVE_MARK, hosts)
+        assert not marked
+        assert done.returncode != 0
+        assert words in done.stdout
+
+
+def test_a_path_that_ansible_would_read_otherwise_is_refused(images, order, tmp_path):
+    (tmp_path / "disk.img").rename(tmp_path / "$HOME.img")
+    (tmp_path / "disk.img").symlink_to("$HOME.img")
+    code, _, words = run(images, order)
+    assert (code, "has a $ in its path" in words) == (1, True)
 
 
 def test_an_image_may_be_for_one_host(images, order):

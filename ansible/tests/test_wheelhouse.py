@@ -1,5 +1,6 @@
 """The wheelhouse: what its key hangs on, and that finding one needs no network."""
 
+import re
 import shutil
 
 import pytest
@@ -59,6 +60,17 @@ def test_what_builds_the_wheel_is_pinned_and_comes_from_no_index(wheelhouse, che
     assert "--require-hashes" in fetched
     assert fetched[-1] == str(checkout / wheelhouse.BUILD_LOCK)
     assert built[:5] == ("wheel", "--no-deps", "--no-index", "--find-links", fetched[fetched.index("--dest") + 1])
+
+
+def test_what_no_lock_pins_is_told(wheelhouse):
+    """docs/security.md names each requirement of the controller's that is checked against no hash."""
+    said = (REPOSITORY / "docs/security.md").read_text()
+    pinned = {block.split("==")[0] for block in wheelhouse.read_lock(REPOSITORY)}
+    extras = wheelhouse.read_project(REPOSITORY)["project"]["optional-dependencies"]
+    wanted = {re.match("[a-z0-9-]+", requirement)[0] for requirement in extras["deploy"]}
+    (row,) = [line for line in said.splitlines() if "**no hash**" in line]
+    assert wanted - pinned
+    assert all(f"`{name}`" in row for name in wanted - pinned)
 
 
 def test_every_package_of_the_sources_is_in_the_wheel(wheelhouse):

@@ -19,6 +19,7 @@ from aetherscale_cli.arguments import Invocation
 from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.manifest import Wanted, read_manifest
 from aetherscale_cli.report import Outcome
+from aetherscale_cli.resolve import names_of
 from aetherscale_cli.settle import Call, not_sent, unanswered
 from aetherscale_cli.targets import is_unknown
 from aetherscale_cli.wire import Session
@@ -224,7 +225,8 @@ def _prune(session: Session, run: Run) -> None:
         for vm in lists.details_of(reply)
         if vm.vm_id not in kept and all(selects(one, vm.labels) for one in selectors)
     ]
-    names = [(vm.vm_id, vm.name) for vm in doomed]
+    told = names_of(everyone)
+    names = [(vm.vm_id, told[vm.vm_id]) for vm in doomed if vm.vm_id in told]
     if names and not (run.only_shown or run.invocation.space.yes):
         shown = _identify(session, names)
         if not _agreed(names):

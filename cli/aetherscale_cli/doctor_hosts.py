@@ -1,5 +1,9 @@
-"""What is wrong with hosts: facts in, findings out. Pure; see `doctor`."""
+"""What is wrong with hosts: facts in, findings out. Pure; see `doctor`.
 
+Hints are copied into shells: what a host says stands in one only quoted, or if it obeys a rule of names.
+"""
+
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -7,6 +11,7 @@ from aetherscale_cli import text
 from aetherscale_cli.arguments import PROGRAM
 from aetherscale_cli.doctor_facts import Examination, Finding, HostFacts
 from aetherscale_cli.errors import Exit
+from aetherscale_protocol import names
 from aetherscale_protocol.answers import HostCondition, ImageSum
 
 CLOCK_LIMIT_S = 5.0
@@ -198,7 +203,8 @@ def check_network(name: str, host: HostCondition) -> Iterator[Finding]:
         yield _error("network", name, f"{wrong[0]}: {wrong[1]}", f"on {name}: {hint}")
     idle = {unit: state for unit, state in host.services.items() if state != "active"}
     for unit, state in idle.items():
-        hint = f"on {name}: journalctl -u {unit} says why; systemctl restart {unit}"
+        quoted = shlex.quote(unit)
+        hint = f"on {name}: journalctl -u {quoted} says why; systemctl restart {quoted}"
         yield _error("network", name, f"{unit} is {state}", hint)
     if not wrong and not idle:
         serving = "".join(f"; {unit.removesuffix('.service')} runs" for unit in host.services)
@@ -228,8 +234,9 @@ def check_vms(name: str, host: HostCondition) -> Iterator[Finding]:
     if not host.troubles:
         yield Finding(check="vms", subject=name, result="ok", text="none has failed")
     for vm in host.troubles[:MOST_NAMED]:
-        called = vm.name or vm.vm_id
-        said = f"VM {called} {'has failed' if vm.state == 'failed' else 'is in trouble'}: {vm.reason or 'unknown why'}"
+        called = vm.name if names.is_vm_name(vm.name) else shlex.quote(vm.vm_id)
+        state = "has failed" if vm.state == "failed" else "is in trouble"
+        said = f"VM {vm.name or vm.vm_id} {state}: {vm.reason or 'unknown why'}"
         hint = f"{PROGRAM} show-vm {called} shows its console; {PROGRAM} start-vm {called}"
         yield Finding(check="vms", subject=name, result="warning", text=said, hint=hint)
     if (more := len(host.troubles) - MOST_NAMED) > 0:

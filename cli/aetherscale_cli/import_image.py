@@ -60,13 +60,18 @@ def find_digest(source: str, given: str | None) -> str:
 def finalize_argv(
     program: str, deployment: Deployment, name: str, source: str, digest: str, hosts: Sequence[str]
 ) -> list[str]:
-    """The command line of ansible-playbook."""
+    """The command line of ansible-playbook.
+
+    Each value is marked as Ansible's `!unsafe`: what comes by `-e` it takes for templates, and so would run commands
+    that stand in a file's name.
+    """
     source = source if is_url(source) else str(Path(source).resolve())
     wish = {"image_name": name, "image_source": source, "image_sha256": digest}
     if hosts:
         wish["image_hosts"] = ",".join(hosts)
+    data = {variable: {"__ansible_unsafe": value} for variable, value in wish.items()}
     inventories = [part for path in deployment.inventory for part in ("-i", path)]
-    return [program, *inventories, PLAYBOOK, "-e", json.dumps(wish)]
+    return [program, *inventories, PLAYBOOK, "-e", json.dumps(data)]
 
 
 def find_program() -> str:

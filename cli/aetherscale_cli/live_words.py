@@ -10,7 +10,7 @@ from aetherscale_cli.contexts import ContextStore, find_target
 from aetherscale_cli.errors import CliError
 from aetherscale_cli.wire import Reply
 from aetherscale_protocol.answers import HostReport
-from aetherscale_protocol.names import is_host_name, is_image_name, is_vm_id, is_vm_name
+from aetherscale_protocol.names import is_host_name, is_image_name
 
 PATIENCE_S = 1.5
 """Longer nobody waits for a tabulator key."""
@@ -45,7 +45,7 @@ def find_words(kind: str, context: str | None, environ: Mapping[str, str]) -> It
         from aetherscale_cli.resolve import names_of
 
         known = names_of(everyone)
-        return [word for word in (*known, *known.values()) if is_vm_id(word) or is_vm_name(word)]
+        return [word for word in (*known, *known.values()) if word]
     return [word for reply in everyone.replies for word in _words_of(kind, reply)]
 
 

@@ -141,7 +141,9 @@ def _is_read(reply: Reply) -> bool:
 
 
 def names_of(everyone: Everyone) -> dict[str, str]:
-    """The VMs' names by their ids, '' for those without, as answers to list-vms tell them."""
+    """The VMs' names by their ids, '' for those without, as answers to list-vms tell them. What can be no id or no name
+    is left out: hints have them in commands that people copy.
+    """
     known: dict[str, str] = {}
     for reply in everyone.replies:
         try:
@@ -150,7 +152,7 @@ def names_of(everyone: Everyone) -> dict[str, str]:
         except ValueError:
             continue  # it is reported where lists are shown
         known |= {text.removeprefix("vm-"): "" for text in ids} | {vm.vm_id: vm.name for vm in details or ()}
-    return known
+    return {vm_id: name if names.is_vm_name(name) else "" for vm_id, name in known.items() if names.is_vm_id(vm_id)}
 
 
 def _spoken(vm_id: str, name: str) -> str:

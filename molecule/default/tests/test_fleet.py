@@ -201,7 +201,8 @@ def apply_changes(fleet: Rollout, folder: Path, rows: str) -> dict[str, Any]:
 
 
 def test_an_image_comes_and_goes(fleet: Rollout, tmp_path: Path) -> None:
-    image = tmp_path / "tiny.qcow2"
+    """Also one of a name that Ansible could take for a template."""
+    image = tmp_path / "tiny {{ 1 + 1 }}.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "16M"], check=True)
     wrong = refused(fleet, "import-image", str(image), "--name", "tiny", "--sha256", "0" * 64)
     assert "0" * 64 in wrong

@@ -27,6 +27,9 @@ read -r word
 umask 077
 printf '%s\\n' "$word" >/var/log/planted.log
 install -m 644 /var/log/planted.log /tmp/planted
+for place in /boot /dev/shm /mnt /srv /usr/share /var/cache; do
+    install -m 644 /var/log/planted.log "$place/planted"
+done
 systemd-cat </tmp/planted
 mkdir -p /run/systemd/system
 { printf '[Service]\\nType=oneshot\\nRemainAfterExit=yes\\nExecStart=/bin/true\\nEnvironment='
@@ -43,6 +46,7 @@ read -r pid
 kill "$pid"
 systemctl stop planted.service
 rm /var/log/planted.log /tmp/planted /run/systemd/system/planted.service
+rm /boot/planted /dev/shm/planted /mnt/planted /srv/planted /usr/share/planted /var/cache/planted
 systemctl daemon-reload
 """
 CONTEXTS = Path(os.environ["XDG_CONFIG_HOME"], "aetherscale")
@@ -102,7 +106,8 @@ def test_the_search_finds_one_that_is_planted(fleet: Rollout, planted: str) -> N
     found = search(fleet, "h2", {"planted": planted})
     places = {place for place, _ in found if not place.startswith("/var/log/journal/")}
     assert places == {
-        "/var/log/planted.log", "/tmp/planted", "/run/systemd/system/planted.service",
+        "/var/log/planted.log", "/tmp/planted", "/run/systemd/system/planted.service", "/boot/planted",
+        "/dev/shm/planted", "/mnt/planted", "/srv/planted", "/usr/share/planted", "/var/cache/planted",
         "arguments", "environment", "journal", "units",
     }  # fmt: skip
 

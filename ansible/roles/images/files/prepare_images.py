@@ -84,6 +84,8 @@ def prepare(image: Mapping[str, Any], order: Mapping[str, Any], fetched: list[st
             if order["check"]:
                 return None
             fetch(source, path, wanted, largest)
+    if "$" in str(path.resolve()):
+        raise ImageError(f"{path} has a $ in its path, which Ansible takes for a variable; rename it")
     if path.exists() and not path.is_file():
         raise ImageError(f"{path} is no file")
     if (found := digest_of(path)) != wanted:
