@@ -1,5 +1,6 @@
 """From `ssh-vm` to the arguments of the system's ssh, whose way to the guest is our own `tunnel-vm`. Pure."""
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -26,11 +27,20 @@ def finalize_proxy(python: str, context: str | None, vm_id: str) -> str:
     return " ".join(shlex.quote(word).replace("%", "%%") for word in words) + " %p"
 
 
-def finalize_argv(wish: SshWish, name: str, instance: str, proxy: str, known_hosts: str) -> list[str]:
-    """ssh's arguments. `instance`: what the guest's host key is remembered under; another VM has another."""
+def finalize_alias(vm_id: str, instance: str) -> str:
+    """What a guest's host key is remembered under; the next VM of this id has another.
+
+    What an agent says of its VM names no other VM, and is one name: a comma would make several of it.
+    """
+    own = instance if instance.startswith(f"{vm_id}-") else vm_id
+    return "aetherscale-" + re.sub(r"[^A-Za-z0-9-]", "_", own)
+
+
+def finalize_argv(wish: SshWish, name: str, alias: str, proxy: str, known_hosts: str) -> list[str]:
+    """ssh's arguments. `alias`: what the guest's host key is remembered under."""
     settings = {
         "ProxyCommand": proxy,
-        "HostKeyAlias": f"aetherscale-{instance}",
+        "HostKeyAlias": alias,
         "UserKnownHostsFile": '"' + known_hosts.replace("%", "%%") + '"',
         "StrictHostKeyChecking": "accept-new",
         "CheckHostIP": "no",

@@ -19,7 +19,7 @@ from aetherscale_cli.conversation import Conversation, FileSink, FileSource, Ope
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.report import EXIT_OF
 from aetherscale_cli.resolve import resolve
-from aetherscale_cli.ssh import finalize_argv, finalize_proxy
+from aetherscale_cli.ssh import finalize_alias, finalize_argv, finalize_proxy
 from aetherscale_cli.stream_session import StreamSession
 from aetherscale_cli.wire import Session
 from aetherscale_protocol import names
@@ -110,7 +110,8 @@ def _ssh(
     known_hosts = os.path.join(store.folder, "known_hosts")
     assert invocation.ssh is not None
     proxy = finalize_proxy(sys.executable, context, vm_id)
-    argv = finalize_argv(invocation.ssh, invocation.vm, report.instance or vm_id, proxy, known_hosts)
+    alias = finalize_alias(vm_id, report.instance)
+    argv = finalize_argv(invocation.ssh, invocation.vm, alias, proxy, known_hosts)
     sys.stdout.flush()
     try:
         os.execvp(argv[0], argv)

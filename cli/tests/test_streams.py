@@ -78,7 +78,7 @@ def test_ssh_finds_this_program_again_and_never_mistakes_one_vm_for_another() ->
         " --context lab tunnel-vm abcdefgh %p"
     )
     wish = SshWish("debian", 2222, "key", ("-A",), ("id", "-u"))
-    argv = ssh.finalize_argv(wish, "web1", "i-1", proxy, "/home/a b/known_hosts")
+    argv = ssh.finalize_argv(wish, "web1", "aetherscale-i-1", proxy, "/home/a b/known_hosts")
     assert argv[:2] == ["ssh", "-A"]
     assert argv[argv.index("web1") :] == ["web1", "--", "id", "-u"]
     for option in (
@@ -88,6 +88,20 @@ def test_ssh_finds_this_program_again_and_never_mistakes_one_vm_for_another() ->
         "StrictHostKeyChecking=accept-new",
     ):
         assert argv[argv.index(option) - 1] == "-o"
+
+
+@pytest.mark.parametrize(
+    ("instance", "alias"),
+    [
+        ("aaaaaaaa-0f3c", "aaaaaaaa-0f3c"),
+        ("bbbbbbbb-0f3c", "aaaaaaaa"),
+        ("aaaaaaaa-1,aetherscale-bbbbbbbb-2", "aaaaaaaa-1_aetherscale-bbbbbbbb-2"),
+        ("aaaaaaaa-1 *", "aaaaaaaa-1__"),
+        ("", "aaaaaaaa"),
+    ],
+)
+def test_a_guests_key_is_remembered_under_its_own_name_alone(instance: str, alias: str) -> None:
+    assert ssh.finalize_alias("aaaaaaaa", instance) == f"aetherscale-{alias}"
 
 
 class Collected:
