@@ -270,3 +270,22 @@ def test_what_nobody_took_is_answered_host_down_to_who_signs(locked_down: Fleet,
         (down,) = client.send(f"vm.{vm_id}", "stop-vm", vm_id=vm_id, properties=signed("operator"))
         assert (down["host"], down["execution-info"]["code"]) == ("h2", "host-down")
         assert "host h1" in down["execution-info"]["reason"]
+
+
+def test_a_host_reads_what_is_typed_into_consoles_of_other_hosts(
+    locked_down: Fleet,  # noqa: ARG001
+    rogue: BlockingChannel,
+    broker: TestBroker,
+    tmp_path: Path,
+) -> None:
+    """RabbitMQ can't forbid it: who may bind a key of a direct exchange may bind all (docs/security.md)."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+    rogue.queue_declare(QUEUE_OF_H2, durable=True)
+    rogue.queue_bind(QUEUE_OF_H2, "computing", "host.h1")
+    typed = type_into_console(vm_id, b"s3cret", broker, tmp_path)
+    assert typed.stdout == b"s3cret", typed.stderr
+    read = []
+    while (message := rogue.basic_get(QUEUE_OF_H2, auto_ack=True))[0] is not None:
+        read.append(message[2])
+    assert b"s3cret" in read
