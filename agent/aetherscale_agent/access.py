@@ -2,7 +2,8 @@
 
 The broker checks that a message's `user_id` is its sender's, and lets operators publish to `computing` alone, and
 agents to everything but that. It can't tell a command from another (docs/decisions/010-access.md), so this is where
-read-only operators, those of a label, and hosts that command others are refused.
+read-only operators, those of a label, and hosts that command others are refused. So are operators' commands that a host
+had sent on as dead letters of a queue of its own: the broker leaves `user_id` in them, and names another exchange.
 """
 
 from collections.abc import Mapping
@@ -55,6 +56,11 @@ class Access:
         if rights is None:
             raise _forbidden(
                 f"{incoming.operator[:64]!r} is none of this fleet's operators", "aetherscale_operators lists them"
+            )
+        if not incoming.internal and not incoming.died and incoming.exchange != topology.EXCHANGE:
+            raise _forbidden(
+                f"a command of {incoming.operator}'s that came by {incoming.exchange!r}, not by `computing`: a copy",
+                _COPY,
             )
         return rights
 
@@ -127,6 +133,9 @@ def _said(labels: Labels, between: str = ", ") -> str:
 
 
 _SIGN = "set `user_id` to your broker user, as aetherscale-cli does"
+_COPY = (
+    "some host sends copies of operators' commands: run site.yml, which tells what a host had bound, and takes it away"
+)
 _ASK = "ask who keeps the inventory: aetherscale_operators, aetherscale_readonly_operators, aetherscale_operator_labels"
 
 

@@ -43,7 +43,8 @@ class Incoming:
     correlation_id: str | None
     named: bool = True  #: the client chose the request id; else it is made of what the message holds
     internal: bool = False  #: sent by an agent
-    exchange: str = topology.EXCHANGE  #: to which it was published
+    exchange: str = topology.EXCHANGE  #: by which it came here
+    died: bool = False  #: nobody took it in time: it is answered, never done
 
     @property
     def create(self) -> CreateVm:
@@ -108,8 +109,10 @@ def is_agent(user: str, own_user: str) -> bool:
     return bool(user) and (user.startswith(names.AGENT_USER_PREFIX) or user == own_user)
 
 
-def read_envelope(body: bytes, properties: Any, *, own_user: str, exchange: str = topology.EXCHANGE) -> Incoming:
-    """The command that a message carries, which was published to this exchange.
+def read_envelope(
+    body: bytes, properties: Any, *, own_user: str, exchange: str = topology.EXCHANGE, died: bool = False
+) -> Incoming:
+    """The command that a message carries, which came by this exchange; `died`: nobody took it in time.
 
     :raise Refused: when body, options or properties are not what the protocol says.
     """
@@ -134,6 +137,7 @@ def read_envelope(body: bytes, properties: Any, *, own_user: str, exchange: str 
         named=bool(properties.message_id),
         internal=internal,
         exchange=exchange,
+        died=died,
     )
 
 

@@ -38,7 +38,7 @@ from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
 from aetherscale_agent.streams import Streams
 from aetherscale_agent.vm import Vm
-from aetherscale_protocol import __version__
+from aetherscale_protocol import __version__, topology
 from aetherscale_protocol.answers import (
     Answer,
     ExpiryStatus,
@@ -111,7 +111,13 @@ class Handlers:
             self._refuse(delivery, incoming, self._internal_error())
 
     def _read_envelope(self, session: Session, delivery: Delivery) -> Incoming:
-        return read_envelope(delivery.body, delivery.properties, own_user=session.user, exchange=delivery.exchange)
+        return read_envelope(
+            delivery.body,
+            delivery.properties,
+            own_user=session.user,
+            exchange=delivery.exchange,
+            died=delivery.queue == topology.UNDELIVERABLE,
+        )
 
     def _refuse(self, delivery: Delivery, incoming: Incoming | None, error: Refused) -> None:
         answer = failure(error, self._host.name, fleet=self._fleet)

@@ -11,6 +11,7 @@ from signal import SIGKILL
 
 import pika
 import pytest
+from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import ChannelClosedByBroker
 
 from aetherscale_protocol import topology
@@ -71,21 +72,22 @@ def test_the_whole_life_of_a_vm_with_least_rights(locked_down: Fleet, broker: Te
 def test_a_console_with_least_rights(locked_down: Fleet, broker: TestBroker, tmp_path: Path) -> None:  # noqa: ARG001
     with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
         vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
-    contexts = tmp_path / "aetherscale" / "contexts"
+    typed = type_into_console(vm_id, b"hello", broker, tmp_path)
+    assert (typed.returncode, typed.stdout) == (0, b"hello"), typed.stderr
+
+
+def type_into_console(vm_id: str, text: bytes, broker: TestBroker, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Type this as the operator, with the CLI, whose context is written to this folder."""
+    contexts = folder / "aetherscale" / "contexts"
     contexts.mkdir(parents=True)
     context = contexts / "lab.toml"
     context.write_text(f'[broker]\nurl = "amqp://operator@{broker.address}/{VHOST}"\npassword = "{PASSWORD}"\n')
     context.chmod(0o600)
-    environ = {**os.environ, "XDG_CONFIG_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environ = {**os.environ, "XDG_CONFIG_HOME": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
     program = "from aetherscale_cli.main import run; run()"
-    typed = subprocess.run(
-        [sys.executable, "-c", program, "console-vm", vm_id],
-        env=environ,
-        input=b"hello",
-        capture_output=True,
-        timeout=20,
+    return subprocess.run(
+        [sys.executable, "-c", program, "console-vm", vm_id], env=environ, input=text, capture_output=True, timeout=20
     )
-    assert (typed.returncode, typed.stdout) == (0, b"hello"), typed.stderr
 
 
 @pytest.fixture
@@ -211,3 +213,79 @@ def test_a_host_commands_nobody_and_forges_no_dead_letter(locked_down: Fleet, br
             assert answer["execution-info"]["code"] == "host-down"  # a lie to whoever forged it, and nothing is done
         (shown,) = client.send(f"vm.{vm_id}", "show-vm", vm_id=vm_id)
         assert shown["response"]["state"] == "running"
+
+
+# What a host gets copies of
+
+
+@pytest.fixture
+def rogue(locked_down: Fleet, as_h2: pika.BlockingConnection) -> BlockingChannel:
+    """Somebody with the rights of h2's agent, which runs no more: its own queue is his to make as he likes."""
+    locked_down.agents["h2"].stop(SIGKILL)
+    channel = as_h2.channel()
+    channel.queue_delete(QUEUE_OF_H2)
+    return channel
+
+
+QUEUE_OF_H2 = "computing-host.h2"
+TO_AGENTS = {"x-dead-letter-exchange": "computing-agents"}
+TO_H1 = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "computing-host.h1"}
+LATER = {"x-message-ttl": 2_000}
+
+
+@pytest.mark.parametrize(
+    "arguments", [TO_AGENTS, TO_H1, TO_AGENTS | LATER], ids=["rejected", "rejected to one queue", "expired"]
+)
+def test_what_a_host_keeps_and_sends_on_later_is_not_done_again(
+    locked_down: Fleet, rogue: BlockingChannel, broker: TestBroker, arguments: dict[str, object]
+) -> None:
+    """A command without `message_id`, as who signs may send it: two equal ones are two."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+        key, kill = f"vm.{vm_id}", {"command": "stop-vm", "options": {"vm-id": vm_id, "kill": True}}
+        rogue.queue_declare(QUEUE_OF_H2, durable=True, arguments=arguments)
+        rogue.queue_bind(QUEUE_OF_H2, "computing", key)
+        asked = client.publish(key, json.dumps(kill).encode(), user_id="operator")
+        (stopped,) = client.collect(asked, 1)
+        assert stopped["response"]["status"] == "stopped"
+        rogue.queue_unbind(QUEUE_OF_H2, "computing", key)
+        (started,) = client.send(key, "start-vm", vm_id=vm_id, properties=signed("operator"))
+        assert started["response"]["status"] == "starting"
+        if "x-message-ttl" not in arguments:
+            method, _, _ = rogue.basic_get(QUEUE_OF_H2)
+            rogue.basic_nack(method.delivery_tag, requeue=False)
+        _, again = client.collect(asked, 2)
+        assert "a command of operator's that came by" in forbidden([again]).pop()
+        (shown,) = client.send(key, "show-vm", vm_id=vm_id, properties=signed("operator"))
+        assert shown["response"]["state"] == "running"
+    refused = f"stop-vm of VM {vm_id} (kill=True) for 'operator': error (forbidden: a command of operator's"
+    assert refused in locked_down.agents["h1"].log
+
+
+def test_what_nobody_took_is_answered_host_down_to_who_signs(locked_down: Fleet, broker: TestBroker) -> None:
+    """Its exchange is another by then, too."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+        locked_down.agents["h1"].stop()
+        (down,) = client.send(f"vm.{vm_id}", "stop-vm", vm_id=vm_id, properties=signed("operator"))
+        assert (down["host"], down["execution-info"]["code"]) == ("h2", "host-down")
+        assert "host h1" in down["execution-info"]["reason"]
+
+
+def test_a_host_reads_what_is_typed_into_consoles_of_other_hosts(
+    locked_down: Fleet,  # noqa: ARG001
+    rogue: BlockingChannel,
+    broker: TestBroker,
+    tmp_path: Path,
+) -> None:
+    """RabbitMQ can't forbid it: who may bind a key of a direct exchange may bind all (docs/security.md)."""
+    with SeedClient(broker.address, "operator", PASSWORD, VHOST) as client:
+        vm_id = client.ask("create-vm", 1, image="a")[0]["response"]["vm-id"]
+    rogue.queue_declare(QUEUE_OF_H2, durable=True)
+    rogue.queue_bind(QUEUE_OF_H2, "computing", "host.h1")
+    typed = type_into_console(vm_id, b"s3cret", broker, tmp_path)
+    assert typed.stdout == b"s3cret", typed.stderr
+    read = []
+    while (message := rogue.basic_get(QUEUE_OF_H2, auto_ack=True))[0] is not None:
+        read.append(message[2])
+    assert b"s3cret" in read

@@ -9,6 +9,9 @@ import pytest
 import yaml
 
 from aetherscale_protocol import topology
+from aetherscale_protocol.topology import Queue
+from aetherscale_testing.broker import private_broker
+from aetherscale_testing.rights import locked_down_vhost, log_in
 
 from .conftest import ANSIBLE
 
@@ -30,7 +33,8 @@ def held(broker, wanted):
         user |= {"hashing_algorithm": broker.ALGORITHM, "limits": {}}
     for queue in kinds["queues"]:
         queue["type"] = queue["arguments"]["x-queue-type"]
-    kinds["queues"].append({"vhost": VHOST, "name": "computing-host.h1", "durable": True, "arguments": {}})
+    host = topology.host_queue("h1")
+    kinds["queues"].append({"vhost": VHOST, "name": host.name, "durable": True, "arguments": host.arguments})
     kinds["vhosts"].append({"name": "/"})
     return {**kinds, "rabbit_version": "4.0.5", "policies": []}
 
@@ -231,8 +235,145 @@ def test_what_agents_and_administrators_bind_is_left_alone(broker, held, wanted)
         {**mine, "destination_type": "queue", "destination": "computing-host.h1"},
         {**mine, "destination_type": "exchange", "destination": "an-administrators"},
         {**mine, "vhost": "/", "destination_type": "exchange", "destination": "computing"},
+        {**mine, "vhost": "/", "destination_type": "queue", "destination": "claim.abcdefgh"},
+        {**mine, "destination_type": "queue", "destination": "an-administrators", "routing_key": "host.h1"},
+        *(
+            {**mine, "source": b.exchange, "destination_type": "queue", "destination": b.queue, "routing_key": b.key}
+            for b in topology.host_bindings("h1")
+        ),
+    ]
+    queues = [topology.claim("abcdefgh", "h1"), topology.host_queue("h1"), topology.known("h1")]
+    held["queues"] += [{"vhost": VHOST, "name": queue.name, "arguments": queue.arguments} for queue in queues]
+    held["queues"] += [
+        {"vhost": VHOST, "name": name, "arguments": {"x-dead-letter-exchange": "an-administrators"}}
+        for name in ("an-administrators", 'claim.">>')
     ]
     assert drift(broker, held, wanted)["says"] == []
+
+
+def bound_queue(name, key, source="computing"):
+    return {"vhost": VHOST, "source": source, "destination_type": "queue", "destination": name,
+            "routing_key": key, "arguments": {}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("queue", "key", "source"),
+    [
+        ("claim.abcdefgh", "vm.abcdefgh", "computing"),
+        ("agent.h2", "list-vms", "computing"),
+        ("computing-host.h2", "host.h1", "computing"),
+        ("computing-host.h2", "create-vm", "computing"),
+        ("computing-host.h2", "forget-host", "computing"),
+        ("computing-host.h2", "", "computing-undeliverable"),
+    ],
+)
+def test_what_brings_a_host_what_is_not_for_it_is_taken_away(broker, held, wanted, queue, key, source):
+    held["bindings"].append(bound_queue(queue, key, source))
+    found = drift(broker, held, wanted)
+    assert found["says"] == [f"no agent binds: {queue} to {source} with key {key!r}"]
+    assert [command[0] for command in found["commands"]] == ["eval"]
+    assert "abcdefgh" not in found["commands"][0][1]
+
+
+CLAIM = topology.claim("abcdefgh", "h2").arguments
+HOST = topology.host_queue("h2").arguments
+
+
+@pytest.mark.parametrize(
+    ("queue", "arguments"),
+    [
+        ("claim.abcdefgh", {}),
+        ("claim.abcdefgh", {**CLAIM, "x-dead-letter-exchange": "computing-agents"}),
+        ("claim.abcdefgh", {**CLAIM, "x-message-ttl": 86_400_000}),
+        ("agent.h2", {"x-dead-letter-exchange": "computing-agents"}),
+        ("computing-host.h2", {**HOST, "x-dead-letter-exchange": "computing-agents"}),
+        ("computing-host.h2", {**HOST, "x-dead-letter-exchange": "", "x-dead-letter-routing-key": "computing-host.h1"}),
+        ("computing-host.h2", {**HOST, "x-dead-letter-routing-key": "x"}),
+    ],
+)
+def test_a_queue_that_keeps_what_comes_or_sends_it_on_is_deleted(broker, held, wanted, queue, arguments):
+    held["queues"].append({"vhost": VHOST, "name": queue, "arguments": arguments})
+    found = drift(broker, held, wanted)
+    assert found["says"] == [f"no agent makes them so, which keep what comes or send it on: {queue}"]
+    ((command, erlang),) = found["commands"]
+    assert command == "eval"
+    assert f'<<"{queue}">>' in erlang
+
+
+def test_what_one_command_deletes_is_no_longer_than_an_argument_may_be(broker, held, wanted):
+    names = [f"computing-host.{'a' * 63}"] * 3000
+    held["queues"] += [{"vhost": VHOST, "name": name, "arguments": {}} for name in names]
+    commands = drift(broker, held, wanted)["commands"]
+    assert len(commands) == 3
+    assert max(len(erlang) for _, erlang in commands) < 128 << 10
+
+
+@pytest.mark.broker
+def test_what_a_host_had_made_is_taken_away_on_a_real_broker(broker, tmp_path):
+    """With today's rights, and with those of an earlier release, by which it could bind claims and its lock."""
+    wanted = broker.broker_wanted(["operator"], ["h1", "h2"], VHOST, {})
+    wanted["absent"] |= {"keep": ["guest"], "users": []}  # who looks at it here
+    for user in wanted["users"]:
+        user["tags"] = []  # as `locked_down_vhost` makes them
+    users = {"operator": topology.OPERATOR_PERMISSIONS}
+    users |= {f"agent-{host}": topology.agent_permissions(host) for host in ("h1", "h2")}
+    with private_broker() as node, locked_down_vhost(node, VHOST, users, tmp_path):
+        node.ctl("set_permissions", "-p", VHOST, "guest", ".*", ".*", ".*")
+        make_what_is_honest(node)
+        before = listed(node)
+        make_what_is_not(node)
+        assert listed(node) != before
+        found = drift(broker, exported(node, tmp_path), wanted)
+        assert [sentence.partition(":")[0] for sentence in found["says"]] == [
+            "no agent binds",
+            "no agent makes them so, which keep what comes or send it on",
+        ]
+        for command in found["commands"]:
+            node.ctl(*command)
+        assert drift(broker, exported(node, tmp_path), wanted)["says"] == []
+        assert listed(node) == before
+
+
+def make_what_is_honest(node):
+    host, known, claim = topology.host_queue("h1"), topology.known("h1"), topology.claim("abcdefgh", "h1")
+    with log_in(node, "guest", VHOST, "guest") as connection:
+        channel = connection.channel()
+        for queue in (host, known, claim, Queue("an-administrators")):
+            channel.queue_declare(queue.name, durable=True, arguments=queue.arguments)
+        for binding in topology.host_bindings("h1"):
+            channel.queue_bind(binding.queue, binding.exchange, binding.key)
+        channel.queue_bind(host.name, "computing", "vm.abcdefgh")
+        channel.queue_bind("an-administrators", "computing", "host.h1")
+
+
+def make_what_is_not(node):
+    to_agents = {"x-dead-letter-exchange": "computing-agents"}
+    with log_in(node, "guest", VHOST, "guest") as connection:  # for an agent that had more rights
+        channel = connection.channel()
+        for name in ("claim.zzzzzzzz", "agent.h2"):
+            channel.queue_declare(name, durable=True, arguments=to_agents)
+            channel.queue_bind(name, "computing", "host.h1")
+        channel.queue_bind("claim.abcdefgh", "computing", "vm.abcdefgh")
+        channel.queue_bind("claim.abcdefgh", "computing-undeliverable", "")
+    with log_in(node, "agent-h2", VHOST) as connection:
+        channel = connection.channel()
+        channel.queue_declare("computing-host.h2", durable=True, arguments=to_agents)
+        for key in ("host.h1", "vm.abcdefgh", "create-vm"):
+            channel.queue_bind("computing-host.h2", "computing", key)
+    with log_in(node, "agent-h1", VHOST) as connection:
+        for key in ("host.h2", 'host.">>'):
+            connection.channel().queue_bind("computing-host.h1", "computing", key)
+
+
+def exported(node, folder):
+    node.ctl("export_definitions", str(folder / "held.json"))
+    return json.loads((folder / "held.json").read_text())
+
+
+def listed(node):
+    queues = node.ctl("list_queues", "-p", VHOST, "name", "arguments")
+    bindings = node.ctl("list_bindings", "-p", VHOST, "source_name", "destination_name", "routing_key")
+    return sorted(queues.splitlines()), sorted(bindings.splitlines())
 
 
 @pytest.mark.parametrize("failing", ["stop rabbitmq-server.service", "restart epmd.socket", "nothing"])

@@ -146,18 +146,19 @@ def agent_permissions(host: str) -> Permissions:
     queues, and to read any host's last word about its VMs.
 
     Two rights allow more than they are for. Who declares a queue with a dead-letter exchange must be able to write to
-    that, and who binds a queue to read the exchange: together they bind the one exchange to the other. The roll-out
-    looks for such bindings.
+    that, and who binds a queue to read the exchange: together they bind the one exchange to the other, and the host's
+    queue to any key of `computing`, with dead letters that lead back to the agents. Agents refuse what comes so, and
+    the roll-out looks for such bindings and queues. An agent can bind its host's queue and the undeliverable's only.
     """
     claims = rf"claim\.{names.VM_ID_PATTERN}"
-    own = rf"computing-host\.{re.escape(host)}|agent\.{re.escape(host)}|{claims}"
+    own = rf"computing-host\.{re.escape(host)}"
     shared = f"{EXCHANGE}|{COMPETING}|{HOSTS}|{UNDELIVERABLE}"
     known = rf"computing-known\.{names.HOST_PATTERN}"
     hosts = rf"computing-host\.{names.HOST_PATTERN}"
     return Permissions(
         configure=rf"^({hosts}|{known}|agent\.{re.escape(host)}|{claims})$",
         write=rf"^({AGENTS}|{UNDELIVERABLE}|amq\.default|{own})$",
-        read=f"^({shared}|{own}|{known})$",
+        read=f"^({shared}|{own}|{claims}|{known})$",
     )
 
 

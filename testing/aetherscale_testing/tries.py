@@ -66,8 +66,8 @@ AGENT_MAY = {
     "computing-host.h2": {"declare", "delete"},
     "computing-known.h1": {"declare", "delete", "get", "consume", "purge"},
     "computing-known.h2": {"declare", "delete", "get", "consume", "purge"},
-    "agent.h1": set(QUEUE_ATTEMPTS),
-    "claim.abcdefgh": set(QUEUE_ATTEMPTS),
+    "agent.h1": {"declare", "delete"},
+    "claim.abcdefgh": {"declare", "delete", "get", "consume", "purge"},
 }
 """What the agent of h1 may do with queues, to the letter; `docs/security.md` says what each costs. Nothing else."""
 

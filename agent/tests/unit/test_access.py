@@ -56,7 +56,7 @@ def request(command: str, **more: Any) -> Request:
 
 def incoming(command: str, who: str, **more: Any) -> Incoming:
     internal = who.startswith("agent-")
-    envelope = {key: more.pop(key) for key in ("hops", "operator", "exchange") if key in more}
+    envelope = {key: more.pop(key) for key in ("hops", "operator", "exchange", "died") if key in more}
     return Incoming(
         **{
             "request": request(command, **more),
@@ -188,6 +188,20 @@ def test_a_host_hands_creates_on_and_the_operators_rights_go_with_them() -> None
 
 def test_who_is_no_host_can_not_say_that_he_hands_on() -> None:
     assert "none of this" in reason(CLOSED, incoming("create-vm", "mallory", hops=1))
+
+
+@EVERY
+@pytest.mark.parametrize("exchange", ["", "computing-agents", "computing-undeliverable"])
+def test_what_a_host_sends_on_as_a_dead_letter_is_refused_whoever_signed_it(command: str, exchange: str) -> None:
+    assert "a command of alice's that came by" in reason(CLOSED, incoming(command, "alice", exchange=exchange))
+    assert reason(OPEN, incoming(command, "alice", exchange=exchange)) == ""
+
+
+@EVERY
+def test_what_nobody_took_is_answered_as_that(command: str) -> None:
+    """It is never done (`Handlers._dispatch`): not `forbidden`, for it was an operator's, but `host-down`."""
+    asked = incoming(command, "alice", exchange="computing-undeliverable", died=True)
+    assert reason(CLOSED, asked) == ""
 
 
 # Those who do not sign: the article's client

@@ -37,6 +37,8 @@ SAID = (
     "queue computing-hosts is missing",
     "exchange computing is missing",
     "exchange computing-agents should not be bound to computing-undeliverable with key 'planted'",
+    "no agent binds: claim.zzzzzzzz to computing-undeliverable with key 'planted'",
+    "no agent makes them so, which keep what comes or send it on: claim.zzzzzzzz",
     "unit is inactive",
     "unit is disabled",
     "/etc/aetherscale/agent.toml",
@@ -120,6 +122,7 @@ def test_what_a_host_had_bound_is_gone(history, rabbitmqctl) -> None:
     bound = rabbitmqctl("list_bindings --vhost aetherscale destination_name routing_key")
     assert bound
     assert "planted" not in {binding["routing_key"] for binding in bound}
+    assert "claim.zzzzzzzz" not in {queue["name"] for queue in rabbitmqctl("list_queues --vhost aetherscale name")}
 
 
 def test_the_next_run_changes_nothing(history) -> None:

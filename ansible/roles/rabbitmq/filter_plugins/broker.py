@@ -44,6 +44,20 @@ OTHER_PASSWORD = "password is another"
 
 ALGORITHM = "rabbit_password_hashing_sha256"
 
+NEVER_BOUND = ("claim.", "agent.")
+"""How queues of agents begin that no agent binds to anything."""
+
+NO_HOSTS_KEY = "^(host[.]|create-vm$|forget-host$)"
+"""Keys to which a host's queue is not bound, but to its own; as Python and Erlang read it."""
+
+AN_AGENTS = r"(?:claim|agent|computing-host)\.[a-z0-9.-]+"
+"""What agents may call their queues. Nothing else is put into Erlang."""
+
+LED_ON_BY = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
+
+AT_ONCE = 1000
+"""Queues that one command deletes: an argument can't have more than 128 KiB."""
+
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 _KEY = re.compile(r"-----BEGIN ((?:[A-Z]+ )?PRIVATE KEY)-----.*?-----END \1-----", re.DOTALL)
 
@@ -220,6 +234,13 @@ def _commands(
     for (vhost, kind, name), surplus in _surplus_bindings(held, wanted).items():
         commands.append(["eval", _unbind(vhost, kind, name, wanted["bindings"])])
         says.append(f"{kind} {name} should not be bound to {surplus}")
+    for vhost in _vhosts_of_agents(wanted):
+        if strays := [_said(item) for item in held.get("bindings", []) if item["vhost"] == vhost and _strays(item)]:
+            commands.append(["eval", _unbind_strays(vhost)])
+            says.append(f"no agent binds: {_some(strays)}")
+        leaks = [item["name"] for item in held.get("queues", []) if item["vhost"] == vhost and _leaks(item)]
+        commands += [["eval", _delete(vhost, leaks[n : n + AT_ONCE])] for n in range(0, len(leaks), AT_ONCE)]
+        says += [f"no agent makes them so, which keep what comes or send it on: {_some(leaks)}"] if leaks else []
     for vhost in sorted(_mended_vhosts(held, repairs)):
         reason = "exchanges or queues were restored: connect again, and bind to them"
         commands.append(["close_all_connections", "--vhost", vhost, reason])
@@ -267,6 +288,68 @@ def _surplus_bindings(held: Definitions, wanted: Mapping[str, Any]) -> dict[tupl
         if target in ours and not any(_differences(item, one) == [] for one in wanted_bindings):
             found.setdefault(target, []).append(f"{item['source']} with key {item['routing_key']!r}")
     return {target: _some(bindings) for target, bindings in found.items()}
+
+
+def _vhosts_of_agents(wanted: Mapping[str, Any]) -> list[str]:
+    """Where agents have rights of their own, and may have done more with them than they should. None in play mode."""
+    return [] if wanted.get("absent") is None else [vhost["name"] for vhost in wanted["vhosts"]]
+
+
+def _strays(binding: Item) -> bool:
+    """Whether a binding brings an agent's queue what is not for it: commands of other hosts, creates, dead letters.
+
+    By the rights of earlier releases an agent could bind claims and its lock; by today's its host's queue alone.
+    What that is bound to by a VM's key is the directory. `_unbind_strays` says the same in Erlang.
+    """
+    if binding["destination_type"] != "queue":
+        return False
+    queue, key = binding["destination"], binding["routing_key"]
+    host = queue.removeprefix(names.host_queue(""))
+    if host == queue:
+        return queue.startswith(NEVER_BOUND)
+    if binding["source"] != topology.EXCHANGE:
+        return True
+    return key != names.host_key(host) and re.search(NO_HOSTS_KEY, key) is not None
+
+
+def _unbind_strays(vhost: str) -> str:
+    never = " ".join(f'<<"{prefix}", _/binary>> -> true;' for prefix in NEVER_BOUND)
+    return (
+        f'[rabbit_binding:remove(B, <<"{TAG}">>) || {{binding, {{resource, _, exchange, S}}, K, '
+        f'{{resource, _, queue, Q}}, _}} = B <- rabbit_binding:list(<<"{vhost}">>), S =/= <<>>, '
+        f'case Q of {never} <<"{names.host_queue("")}", H/binary>> -> S =/= <<"{topology.EXCHANGE}">> orelse '
+        f'(K =/= <<"{names.host_key("")}", H/binary>> andalso re:run(K, "{NO_HOSTS_KEY}") =/= nomatch); '
+        f"_ -> false end], ok."
+    )
+
+
+def _leaks(queue: Item) -> bool:
+    """Whether an agent made a queue that lasts too long, or whose dead letters lead elsewhere than they should.
+
+    Of a host's queue the rest may be as an earlier release made it: an agent itself sees to that when it connects.
+    """
+    name, arguments = queue["name"], queue["arguments"]
+    if re.fullmatch(AN_AGENTS, name) is None:
+        return False
+    vm_id = name.removeprefix(names.claim_queue(""))
+    if vm_id != name:
+        return arguments != topology.claim(vm_id, arguments.get("x-dead-letter-routing-key", "")).arguments
+    host = name.removeprefix(names.host_queue(""))
+    allowed = topology.host_queue(host).arguments if host != name else {}
+    return any(arguments.get(argument) != allowed.get(argument) for argument in LED_ON_BY)
+
+
+def _delete(vhost: str, queues: Sequence[str]) -> str:
+    """The Erlang that deletes queues, which may be gone by then; rabbitmqctl would fail."""
+    listed = ", ".join(f'<<"{queue}">>' for queue in queues)
+    return (
+        f'[rabbit_amqqueue:delete(Q, false, false, <<"{TAG}">>) || N <- [{listed}], '
+        f'{{ok, Q}} <- [rabbit_amqqueue:lookup({{resource, <<"{vhost}">>, queue, N}})]], ok.'
+    )
+
+
+def _said(binding: Item) -> str:
+    return f"{binding['destination']} to {binding['source']} with key {binding['routing_key']!r}"
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:
