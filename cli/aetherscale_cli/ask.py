@@ -23,6 +23,9 @@ GRACE_S = 1.0
 PROMPT_S = 0.5
 """How long answers are waited for before those that are there are told. A thousand hosts that are well take less."""
 
+AGAIN_S = 0.1
+"""How soon a question is asked again that the broker had no room for: of a queue that is full, some is taken all the
+time."""
 FULL_HINT = "ask again: somebody sends more than a host can take"
 
 _INQUIRY_S = 2.0
@@ -110,7 +113,10 @@ def ask_everyone(
             case Returned(message.correlation_id):
                 raise NoAgent
             case Nacked(message.correlation_id):  # not for one host, or more; the others have it
-                full, deadline = True, min(deadline, time.monotonic() + PROMPT_S)
+                full = time.monotonic() + AGAIN_S >= deadline
+                if not full:
+                    time.sleep(AGAIN_S)
+                    session.publish(message)
         if tell is not None and late and len(gathering.replies) > told:
             begun = time.monotonic()
             tell(gathering.replies[told:])
