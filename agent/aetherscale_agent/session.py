@@ -44,8 +44,13 @@ HOST_PREFETCH = 20_000
 come; and what waits in the queue for its TTL counts as undeliverable, as if this host were down."""
 MOST_HELD = 32 << 20
 """Bytes of bodies that wait for their turn; beyond that the messages of whoever has sent most are not read."""
+MOST_UNREAD = 128 << 20
+"""Bytes of bodies that were given up here, and that the broker still holds: with its memory full of what is not
+acknowledged, it would let nobody publish."""
 MOST_AT_WORK = 200
 """Commands of one user that are begun and not over; those that wait for a guest cost sockets and memory."""
+LARGE = 20 << 10
+"""Bytes of a message for which it counts as one more of those at work: they are kept until it is over."""
 STARTED_AT_ONCE = 4
 """Commands begun before the broker is listened to again."""
 OFFER_WAIT_S = 1.0
@@ -100,7 +105,9 @@ class Session:
         self._hearing = Hearing(
             heartbeat_s, HOST_PREFETCH, time.monotonic(), lambda: len(self._turns) + len(self._answered)
         )
-        self._turns: Turns[Delivery] = Turns(MOST_HELD)
+        self._turns: Turns[Delivery] = Turns(MOST_HELD, self._give_up)
+        self._unread: dict[int, tuple[Delivery, int]] = {}  #: given up, not acknowledged: by tag, with their bytes
+        self._unread_size = 0
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
         self._answered = Answered(lambda: len(self._turns))
@@ -488,11 +495,27 @@ class Session:
 
     def _wait_for_turn(self, delivery: Delivery) -> None:
         """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
-        user = _whose(delivery)
-        handed_on = user.startswith(names.AGENT_USER_PREFIX)  # hosts' creates are never given up
-        size = 0 if handed_on else len(delivery.body) + weigh(delivery.headers)
-        for shed in self._turns.put(user, find_client(delivery.properties.reply_to), delivery, size):
-            self._turns.put(f"shed: {_whose(shed)}", "", shed.without_contents())
+        self._turns.put(_whose(delivery), find_client(delivery.properties.reply_to), delivery, _size(delivery))
+
+    def _give_up(self, delivery: Delivery) -> Delivery:
+        """The same message, unread.
+
+        It is acknowledged when its turn comes, for that is in the broker's order (see `answered`); before, if the
+        broker would hold too much. But where too many wait, those that are not acknowledged keep more from coming.
+        """
+        unread, size = delivery.without_contents(), len(delivery.body)
+        self._unread[delivery.tag] = unread, size
+        self._unread_size += size
+        while self._unread_size > MOST_UNREAD and len(self._turns) < HOST_PREFETCH:
+            self._acknowledge_unread(next(iter(self._unread)))  # the oldest: few are before it
+        return unread
+
+    def _acknowledge_unread(self, tag: int) -> None:
+        """Acknowledge a message that was given up, if that was not done before."""
+        if tag in self._unread:
+            delivery, size = self._unread.pop(tag)
+            self._unread_size -= size
+            delivery.channel.ack(delivery)
 
     def _begin_soon(self) -> None:
         if not self._beginning:
@@ -516,14 +539,14 @@ class Session:
             self._begin_soon()
 
     async def _work_on(self, delivery: Delivery) -> None:
-        user = _whose(delivery)
-        self._at_work[user] += 1
+        user, load = _whose(delivery), 1 + _size(delivery) // LARGE
+        self._at_work[user] += load
         try:
             work = self._handler(self, delivery)
             own = delivery.queue == names.host_queue(self.host.name)
             await (self._hearing.hold(work) if own else work)
         finally:
-            self._at_work[user] -= 1
+            self._at_work[user] -= load
             if not self._at_work[user]:
                 del self._at_work[user]
             self._begin_soon()
@@ -558,6 +581,9 @@ class Session:
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""
+        if delivery.is_shed:  # nothing is said of what becomes of it: it may as well come again
+            self._acknowledge_unread(delivery.tag)
+            return
         delivery.channel.ack(delivery)
         await delivery.channel.barrier(names.host_queue(self.host.name))
 
@@ -583,6 +609,13 @@ class Session:
 
 def _whose(delivery: Delivery) -> str:
     return str(delivery.properties.user_id or "")
+
+
+def _size(delivery: Delivery) -> int:
+    """Bytes of memory that a message takes; 0 for hosts' creates, which are never given up."""
+    if _whose(delivery).startswith(names.AGENT_USER_PREFIX):
+        return 0
+    return len(delivery.body) + weigh(delivery.headers)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -5,7 +5,8 @@ round the clients that wait for answers: a script of one operator's does not hol
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Container
+from collections.abc import Callable, Container
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -25,20 +26,45 @@ def weigh(value: object) -> int:
     return len(value) if isinstance(value, str | bytes) else 0
 
 
+@dataclass
+class _Entry(Generic[T]):
+    """A message that waits, and what it counts for; 0 once it has been given up."""
+
+    message: T
+    size: int
+
+
+@dataclass
+class _Client(Generic[T]):
+    """What one client has sent: all of it in order, and those of it that could be given up."""
+
+    waiting: deque[_Entry[T]] = field(default_factory=deque)
+    heavy: deque[_Entry[T]] = field(default_factory=deque)
+
+
 class _Line(Generic[T]):
     """What one user has sent: by client, with its size in bytes."""
 
     def __init__(self) -> None:
-        self.clients: OrderedDict[str, deque[tuple[T, int]]] = OrderedDict()
+        self.clients: OrderedDict[str, _Client[T]] = OrderedDict()
         self.longest = ""  #: whose line was the longest when something was added last
         self.size = 0
 
+    def length(self, client: str) -> int:
+        """How many messages of a client wait."""
+        return len(self.clients[client].waiting) if client in self.clients else 0
+
 
 class Turns(Generic[T]):
-    """Messages that wait for their turn. Together they hold no more than `most` bytes."""
+    """Messages that wait for their turn. Together they hold no more than `most` bytes.
 
-    def __init__(self, most: int) -> None:
+    For want of room the last ones of whoever holds most are given up: `lighten` makes them ones that hold nothing. They
+    keep their places, so that each client's messages have their turns in the order in which they came.
+    """
+
+    def __init__(self, most: int, lighten: Callable[[T], T]) -> None:
         self._most = most
+        self._lighten = lighten
         self._users: OrderedDict[str, _Line[T]] = OrderedDict()
         self._size = 0
         self._waiting = 0
@@ -47,25 +73,33 @@ class Turns(Generic[T]):
         """How many wait."""
         return self._waiting
 
-    def put(self, user: str, client: str | None, message: T, size: int = 0) -> list[T]:
-        """Let a message of `size` bytes wait; the messages that have to leave for want of room: the last ones of
-        whoever holds most. `client` None: nobody waits for the answer; it joins its user's flood if there is one.
+    def put(self, user: str, client: str | None, message: T, size: int = 0) -> None:
+        """Let a message of `size` bytes wait. `client` None: nobody waits for the answer; it joins its user's flood if
+        there is one.
         """
         line = self._users.setdefault(user, _Line())
         if client is None:
-            client = line.longest if len(line.clients.get(line.longest, ())) >= LONG else ""
-        waiting = line.clients.setdefault(client, deque())
-        waiting.append((message, size))
-        if len(waiting) >= len(line.clients.get(line.longest, ())):
+            client = line.longest if line.length(line.longest) >= LONG else ""
+        whose = line.clients.setdefault(client, _Client())
+        entry = _Entry(message, size)
+        whose.waiting.append(entry)
+        if size:
+            whose.heavy.append(entry)
+        if len(whose.waiting) >= line.length(line.longest):
             line.longest = client
         line.size += size
         self._size += size
         self._waiting += 1
-        shed = []
         while self._size > self._most:
-            heaviest = max(self._users, key=lambda one: self._users[one].size)
-            shed.append(self._remove(heaviest, next(reversed(self._users[heaviest].clients)), last=True))
-        return shed
+            self._give_up_one()
+
+    def _give_up_one(self) -> None:
+        line = max(self._users.values(), key=lambda one: one.size)
+        heavy = next(client.heavy for client in reversed(line.clients.values()) if client.heavy)
+        entry = heavy.pop()
+        line.size -= entry.size
+        self._size -= entry.size
+        entry.message, entry.size = self._lighten(entry.message), 0
 
     def take(self, busy: Container[str] = ()) -> T:
         """The message whose turn it is; those of users who are `busy` go on waiting.
@@ -79,17 +113,19 @@ class Turns(Generic[T]):
         client = next(iter(line.clients))
         self._users.move_to_end(user)
         line.clients.move_to_end(client)
-        return self._remove(user, client, last=False)
+        return self._remove(user, client)
 
-    def _remove(self, user: str, client: str, *, last: bool) -> T:
+    def _remove(self, user: str, client: str) -> T:
         line = self._users[user]
-        waiting = line.clients[client]
-        message, size = waiting.pop() if last else waiting.popleft()
-        line.size -= size
-        self._size -= size
+        whose = line.clients[client]
+        entry = whose.waiting.popleft()
+        if entry.size:
+            whose.heavy.popleft()
+        line.size -= entry.size
+        self._size -= entry.size
         self._waiting -= 1
-        if not waiting:
+        if not whose.waiting:
             del line.clients[client]
         if not line.clients:
             del self._users[user]
-        return message
+        return entry.message

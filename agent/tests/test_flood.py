@@ -13,7 +13,7 @@ from aetherscale_protocol import topology
 from aetherscale_testing.broker import TestBroker
 from aetherscale_testing.client import SeedClient
 from aetherscale_testing.fleet import AgentProcess, Fleet
-from aetherscale_testing.flood import Course, count_entries, endure, endure_best, is_late
+from aetherscale_testing.flood import OF_LARGE, Course, count_entries, endure, endure_best, is_late
 from aetherscale_testing.rollout import Rollout
 
 pytestmark = pytest.mark.broker
@@ -22,8 +22,8 @@ KINDS = {
     "list": 3000, "garbage": 2500, "one-vm": 1300, "snapshot": 200, "create": 200, "stream": 1000, "no-stream": 500,
     "forged": 800, "unanswerable": 500,
 }  # fmt: skip
-ALIKE = [{"list": 10_000}, {"stream": 10_000}]
-"""Floods of one kind: what is answered fastest, and what is no command."""
+FLOODS = {"of all kinds": KINDS, "list": {"list": 10_000}, "stream": {"stream": 10_000}, "large": OF_LARGE}
+"""Also of one kind: what is answered fastest, what is no command, and what is more than an agent holds."""
 IDLE_ASKED = 20
 EVERY_S = 0.01
 MOST_MEDIAN_S = 0.5
@@ -65,7 +65,7 @@ def bob(broker: TestBroker) -> Iterator[SeedClient]:
         broker.ctl("delete_user", user)
 
 
-@pytest.mark.parametrize("kinds", [KINDS, *ALIKE], ids=["of all kinds", *("".join(kinds) for kinds in ALIKE)])
+@pytest.mark.parametrize("kinds", FLOODS.values(), ids=FLOODS)
 def test_a_flood_delays_nobody_else_and_is_told_in_full(
     agents: Fleet, broker: TestBroker, client: SeedClient, bob: SeedClient, kinds: dict[str, int]
 ) -> None:

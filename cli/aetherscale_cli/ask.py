@@ -11,7 +11,7 @@ from aetherscale_cli import interrupts
 from aetherscale_cli.errors import CliError, Exit, NoAgent
 from aetherscale_cli.gather import Gathering, Missing, classify, find_absent
 from aetherscale_cli.settle import Call, Settling
-from aetherscale_cli.wire import Counted, Delivered, Message, Reply, Returned, Session, decode_reply
+from aetherscale_cli.wire import Counted, Delivered, Message, Nacked, Reply, Returned, Session, decode_reply
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import HostReport
 from aetherscale_protocol.commands import COMMANDS, Command, Reach, encode_request
@@ -23,6 +23,11 @@ GRACE_S = 1.0
 PROMPT_S = 0.5
 """How long answers are waited for before those that are there are told. A thousand hosts that are well take less."""
 
+AGAIN_S = 0.1
+"""How soon a question is asked again that the broker had no room for: of a queue that is full, some is taken all the
+time."""
+FULL_HINT = "ask again: somebody sends more than a host can take"
+
 _INQUIRY_S = 2.0
 """How long finding out who is missing may take."""
 
@@ -32,12 +37,16 @@ _HOLDER_S = topology.HOST_TTL_MS / 1000 + 0.5
 
 
 class Everyone(Struct, frozen=True):
-    """The answers of all hosts, in the hosts' order, and who is missing; `nameless` more are silent."""
+    """The answers of all hosts, in the hosts' order, and who is missing; `nameless` more are silent.
+
+    `full`: some of them may not have been asked, for the broker had no room for the question in a host's queue.
+    """
 
     replies: tuple[Reply, ...]
     missing: tuple[Missing, ...]
     nameless: int
     unreadable: int
+    full: bool = False
 
 
 def make_message(command: str, options: Options, key: str, timeout: float, request_id: str | None = None) -> Message:
@@ -80,14 +89,14 @@ def ask_everyone(
 
     :param tell: is called with the answers so far when there are still some to come after `PROMPT_S`, and then with
         each that comes. What it takes is not taken from the time for answers.
-    :raise CliError: when no agent is running, or the broker fails.
+    :raise CliError: when no agent is running, none could be asked, or the broker fails.
     """
     deadline = time.monotonic() + timeout
     message = make_message(command, options or NoOptions(), command, timeout)
     session.publish(message)
     session.count_consumers(topology.HOSTS)
     gathering, told, prompt = Gathering(), 0, time.monotonic() + PROMPT_S
-    late = False
+    late = full = False
     while not gathering.complete:
         event = session.next_event(deadline if tell is None or late else min(deadline, prompt))
         match event:
@@ -103,14 +112,21 @@ def ask_everyone(
                     raise NoAgent
             case Returned(message.correlation_id):
                 raise NoAgent
+            case Nacked(message.correlation_id):  # not for one host, or more; the others have it
+                full = time.monotonic() + AGAIN_S >= deadline
+                if not full:
+                    time.sleep(AGAIN_S)
+                    session.publish(message)
         if tell is not None and late and len(gathering.replies) > told:
             begun = time.monotonic()
             tell(gathering.replies[told:])
             told, deadline = len(gathering.replies), deadline + time.monotonic() - begun
+    if full and not gathering.replies:
+        raise CliError(f"the broker did not take {command}: a host's queue is full", FULL_HINT)
     missing = _find_missing(session, gathering)
     replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
     nameless = max(0, (gathering.silent or 0) - sum(m.state == "silent" for m in missing))
-    return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable)
+    return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable, full)
 
 
 def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:

@@ -84,7 +84,8 @@ class BrokerSession:
         self._target = target
         self._events: deque[Event] = deque()
         self._error: CliError | None = None
-        self._published: list[str] = []
+        self._published = 0
+        self._unconfirmed: dict[int, str] = {}  #: correlation ids, by the broker's numbers for what was published
         self._channel: Any = None
         self._closed = False
         self._connection = pika.SelectConnection(
@@ -123,7 +124,8 @@ class BrokerSession:
             user_id=self._target.settings.user,
             headers={"deadline": message.deadline_ms},
         )
-        self._published.append(message.correlation_id)
+        self._published += 1
+        self._unconfirmed[self._published] = message.correlation_id
         self._channel.basic_publish(topology.EXCHANGE, message.key, message.body, properties, mandatory=True)
 
     def count_consumers(self, queue: str) -> None:
@@ -181,8 +183,11 @@ class BrokerSession:
         self._note(Delivered(properties.correlation_id or "", body))
 
     def _on_confirm(self, frame: Any) -> None:
-        if isinstance(frame.method, pika.spec.Basic.Nack):
-            self._note(Nacked(self._published[frame.method.delivery_tag - 1]))
+        last = frame.method.delivery_tag
+        tags = [tag for tag in self._unconfirmed if tag <= last] if frame.method.multiple else [last]
+        for correlation_id in [self._unconfirmed.pop(tag) for tag in tags]:
+            if isinstance(frame.method, pika.spec.Basic.Nack):
+                self._note(Nacked(correlation_id))
 
     def _on_blocked(self, _connection: Any, frame: Any) -> None:
         self._fail(blocked(self._target, str(frame.method.reason)))

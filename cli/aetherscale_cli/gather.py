@@ -36,9 +36,11 @@ class Gathering(Struct):
         self.counted, self.alive = True, alive
 
     def take(self, reply: Reply | None) -> None:
-        """An answer came, or (None) something that is none."""
+        """An answer came, or (None) something that is none. Of a host that was asked again the first counts."""
         if reply is None:
             self.unreadable += 1
+            return
+        if reply.answer.execution_info.code != "host-down" and reply.answer.host in self.by_host:
             return
         self.replies.append(reply)
         if reply.answer.execution_info.code != "host-down":  # said by another host about one that is missing

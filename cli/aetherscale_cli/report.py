@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from aetherscale_cli import lists, text, views
 from aetherscale_cli.arguments import PROGRAM
-from aetherscale_cli.ask import Everyone
+from aetherscale_cli.ask import FULL_HINT, Everyone
 from aetherscale_cli.errors import CliError, Exit, ManifestError, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import Call
@@ -133,13 +133,18 @@ def _report_refusal(outcome: Outcome, reply: Reply) -> bool:
 
 
 def report_missing(outcome: Outcome, everyone: Everyone, timeout: float) -> None:
+    silent = f"did not answer within {timeout:g} s"
+    if everyone.full:
+        silent = "may not have been asked: a host's queue is full"
     for host in everyone.missing:
-        what = "is not running" if host.state == "down" else f"did not answer within {timeout:g} s"
+        what = "is not running" if host.state == "down" else silent
         outcome.fail(f"host {host.host} {what}", None, Exit.PARTIAL)
     if everyone.nameless:
         hosts = "1 host" if everyone.nameless == 1 else f"{everyone.nameless} hosts"
-        outcome.fail(f"{hosts} did not answer within {timeout:g} s", None, Exit.PARTIAL)
-    if everyone.missing:
+        outcome.fail(f"{hosts} {silent}", None, Exit.PARTIAL)
+    if everyone.full:
+        outcome.hint(FULL_HINT)
+    elif everyone.missing:
         names = text.listed([host.host for host in everyone.missing])
         outcome.hint(f"look there: systemctl status aetherscale-agent (on {names})")
 

@@ -10,11 +10,11 @@ import pytest
 
 from aetherscale_cli import ask, dialogue, outlet
 from aetherscale_cli.arguments import parse
-from aetherscale_cli.ask import ask_each, ask_everyone, make_call
+from aetherscale_cli.ask import FULL_HINT, ask_each, ask_everyone, make_call
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import CREATES_AT_ONCE, Call
-from aetherscale_cli.wire import Counted, Delivered, Event, Message
+from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import fleet_digest
 from aetherscale_protocol.commands import COMMANDS
@@ -93,6 +93,38 @@ def test_an_informant_that_falls_silent_leaves_the_missing_nameless() -> None:
     script = Script(lambda m: only_h1(m) if m.key == "list-vms" else [], {"computing-hosts": [2, 2]})
     everyone = ask_everyone(script, "list-vms", 5)
     assert (everyone.missing, everyone.nameless) == ((), 1)
+
+
+def test_a_question_that_the_broker_has_no_room_for_is_said_to_be_so() -> None:
+    script = Script(lambda m: [Nacked(m.correlation_id)], {"computing-hosts": [1]})
+    with pytest.raises(CliError, match="the broker did not take list-vms: a host's queue is full") as raised:
+        ask_everyone(script, "list-vms", ask.AGAIN_S)
+    assert raised.value.hint == FULL_HINT
+
+
+def test_a_question_that_the_broker_had_no_room_for_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "AGAIN_S", 0)
+    events = [[None, "h1"], [None, "h1"], ["h1", "h2"]]
+
+    def behave(message: Message) -> list[Event]:
+        said = events.pop(0)
+        return [answer(message, one) if one else Nacked(message.correlation_id) for one in said]
+
+    script = Script(behave, {"computing-hosts": [2]})
+    everyone = ask_everyone(script, "list-vms", 5)
+    assert [reply.answer.host for reply in everyone.replies] == ["h1", "h2"]
+    assert not everyone.full
+    assert script.asked.count("list-vms") == 3
+
+
+def test_a_question_that_one_host_had_no_room_for_is_answered_by_the_others() -> None:
+    def but_h2(message: Message) -> list[Event]:
+        return [Nacked(message.correlation_id), answer(message, "h1")]
+
+    script = Script(but_h2, {"computing-hosts": [2, 2], "computing-host.h2": [1]})
+    everyone = ask_everyone(script, "list-vms", ask.AGAIN_S)
+    assert [reply.answer.host for reply in everyone.replies] == ["h1"]
+    assert (everyone.missing, everyone.full) == ((Missing("h2", "silent"),), True)
 
 
 TIMEOUT = 5.0

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pika
 import pytest
 
 from aetherscale_protocol import names, topology
@@ -394,6 +395,20 @@ class TestBrokerInTrouble:
         assert (question.code, command.code) == (3, 5)
         assert "takes no commands at present: low on memory" in question.err
         assert "short of memory or disk" in question.err
+
+    def test_a_host_whose_queue_is_full(self, node: Any, cloud: Any, cli: Any) -> None:
+        """The broker may say so of many commands in one word."""
+        cloud.start_all("h1")
+        queue = topology.host_queue("h2")
+        with pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", node.broker.port)) as connection:
+            channel = connection.channel()
+            channel.queue_declare(queue.name, durable=True, arguments={**queue.arguments, "x-max-length": 0})
+            for key in ("list-vms", *(names.vm_key(names.id_of_name(f"web{n}")) for n in range(5))):
+                channel.queue_bind(queue.name, topology.EXCHANGE, key)
+        question, command = cli("list-vms", "-o", "table"), cli("stop-vm", *(f"web{n}" for n in range(5)))
+        assert [line.split()[3] for line in question.out.splitlines()[1:]] == ["h1"]
+        assert command.code == 1
+        assert command.err.count("the broker did not take the command: a queue is full") == 5
 
 
 class TestNoBroker:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aetherscale_cli import ask
-from aetherscale_cli.ask import Everyone
+from aetherscale_cli.ask import FULL_HINT, Everyone
 from aetherscale_cli.errors import Exit, worst
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.lists import Filter, Growing
@@ -43,7 +43,7 @@ def host(name: str) -> Reply:
 def report(
     command: str, *replies: Reply, missing: tuple[Missing, ...] = (), as_json: bool = False, **more: Any
 ) -> Outcome:
-    everyone = Everyone(replies, missing, more.get("nameless", 0), more.get("unreadable", 0))
+    everyone = Everyone(replies, missing, more.get("nameless", 0), more.get("unreadable", 0), more.get("full", False))
     return report_everyone(command, everyone, 5, NOW, as_json=as_json)
 
 
@@ -100,6 +100,13 @@ def test_list_hosts_with_one_down_and_one_silent() -> None:
 def test_silent_hosts_whose_names_nobody_knows() -> None:
     assert report("list-hosts", nameless=1).notes == ["error: 1 host did not answer within 5 s"]
     assert report("list-hosts", nameless=2).exit_code is Exit.PARTIAL
+
+
+def test_hosts_that_may_not_have_been_asked_are_not_called_silent() -> None:
+    outcome = report("list-hosts", host("h2"), missing=(Missing("h3", "silent"),), full=True)
+    said = "host h3 may not have been asked: a host's queue is full"
+    assert outcome.notes == [f"error: {said}", f"hint: {FULL_HINT}"]
+    assert outcome.exit_code is Exit.PARTIAL
 
 
 def test_a_refusal_is_shown_with_its_host_and_hint_beside_the_others_rows() -> None:

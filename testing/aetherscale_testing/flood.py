@@ -32,6 +32,12 @@ MOST_DELAY_S = 1.0
 """How much longer than usual anybody else's list-vms may take in a flood."""
 RUNS = 3
 
+LARGE = 16 << 10
+OF_LARGE = {"large": 3700, "list": 6300}
+"""A flood of which agents give much up unread (`MOST_HELD`), and that yet a host's queue has room for, whatever its
+agent takes meanwhile: nobody is told of what that has none for. Each has its command for a key, by which the audit has
+what was not read."""
+
 Made = tuple[str, bytes, str | None, dict[str, Any]]
 """Key, body, reply_to, headers."""
 
@@ -43,6 +49,7 @@ def body(command: str, **options: Any) -> bytes:
 KINDS: dict[str, Callable[[str, int], Made]] = {
     "list": lambda _vm, _n: ("list-vms", body("list-vms"), REPLY_TO, {}),
     "garbage": lambda _vm, n: ("list-vms", b"\xff{garbage" * (n % 50), REPLY_TO, {}),
+    "large": lambda _vm, _n: ("list-vms", b"x" * LARGE, REPLY_TO, {}),
     "one-vm": lambda vm, n: (f"vm.{vm}", body(("start-vm", "stop-vm")[n % 2], **{"vm-id": vm}), REPLY_TO, {}),
     "snapshot": lambda vm, n: (
         f"vm.{vm}",
@@ -56,7 +63,7 @@ KINDS: dict[str, Callable[[str, int], Made]] = {
     "forged": lambda _vm, n: ("list-vms", body("list-vms"), f"amq.rabbitmq.reply-to.forged{n}.key", {}),
     "unanswerable": lambda _vm, _n: ("list-vms", body("list-vms"), None, {}),
 }
-OF_ALL = ("list", "garbage")
+OF_ALL = ("list", "garbage", "large")
 SILENT = ("no-stream", "forged", "unanswerable")
 
 

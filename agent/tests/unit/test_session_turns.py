@@ -6,17 +6,28 @@ from types import SimpleNamespace
 from typing import cast
 
 import pika
+import pytest
 
 from aetherscale_agent import session as session_module
 from aetherscale_agent.broker import Channel, Connection, Delivery
-from aetherscale_agent.session import MOST_AT_WORK, Session
+from aetherscale_agent.session import LARGE, MOST_AT_WORK, Session
 from aetherscale_agent.turns import Turns
 from aetherscale_testing.world import World
 
 
-def delivery(user: str, number: int, size: int = 2) -> Delivery:
+class Wire:
+    """A channel that takes acknowledgements."""
+
+    def __init__(self) -> None:
+        self.acknowledged: list[int] = []
+
+    def ack(self, delivery: Delivery) -> None:
+        self.acknowledged.append(delivery.tag)
+
+
+def delivery(user: str, number: int, size: int = 2, wire: Wire | None = None) -> Delivery:
     properties = pika.BasicProperties(user_id=user, reply_to=user)
-    return Delivery(cast(Channel, None), "computing-host.h1", number, "vm.sgeqxcfi", properties, b"x" * size)
+    return Delivery(cast(Channel, wire), "computing-host.h1", number, "vm.sgeqxcfi", properties, b"x" * size)
 
 
 class Desk:
@@ -62,7 +73,7 @@ def test_slow_commands_of_one_user_are_bounded_and_hold_nobody_else(tmp_path: Pa
 def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
     async def scene() -> None:
         desk = Desk(World(tmp_path))
-        desk.session._turns = Turns(1000)
+        desk.session._turns = Turns(1000, desk.session._give_up)
         desk.go_on.set()
         for number in range(100):
             desk.session._wait_for_turn(delivery("mallory", number, 100))
@@ -74,7 +85,51 @@ def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
         assert "mallory" in {one.properties.user_id for one in desk.begun if one.is_shed}
         assert not [one for one in desk.begun if one.properties.user_id == "alice" and one.is_shed]
         last = max(place for place, user in enumerate(desk.users()) if user == "alice")
-        assert last < 12  # turns go round three lines
+        assert last < 6  # turns go round two lines
+        assert [one.tag for one in desk.begun if one.properties.user_id == "mallory"] == list(range(100))
+
+    asyncio.run(scene())
+
+
+def test_large_messages_that_are_at_work_are_fewer(tmp_path: Path) -> None:
+    """Each is kept until it is over: 200 of 1 MiB would be more than an agent may have."""
+
+    async def scene() -> None:
+        desk = Desk(World(tmp_path))
+        for number in range(MOST_AT_WORK):
+            desk.session._on_delivery(delivery("mallory", number, 10 * LARGE))
+            desk.session._on_delivery(delivery("agent-h2", number, 10 * LARGE))
+        await rest()
+        assert MOST_AT_WORK // 11 <= desk.users().count("mallory") < MOST_AT_WORK // 11 + 5
+        assert desk.users().count("agent-h2") == MOST_AT_WORK, "hosts hand creates on, and wait for each other"
+        desk.go_on.set()
+        await rest()
+        assert desk.users().count("mallory") == MOST_AT_WORK
+
+    asyncio.run(scene())
+
+
+def test_what_is_given_up_is_acknowledged_in_its_turn_unless_the_broker_would_hold_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        desk, wire = Desk(World(tmp_path)), Wire()
+        monkeypatch.setattr(session_module, "MOST_UNREAD", 500)
+        desk.session._turns = Turns(1000, desk.session._give_up)
+        desk.go_on.set()
+        for number in range(20):
+            desk.session._wait_for_turn(delivery("mallory", number, 100, wire))
+        assert wire.acknowledged == [10, 11, 12, 13, 14]
+        monkeypatch.setattr(session_module, "HOST_PREFETCH", 20)
+        for number in range(20, 23):  # no more are let in for that while so many wait
+            desk.session._wait_for_turn(delivery("mallory", number, 100, wire))
+        assert wire.acknowledged == [10, 11, 12, 13, 14]
+        desk.session._begin_soon()
+        await rest()
+        for one in desk.begun:
+            if one.is_shed:
+                await desk.session.acknowledge(one)
+        assert wire.acknowledged == list(range(10, 23)), "each once"
 
     asyncio.run(scene())
 
@@ -82,7 +137,7 @@ def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
 def test_headers_count_too_and_a_message_that_is_given_up_keeps_none(tmp_path: Path) -> None:
     async def scene() -> None:
         desk = Desk(World(tmp_path))
-        desk.session._turns = Turns(1 << 20)
+        desk.session._turns = Turns(1 << 20, desk.session._give_up)
         for number in range(20):
             heavy = delivery("guest", number)
             heavy.properties.headers = {f"h{n}": ["x" * 10] for n in range(500)}

@@ -10,7 +10,7 @@ import pytest
 
 from aetherscale_agent.audit import MESSAGE_ID
 from aetherscale_testing.client import SeedClient, parameters_of
-from aetherscale_testing.flood import Course, count_entries, endure, endure_best, is_late
+from aetherscale_testing.flood import OF_LARGE, Course, count_entries, endure, endure_best, is_late
 from aetherscale_testing.rollout import Rollout
 
 testinfra_hosts = ["broker1"]  # once, not per host
@@ -49,7 +49,7 @@ def agents(rollout: Rollout) -> list[str]:
 def noted(rollout: Rollout, since: float) -> dict[str, int]:
     """How many entries in mallory's name the journals of the hosts have from then on, by command."""
     matches = f"MESSAGE_ID={MESSAGE_ID} AETHERSCALE_OPERATOR=mallory"
-    shown = f"journalctl --no-pager --since=@{since:.0f} -o cat --output-fields=AETHERSCALE_COMMAND {matches}"
+    shown = f"journalctl --no-pager --since=@{since:.3f} -o cat --output-fields=AETHERSCALE_COMMAND {matches}"
     found: collections.Counter[str] = collections.Counter()
     for host in HOSTS:
         for line in rollout.run(host, "sh", "-c", f"{shown} | sort | uniq -c").splitlines():
@@ -58,19 +58,20 @@ def noted(rollout: Rollout, since: float) -> dict[str, int]:
     return dict(found)
 
 
+@pytest.mark.parametrize("kinds", [KINDS, OF_LARGE], ids=["of all kinds", "large"])
 def test_a_flood_delays_nobody_else_and_is_told_in_full(
-    rollout: Rollout, kept: Vm, broker_of: Callable[[str], dict[str, Any]], asker: SeedClient
+    rollout: Rollout, kept: Vm, broker_of: Callable[[str], dict[str, Any]], asker: SeedClient, kinds: dict[str, int]
 ) -> None:
     """What of its time is the machine's only adds to a flood's worst, so the best of three counts (`endure_best`)."""
     began, before = time.time(), agents(rollout)
     usual = median(ask(asker) for _ in range(IDLE_ASKED))
-    wish = {"broker": broker_of("mallory"), "vm": kept[0], "hosts": len(HOSTS), "kinds": KINDS}
+    wish = {"broker": broker_of("mallory"), "vm": kept[0], "hosts": len(HOSTS), "kinds": kinds}
     wanted: collections.Counter[str] = collections.Counter()
 
     def flood() -> Course:
         course = endure(wish, usual, lambda: ask(asker), EVERY_S)
         # What waits for 2 s in a host's queue is answered by another host, and told by that one.
-        wanted.update(count_entries(kept[0], KINDS, len(HOSTS)))
+        wanted.update(count_entries(kept[0], kinds, len(HOSTS)))
         assert course.told["answers"] == course.told["wanted"], course
         assert agents(rollout) == before
         rollout.eventually(lambda: noted(rollout, began) == wanted, 30)
