@@ -33,10 +33,11 @@ class Answered:
         """How many are kept back."""
         return len(self._kept)
 
-    def add(self, delivery: Delivery, *, soon: bool = False) -> None:
+    def add(self, delivery: Delivery, *, given_up: int = 0, soon: bool = False) -> None:
         """Acknowledge this some time after its answer: where all hosts are asked, answers go first.
 
-        `soon`: at once, unless many are before it, for until then the broker holds what may be large.
+        `given_up`: bytes of it that the broker holds, and we no more. `soon`: at once, unless many are before it, for
+        until then the broker holds what may be large.
         """
         one_at_a_time = delivery.queue == topology.COMPETING  # the next one waits for this
         if one_at_a_time or (soon and self._waiting() + len(self._kept) <= MANY):
@@ -44,7 +45,7 @@ class Answered:
             return
         if not self._kept:
             asyncio.get_running_loop().call_later(LATER_S, self._look)
-        self._kept.append((delivery.without_contents(), len(delivery.body)))
+        self._kept.append((delivery.without_contents(), len(delivery.body) + given_up))
 
     def note_turn(self, tag: int) -> None:
         """A message has its turn: little that is before it still waits, if its sender is who has sent most."""

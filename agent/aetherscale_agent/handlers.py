@@ -100,7 +100,10 @@ class Handlers:
                 incoming = self._read_envelope(session, delivery)
                 await self._dispatch(session, delivery, incoming)
             except Refused as error:
-                await session.acknowledge(delivery)  # first: what was said no to must not come again, and be done
+                if incoming is None or not incoming.request.command.changes:
+                    session.acknowledge_later(delivery)
+                else:
+                    await session.acknowledge(delivery)  # first: what was said no to must not come again, and be done
                 self._refuse(delivery, incoming, error)
         except (BrokerLost, Declined, asyncio.CancelledError):
             raise  # the session ends with this: the broker gives the message to somebody else

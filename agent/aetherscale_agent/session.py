@@ -15,7 +15,7 @@ from typing import Any
 
 import pika
 
-from aetherscale_agent.answered import Answered
+from aetherscale_agent.answered import MANY, Answered
 from aetherscale_agent.broker import BrokerLost, Channel, Connection, Declined, Delivery, NotTaken, Unroutable
 from aetherscale_agent.courses import Course
 from aetherscale_agent.deaf import SELF_PING, Hearing, is_self_ping, listen
@@ -53,6 +53,9 @@ LARGE = 20 << 10
 """Bytes of a message for which it counts as one more of those at work: they are kept until it is over."""
 STARTED_AT_ONCE = 4
 """Commands begun before the broker is listened to again."""
+LISTENING_S = 0.005
+"""For how long the broker is listened to between these while a flood comes in, in seconds: whoever else asks is behind
+it, and has the turn after the next as soon as that is taken in."""
 OFFER_WAIT_S = 1.0
 """How long hosts may take to answer an offer; a healthy one takes milliseconds."""
 LOOK_FOR_BURIALS_S = 60.0
@@ -110,6 +113,7 @@ class Session:
         self._unread_size = 0
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
+        self._came = False  #: a message has come since it was
         self._answered = Answered(lambda: len(self._turns))
 
     async def open(self) -> str:
@@ -495,6 +499,7 @@ class Session:
 
     def _wait_for_turn(self, delivery: Delivery) -> None:
         """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
+        self._came = True
         self._turns.put(_whose(delivery), find_client(delivery.properties.reply_to), delivery, _size(delivery))
 
     def _give_up(self, delivery: Delivery) -> Delivery:
@@ -507,20 +512,16 @@ class Session:
         self._unread[delivery.tag] = unread, size
         self._unread_size += size
         while self._unread_size > MOST_UNREAD and len(self._turns) < HOST_PREFETCH:
-            self._acknowledge_unread(next(iter(self._unread)))  # the oldest: few are before it
+            oldest, freed = self._unread.pop(next(iter(self._unread)))  # few are before it
+            self._unread_size -= freed
+            oldest.channel.ack(oldest)
         return unread
-
-    def _acknowledge_unread(self, tag: int) -> None:
-        """Acknowledge a message that was given up, if that was not done before."""
-        if tag in self._unread:
-            delivery, size = self._unread.pop(tag)
-            self._unread_size -= size
-            delivery.channel.ack(delivery)
 
     def _begin_soon(self) -> None:
         if not self._beginning:
-            self._beginning = True
-            asyncio.get_running_loop().call_soon(self._begin_next)
+            flooded = self._came and len(self._turns) > MANY
+            self._beginning, self._came = True, False
+            asyncio.get_running_loop().call_later(LISTENING_S if flooded else 0, self._begin_next)
 
     def _begin_next(self) -> None:
         """Begin the commands whose turn it is, and listen to the broker before the next ones."""
@@ -581,15 +582,17 @@ class Session:
 
     async def acknowledge(self, delivery: Delivery) -> None:
         """Acknowledge, and wait until the broker has it: from here on nobody else is given this message."""
-        if delivery.is_shed:  # nothing is said of what becomes of it: it may as well come again
-            self._acknowledge_unread(delivery.tag)
-            return
         delivery.channel.ack(delivery)
         await delivery.channel.barrier(names.host_queue(self.host.name))
 
     def acknowledge_later(self, delivery: Delivery) -> None:
         """Acknowledge what changed nothing, when that is cheap (see `answered`)."""
-        self._answered.add(delivery)
+        if not delivery.is_shed:
+            self._answered.add(delivery)
+        elif delivery.tag in self._unread:  # else it was acknowledged before its turn
+            _, size = self._unread.pop(delivery.tag)
+            self._unread_size -= size
+            self._answered.add(delivery, given_up=size)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(self._guarded(work))

@@ -9,6 +9,7 @@ import pika
 import pytest
 
 from aetherscale_agent import session as session_module
+from aetherscale_agent.answered import MANY
 from aetherscale_agent.broker import Channel, Connection, Delivery
 from aetherscale_agent.session import LARGE, MOST_AT_WORK, Session
 from aetherscale_agent.turns import Turns
@@ -45,6 +46,12 @@ class Desk:
 
     def users(self) -> list[str]:
         return [delivery.properties.user_id for delivery in self.begun]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing more comes here while a flood is listened to."""
+    monkeypatch.setattr(session_module, "LISTENING_S", 0.0)
 
 
 async def rest() -> None:
@@ -128,8 +135,34 @@ def test_what_is_given_up_is_acknowledged_in_its_turn_unless_the_broker_would_ho
         await rest()
         for one in desk.begun:
             if one.is_shed:
-                await desk.session.acknowledge(one)
+                desk.session.acknowledge_later(one)
+        desk.session._answered.acknowledge()
         assert wire.acknowledged == list(range(10, 23)), "each once"
+
+
+def test_an_empty_message_that_is_given_up_is_acknowledged_too(tmp_path: Path) -> None:
+    async def scene() -> None:
+        desk, wire = Desk(World(tmp_path)), Wire()
+        desk.session.acknowledge_later(desk.session._give_up(delivery("mallory", 7, 0, wire)))
+        desk.session._answered.acknowledge()
+        assert wire.acknowledged == [7]
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("waiting", "begins"), [(MANY, True), (MANY + 1, False)])
+def test_a_flood_that_comes_in_is_listened_to_before_more_of_it_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int, begins: bool
+) -> None:
+    async def scene() -> None:
+        desk = Desk(World(tmp_path))
+        monkeypatch.setattr(session_module, "LISTENING_S", 3600.0)
+        for number in range(waiting):
+            desk.session._wait_for_turn(delivery("mallory", number))
+        desk.session._begin_soon()
+        desk.go_on.set()
+        await rest()
+        assert len(desk.begun) == (waiting if begins else 0)
 
     asyncio.run(scene())
 
