@@ -476,7 +476,7 @@ def _undeliverable(queue: str, incoming: Incoming, own_host: str) -> Refused:
 
 
 def _too_many(host: str) -> Refused:
-    """Nothing can be said of what was not read: it may be a copy of a command that was done."""
+    """Nothing can be said of what was not read: it may be a copy of a command that was done, and may come again."""
     reason = f"host {host} was sent more than it can hold; this command was not read"
     return Refused("outcome-unknown", reason, "repeat it, with fewer at once")
 

@@ -45,7 +45,7 @@ come; and what waits in the queue for its TTL counts as undeliverable, as if thi
 MOST_HELD = 32 << 20
 """Bytes of bodies that wait for their turn; beyond that the messages of whoever has sent most are not read."""
 MOST_UNREAD = 128 << 20
-"""Bytes of bodies that were given up here, and that the broker still holds: with its memory full of what is not
+"""Bytes of messages that were given up here, and that the broker still holds: with its memory full of what is not
 acknowledged, it would let nobody publish."""
 MOST_AT_WORK = 200
 """Commands of one user that are begun and not over; those that wait for a guest cost sockets and memory."""
@@ -508,7 +508,7 @@ class Session:
         It is acknowledged when its turn comes, for that is in the broker's order (see `answered`); before, if the
         broker would hold too much. But where too many wait, those that are not acknowledged keep more from coming.
         """
-        unread, size = delivery.without_contents(), len(delivery.body)
+        unread, size = delivery.without_contents(), _size(delivery)
         self._unread[delivery.tag] = unread, size
         self._unread_size += size
         while self._unread_size > MOST_UNREAD and len(self._turns) < HOST_PREFETCH:

@@ -47,6 +47,7 @@ class _Line(Generic[T]):
 
     def __init__(self) -> None:
         self.clients: OrderedDict[str, _Client[T]] = OrderedDict()
+        self.heavy: OrderedDict[str, _Client[T]] = OrderedDict()  #: those of whom something could be given up
         self.longest = ""  #: whose line was the longest when something was added last
         self.size = 0
 
@@ -85,6 +86,7 @@ class Turns(Generic[T]):
         whose.waiting.append(entry)
         if size:
             whose.heavy.append(entry)
+            line.heavy[client] = whose
         if len(whose.waiting) >= line.length(line.longest):
             line.longest = client
         line.size += size
@@ -95,8 +97,10 @@ class Turns(Generic[T]):
 
     def _give_up_one(self) -> None:
         line = max(self._users.values(), key=lambda one: one.size)
-        heavy = next(client.heavy for client in reversed(line.clients.values()) if client.heavy)
-        entry = heavy.pop()
+        client = next(reversed(line.heavy))
+        entry = line.heavy[client].heavy.pop()
+        if not line.heavy[client].heavy:
+            del line.heavy[client]
         line.size -= entry.size
         self._size -= entry.size
         entry.message, entry.size = self._lighten(entry.message), 0
@@ -113,6 +117,8 @@ class Turns(Generic[T]):
         client = next(iter(line.clients))
         self._users.move_to_end(user)
         line.clients.move_to_end(client)
+        if client in line.heavy:
+            line.heavy.move_to_end(client)
         return self._remove(user, client)
 
     def _remove(self, user: str, client: str) -> T:
@@ -121,6 +127,8 @@ class Turns(Generic[T]):
         entry = whose.waiting.popleft()
         if entry.size:
             whose.heavy.popleft()
+            if not whose.heavy:
+                del line.heavy[client]
         line.size -= entry.size
         self._size -= entry.size
         self._waiting -= 1

@@ -246,7 +246,7 @@ def test_what_agents_and_administrators_bind_is_left_alone(broker, held, wanted)
     held["queues"] += [{"vhost": VHOST, "name": queue.name, "arguments": queue.arguments} for queue in queues]
     held["queues"] += [
         {"vhost": VHOST, "name": name, "arguments": {"x-dead-letter-exchange": "an-administrators"}}
-        for name in ("an-administrators", 'claim.">>')
+        for name in ("an-administrators", 'claim.">>', "claim.of-invoices")
     ]
     assert drift(broker, held, wanted)["says"] == []
 

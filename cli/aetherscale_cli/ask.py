@@ -23,9 +23,9 @@ GRACE_S = 1.0
 PROMPT_S = 0.5
 """How long answers are waited for before those that are there are told. A thousand hosts that are well take less."""
 
-AGAIN_S = 0.1
-"""How soon a question is asked again that the broker had no room for: of a queue that is full, some is taken all the
-time."""
+AGAIN_S, AGAIN_LATER = 0.1, 2
+"""How soon a question is asked again that the broker had no room for, and by how much later each time after: of a queue
+that is full some is taken all the time, but hosts that have room get each of these questions, too."""
 FULL_HINT = "ask again: somebody sends more than a host can take"
 
 _INQUIRY_S = 2.0
@@ -96,7 +96,7 @@ def ask_everyone(
     session.publish(message)
     session.count_consumers(topology.HOSTS)
     gathering, told, prompt = Gathering(), 0, time.monotonic() + PROMPT_S
-    late = full = False
+    late, full, again = False, False, AGAIN_S
     while not gathering.complete:
         event = session.next_event(deadline if tell is None or late else min(deadline, prompt))
         match event:
@@ -113,10 +113,11 @@ def ask_everyone(
             case Returned(message.correlation_id):
                 raise NoAgent
             case Nacked(message.correlation_id):  # not for one host, or more; the others have it
-                full = time.monotonic() + AGAIN_S >= deadline
+                full = time.monotonic() + again >= deadline
                 if not full:
-                    time.sleep(AGAIN_S)
+                    time.sleep(again)
                     session.publish(message)
+                    again *= AGAIN_LATER
         if tell is not None and late and len(gathering.replies) > told:
             begun = time.monotonic()
             tell(gathering.replies[told:])

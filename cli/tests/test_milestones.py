@@ -287,8 +287,9 @@ class TestWholeCommands:
         monkeypatch.setattr(session, "next_event", lose)
         ran = cli("create-vm", "--image", "u", "--name", "web1", "--no-ssh-key", "--wait", "ssh", "-o", "table")
         assert (ran.code, ran.out) == (5, "")
-        first = ran.err.splitlines()[0]
-        assert first == "error: VM web1: it is not known whether create-vm was done: the broker went away"
+        error, hint = ran.err.splitlines()
+        assert error == "error: VM web1: it is not known whether create-vm was done: the broker went away"
+        assert hint.startswith("hint: find out with: aetherscale-cli show-vm web1; or ask again")
 
     def test_while_it_is_made_a_terminal_is_told(self, use: Use, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("sys.stderr.isatty", lambda: True)

@@ -1,9 +1,12 @@
 """Turns: nobody waits for more than one message of each of the others, and what waits is bounded."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aetherscale_agent import turns as turns_module
 from aetherscale_agent.turns import LONG, Turns
 
 USERS, CLIENTS = ["", "alice", "bob"], ["c1", "c2"]
@@ -107,3 +110,42 @@ def test_who_can_be_told_no_answer_holds_up_nobody_who_can() -> None:
         turns.put("", None, f"forged {number}")
     turns.put("", "laptop", "list 2")
     assert {turns.take() for _ in range(4)} >= {"list 1", "list 2"}
+
+
+def test_giving_up_looks_at_nobody_who_has_nothing_left_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flood of forged addresses: each is a client, and what each had is given up."""
+    looks = 0
+
+    class Watched(turns_module._Client[str]):
+        def __getattribute__(self, name: str) -> Any:
+            nonlocal looks
+            looks += name == "heavy"
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(turns_module, "_Client", Watched)
+    turns = turns_of(10)
+    turns.put("mallory", "first", "first", 10)
+    for number in range(500):
+        turns.put("mallory", f"client{number}", "next", 10)
+    looks = 0
+    for _ in range(500):
+        turns.put("mallory", "first", "again", 10)
+    assert len(turns) == 1001
+    assert looks < 10 * 500
+
+
+def test_who_had_a_turn_last_gives_up_first() -> None:
+    given_up: list[str] = []
+
+    def lighten(message: str) -> str:
+        given_up.append(message)
+        return message
+
+    turns: Turns[str] = Turns(40, lighten)
+    for message in ("a1", "b1", "a2", "b2"):
+        turns.put("mallory", message[0], message, 10)
+    assert turns.take() == "a1"
+    for message in ("b3", "b4"):
+        turns.put("mallory", "b", message, 10)
+    assert given_up == ["a2"]
+    assert [turns.take() for _ in range(len(turns))] == ["b1", "a2", "b2", "b3", "b4"]

@@ -50,7 +50,7 @@ NEVER_BOUND = ("claim.", "agent.")
 NO_HOSTS_KEY = "^(host[.]|create-vm$|forget-host$)"
 """Keys to which a host's queue is not bound, but to its own; as Python and Erlang read it."""
 
-AN_AGENTS = r"(?:claim|agent|computing-host)\.[a-z0-9.-]+"
+AN_AGENTS = rf"claim\.{names.VM_ID_PATTERN}|(?:agent|computing-host)\.{names.HOST_PATTERN}"
 """What agents may call their queues. Nothing else is put into Erlang."""
 
 LED_ON_BY = ("x-dead-letter-exchange", "x-dead-letter-routing-key")
