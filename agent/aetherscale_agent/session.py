@@ -27,7 +27,8 @@ from aetherscale_agent.known import keep_known
 from aetherscale_agent.recover import TOMBSTONE_SLACK_S, Right, burial, keeps_grave, right_to, undo_course
 from aetherscale_agent.steps import step
 from aetherscale_agent.succession import last_deadline
-from aetherscale_agent.turns import Turns, weigh
+from aetherscale_agent.turns import Turns
+from aetherscale_agent.unread import Unread, find_sender, find_size
 from aetherscale_protocol import names, topology
 from aetherscale_protocol.answers import Answer, decode_answer
 from aetherscale_protocol.commands import encode_request
@@ -44,9 +45,6 @@ HOST_PREFETCH = 20_000
 come; and what waits in the queue for its TTL counts as undeliverable, as if this host were down."""
 MOST_HELD = 32 << 20
 """Bytes of bodies that wait for their turn; beyond that the messages of whoever has sent most are not read."""
-MOST_UNREAD = 128 << 20
-"""Bytes of messages that were given up here, and that the broker still holds: with its memory full of what is not
-acknowledged, it would let nobody publish."""
 MOST_AT_WORK = 200
 """Commands of one user that are begun and not over; those that wait for a guest cost sockets and memory."""
 LARGE = 20 << 10
@@ -108,9 +106,8 @@ class Session:
         self._hearing = Hearing(
             heartbeat_s, HOST_PREFETCH, time.monotonic(), lambda: len(self._turns) + len(self._answered)
         )
-        self._turns: Turns[Delivery] = Turns(MOST_HELD, self._give_up)
-        self._unread: dict[int, tuple[Delivery, int]] = {}  #: given up, not acknowledged: by tag, with their bytes
-        self._unread_size = 0
+        self._unread = Unread(lambda: len(self._turns) < HOST_PREFETCH)
+        self._turns: Turns[Delivery] = Turns(MOST_HELD, self._unread.give_up)
         self._at_work: Counter[str] = Counter()
         self._beginning = False  #: `_begin_next` will be called by itself
         self._came = False  #: a message has come since it was
@@ -500,22 +497,7 @@ class Session:
     def _wait_for_turn(self, delivery: Delivery) -> None:
         """Let a message wait; one that there is no room for gives its body up, and is refused when its turn comes."""
         self._came = True
-        self._turns.put(_whose(delivery), find_client(delivery.properties.reply_to), delivery, _size(delivery))
-
-    def _give_up(self, delivery: Delivery) -> Delivery:
-        """The same message, unread.
-
-        It is acknowledged when its turn comes, for that is in the broker's order (see `answered`); before, if the
-        broker would hold too much. But where too many wait, those that are not acknowledged keep more from coming.
-        """
-        unread, size = delivery.without_contents(), _size(delivery)
-        self._unread[delivery.tag] = unread, size
-        self._unread_size += size
-        while self._unread_size > MOST_UNREAD and len(self._turns) < HOST_PREFETCH:
-            oldest, freed = self._unread.pop(next(iter(self._unread)))  # few are before it
-            self._unread_size -= freed
-            oldest.channel.ack(oldest)
-        return unread
+        self._turns.put(find_sender(delivery), find_client(delivery.properties.reply_to), delivery, find_size(delivery))
 
     def _begin_soon(self) -> None:
         if not self._beginning:
@@ -540,7 +522,7 @@ class Session:
             self._begin_soon()
 
     async def _work_on(self, delivery: Delivery) -> None:
-        user, load = _whose(delivery), 1 + _size(delivery) // LARGE
+        user, load = find_sender(delivery), 1 + find_size(delivery) // LARGE
         self._at_work[user] += load
         try:
             work = self._handler(self, delivery)
@@ -589,9 +571,7 @@ class Session:
         """Acknowledge what changed nothing, when that is cheap (see `answered`)."""
         if not delivery.is_shed:
             self._answered.add(delivery)
-        elif delivery.tag in self._unread:  # else it was acknowledged before its turn
-            _, size = self._unread.pop(delivery.tag)
-            self._unread_size -= size
+        elif (size := self._unread.take(delivery)) is not None:
             self._answered.add(delivery, given_up=size)
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -608,17 +588,6 @@ class Session:
         except Exception as error:
             log.exception("a task of the session failed")
             self.connection.drop(f"internal error: {error}")
-
-
-def _whose(delivery: Delivery) -> str:
-    return str(delivery.properties.user_id or "")
-
-
-def _size(delivery: Delivery) -> int:
-    """Bytes of memory that a message takes; 0 for hosts' creates, which are never given up."""
-    if _whose(delivery).startswith(names.AGENT_USER_PREFIX):
-        return 0
-    return len(delivery.body) + weigh(delivery.headers)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -9,6 +9,7 @@ import pika
 import pytest
 
 from aetherscale_agent import session as session_module
+from aetherscale_agent import unread as unread_module
 from aetherscale_agent.answered import MANY
 from aetherscale_agent.broker import Channel, Connection, Delivery
 from aetherscale_agent.session import LARGE, MOST_AT_WORK, Session
@@ -80,7 +81,7 @@ def test_slow_commands_of_one_user_are_bounded_and_hold_nobody_else(tmp_path: Pa
 def test_what_is_given_up_waits_in_its_own_senders_line(tmp_path: Path) -> None:
     async def scene() -> None:
         desk = Desk(World(tmp_path))
-        desk.session._turns = Turns(1000, desk.session._give_up)
+        desk.session._turns = Turns(1000, desk.session._unread.give_up)
         desk.go_on.set()
         for number in range(100):
             desk.session._wait_for_turn(delivery("mallory", number, 100))
@@ -121,8 +122,8 @@ def test_what_is_given_up_is_acknowledged_in_its_turn_unless_the_broker_would_ho
 ) -> None:
     async def scene() -> None:
         desk, wire = Desk(World(tmp_path)), Wire()
-        monkeypatch.setattr(session_module, "MOST_UNREAD", 500)
-        desk.session._turns = Turns(1000, desk.session._give_up)
+        monkeypatch.setattr(unread_module, "MOST_UNREAD", 500)
+        desk.session._turns = Turns(1000, desk.session._unread.give_up)
         desk.go_on.set()
         for number in range(20):
             desk.session._wait_for_turn(delivery("mallory", number, 100, wire))
@@ -143,7 +144,7 @@ def test_what_is_given_up_is_acknowledged_in_its_turn_unless_the_broker_would_ho
 def test_an_empty_message_that_is_given_up_is_acknowledged_too(tmp_path: Path) -> None:
     async def scene() -> None:
         desk, wire = Desk(World(tmp_path)), Wire()
-        desk.session.acknowledge_later(desk.session._give_up(delivery("mallory", 7, 0, wire)))
+        desk.session.acknowledge_later(desk.session._unread.give_up(delivery("mallory", 7, 0, wire)))
         desk.session._answered.acknowledge()
         assert wire.acknowledged == [7]
 
@@ -170,12 +171,12 @@ def test_a_flood_that_comes_in_is_listened_to_before_more_of_it_is_begun(
 def test_headers_count_too_and_a_message_that_is_given_up_keeps_none(tmp_path: Path) -> None:
     async def scene() -> None:
         desk = Desk(World(tmp_path))
-        desk.session._turns = Turns(1 << 20, desk.session._give_up)
+        desk.session._turns = Turns(1 << 20, desk.session._unread.give_up)
         for number in range(20):
             heavy = delivery("guest", number)
             heavy.properties.headers = {f"h{n}": ["x" * 10] for n in range(500)}
             desk.session._wait_for_turn(heavy)
-        assert desk.session._unread_size > len(desk.session._unread) * 5000
+        assert desk.session._unread.size > len(desk.session._unread._kept) * 5000
         shed = [desk.session._turns.take() for _ in range(20)]
         assert 5 < sum(one.is_shed for one in shed) < 20
         assert not [one for one in shed if one.is_shed and (one.headers or one.body)]
