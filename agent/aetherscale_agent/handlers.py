@@ -32,7 +32,7 @@ from aetherscale_agent.envelope import (
 from aetherscale_agent.forget import Forgetter
 from aetherscale_agent.host import MOST_WAITING, Host
 from aetherscale_agent.host_commands import HostCommands
-from aetherscale_agent.lifecycle import Act, act_on
+from aetherscale_agent.lifecycle import Act, act_on, heeds_pause
 from aetherscale_agent.refusals import ending_refusal
 from aetherscale_agent.session import Session
 from aetherscale_agent.steps import step
@@ -293,7 +293,7 @@ class Handlers:
     async def _look(self, vm: Vm, incoming: Incoming) -> Act:
         """Look at the VM, and choose what to do; if it can't be looked at, a copy is told the same."""
         try:
-            await self._host.look(vm)
+            await self._host.look(vm, whether_paused=heeds_pause(_verb(incoming)))
         except Refused as error:
             if _asked(incoming).find(vm.record) is None:
                 await self._host.note(vm, _asked(incoming), error)

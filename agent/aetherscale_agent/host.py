@@ -313,8 +313,8 @@ class Host:
 
     # Start, stop, delete: called by who holds the VM's line
 
-    async def look(self, vm: Vm) -> None:
-        """Believe systemd, not memory: somebody may have started or stopped the VM's unit by hand.
+    async def look(self, vm: Vm, *, whether_paused: bool = True) -> None:
+        """Believe systemd, not memory: somebody may have started or stopped the VM's unit by hand, or paused the VM.
 
         :raise Refused: `failed`, when systemd can't be asked; nothing was changed.
         """
@@ -325,7 +325,8 @@ class Host:
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
         if power is Power.ON and vm.state in ("running", "paused"):
-            await self.alterer.look_whether_paused(vm)
+            if whether_paused:
+                await self.alterer.look_whether_paused(vm)
         elif power is Power.ON:
             await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
         elif vm.state in ("running", "paused"):

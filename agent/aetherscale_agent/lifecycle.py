@@ -55,6 +55,11 @@ TABLE: dict[str, dict[str, Act]] = {
 that work got stuck."""
 
 
+def heeds_pause(verb: str) -> bool:
+    """Whether a guest that stands still is another thing to it: whoever pulls the plug need not ask a QEMU that may hang."""
+    return TABLE[verb].get("running") not in (Act.KILL, Act.REMOVE)
+
+
 def act_on(verb: str, state: VmState) -> Act:
     """What this verb does to a VM in this state.
 

@@ -216,9 +216,9 @@ class Hypervisor(Protocol):
         """Press the reset button; QEMU goes on."""
 
     async def is_paused(self, vm_id: str) -> bool:
-        """Whether somebody paused the guest. One that is off, or stalled by a full disk, is not paused.
+        """Whether somebody paused the guest of a VM that is on. One that a full disk stalled is not paused.
 
-        :raise HypervisorError: when its QEMU does not answer.
+        :raise HypervisorError: when it is off, or its QEMU does not answer.
         """
 
     async def disk_size(self, vm_id: str) -> int:

@@ -322,7 +322,9 @@ class FakeHypervisor:
 
     async def is_paused(self, vm_id: str) -> bool:
         vm = self._vms.get(vm_id)
-        return vm is not None and vm.power is Power.ON and vm.paused
+        if vm is None or vm.power is not Power.ON:
+            raise HypervisorError(f"VM {vm_id} is off")
+        return vm.paused
 
     async def disk_size(self, vm_id: str) -> int:
         return self._disk(vm_id).disk

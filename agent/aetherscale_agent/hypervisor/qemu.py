@@ -70,6 +70,7 @@ class QemuHypervisor:
         self._found = probe.Finding("", "")
         self._starting: set[str] = set()
         self._pulled: set[str] = set()
+        self._ended: set[str] = set()  #: whose end the last `kill` was told of, by systemd itself
         self._listeners: list[asyncio.Queue[PowerChange]] = []
         self._console_keeper: asyncio.Task[None] | None = None
         self._stalled = Stalled(self._layout, self._units, self._tell)
@@ -152,6 +153,7 @@ class QemuHypervisor:
         if await self._is_up(vm_id):
             return
         self._starting.add(vm_id)
+        self._ended.discard(vm_id)
         try:
             await self._start_unit(vm_id, spec, paths)
             await self._wait_running(vm_id, paths)
@@ -171,11 +173,13 @@ class QemuHypervisor:
 
     async def kill(self, vm_id: str) -> None:
         """Pull the plug: ask QEMU to quit, which leaves the disk's metadata tidy, and kill it if it does not."""
+        self._ended.discard(vm_id)
         power = (await self.power([vm_id]))[vm_id]
         self._pulled.add(vm_id)
         try:
             if power is Power.ON:
                 power = (await self._pull(vm_id)).power
+                self._ended.add(vm_id)
             if power is Power.FAILED:
                 await self._units.reset_failed(vm_id)
         finally:
@@ -196,9 +200,7 @@ class QemuHypervisor:
         await machine.reset(self._layout.vm(vm_id).agent_monitor)
 
     async def is_paused(self, vm_id: str) -> bool:
-        """Whether somebody paused the guest."""
-        if not await self._is_on(vm_id):
-            return False
+        """Whether somebody paused the guest of a VM that is on."""
         return await machine.is_paused(self._layout.vm(vm_id).agent_monitor)
 
     async def disk_size(self, vm_id: str) -> int:
@@ -265,13 +267,10 @@ class QemuHypervisor:
 
     async def remove(self, vm_id: str) -> None:
         """Remove all that the VM has on this host but its journal."""
-        power = (await self.power([vm_id]))[vm_id]
-        if power is Power.ON:
-            raise HypervisorError(f"VM {vm_id} is running")
-        if power is Power.FAILED:
-            await self._units.reset_failed(vm_id)
-        if vm_id in await self._units.find_tidy([vm_id]) & self._units.find_limited():
-            await self._sweep_limits(vm_id)
+        # systemd, busy with tidying up after a VM that was just killed, would be asked for 20 ms.
+        if vm_id not in self._ended or self._units.is_on(vm_id):
+            await self._clear_unit(vm_id)
+        self._ended.discard(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
             await asyncio.to_thread(files.remove, self._layout, vm_id)
         self._network.release(vm_id)
@@ -446,6 +445,19 @@ class QemuHypervisor:
                 return await self._units.wait_end(vm_id)
         except TimeoutError:
             raise HypervisorError(f"VM {vm_id} is not off after {timeout:g} s") from None
+
+    async def _clear_unit(self, vm_id: str) -> None:
+        """Leave nothing of the VM with systemd.
+
+        :raise HypervisorError: when it runs.
+        """
+        power = (await self.power([vm_id]))[vm_id]
+        if power is Power.ON:
+            raise HypervisorError(f"VM {vm_id} is running")
+        if power is Power.FAILED:
+            await self._units.reset_failed(vm_id)
+        if vm_id in self._units.find_limited() and await self._units.find_tidy([vm_id]):
+            await self._sweep_limits(vm_id)
 
     async def _sweep_limits(self, vm_id: str) -> None:
         """Remove the limits of a start that was interrupted: only the end of its tap's unit may (they are root's)."""

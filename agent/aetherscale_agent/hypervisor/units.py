@@ -121,6 +121,10 @@ class Units:
         (rows,) = await self._manager("ListUnitsByPatterns", "asas", [[], list(patterns)])
         return {row[0]: row[3] for row in rows}
 
+    def is_on(self, vm_id: str) -> bool:
+        """Whether the VM's unit is on, as far as systemd has told without being asked."""
+        return vm_id in self._on
+
     async def state(self, vm_id: str) -> str:
         """The ActiveState of the VM's unit."""
         name = unit_name(vm_id)

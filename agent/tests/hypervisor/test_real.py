@@ -47,6 +47,12 @@ class RealWorld:
     async def power_off_inside(self, vm_id: str) -> None:
         await monitor.execute(self.layout.vm(vm_id).stop_monitor, "system_powerdown", 5)
 
+    async def start_by_hand(self, vm_id: str) -> None:
+        process = await asyncio.create_subprocess_exec("systemctl", "start", f"aetherscale-vm@{vm_id}.service")
+        assert await process.wait() == 0
+        while not self.hypervisor._units.is_on(vm_id):  # noqa: ASYNC110 (systemd's word for it is on its way)
+            await asyncio.sleep(0.01)
+
     async def kill_qemu(self, vm_id: str) -> None:
         unit = f"aetherscale-vm@{vm_id}.service"
         process = await asyncio.create_subprocess_exec("systemctl", "kill", "--signal=KILL", unit)
@@ -109,6 +115,15 @@ class TestRealHypervisor(HypervisorContract):
         assert await world.hypervisor.list_remains() == {"interrup"}
         await world.hypervisor.remove("interrup")
         assert await world.hypervisor.list_remains() == set()
+
+    @in_world
+    async def test_what_was_started_by_hand_after_its_plug_was_pulled_keeps_its_disk(self, world: RealWorld) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.kill(ONE)
+        await world.start_by_hand(ONE)
+        with pytest.raises(HypervisorError, match="is running"):
+            await hypervisor.remove(ONE)
+        assert world.layout.vm(ONE).disk.exists()
 
     @pytest.mark.parametrize(
         ("function", "result", "reason"),

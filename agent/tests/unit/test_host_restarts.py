@@ -432,6 +432,19 @@ def test_what_was_done_to_a_unit_by_hand_is_believed(world: World) -> None:
     asyncio.run(scenario())
 
 
+def test_a_pause_by_hand_is_believed_by_who_asks_for_it(world: World) -> None:
+    async def scenario() -> None:
+        host = await world.started()
+        vm = await create(host)
+        await world.hypervisor.pause(ID)
+        await host.look(vm, whether_paused=False)
+        assert vm.state == "running"
+        await host.look(vm)
+        assert vm.state == "paused"
+
+    asyncio.run(scenario())
+
+
 def test_a_guest_that_stalls_is_shown_with_the_reason(world: World) -> None:
     async def scenario() -> None:
         host = await world.started()

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from aetherscale_agent.lifecycle import ANY_STATE, TABLE, Act, act_on
+from aetherscale_agent.lifecycle import ANY_STATE, TABLE, Act, act_on, heeds_pause
 from aetherscale_protocol.answers import VmState
 from aetherscale_protocol.commands import COMMANDS, Reach
 from aetherscale_protocol.errors import Refused
@@ -46,6 +46,10 @@ CELLS = [(verb, state, acts[n]) for state, acts in EXPECTED.items() for n, verb 
 @pytest.mark.parametrize(("verb", "state", "act"), [cell for cell in CELLS if cell[2] is not None])
 def test_a_cell_that_acts(verb: str, state: VmState, act: Act) -> None:
     assert act_on(verb, state) is act
+
+
+def test_only_who_pulls_the_plug_does_not_ask_whether_the_guest_stands_still() -> None:
+    assert [verb for verb in VERBS if not heeds_pause(verb)] == ["stop-vm --kill", "delete-vm"]
 
 
 @pytest.mark.parametrize(("verb", "state"), [cell[:2] for cell in CELLS if cell[2] is None])

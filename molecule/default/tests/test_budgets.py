@@ -22,6 +22,7 @@ START = f"{PYTHON} {PROGRAM} {NOTES} --config /etc/aetherscale/agent.toml"
 
 CREATE = ("create-vm", "--host", HOST, "--image", "ubuntu_base", "--memory", "128M", "--disk", "1G")
 
+KILLS = ("stop-vm --kill", "delete-vm of a VM that runs")
 PRESS = "qmp system_powerdown"
 ENDED_FIRST = Counter({"dbus ListUnitsByPatterns": 1, "dbus LoadUnit": 1, "dbus GetAll": 2})
 """What it takes to be told how a unit ended that was over before the agent could listen for its end."""
@@ -84,7 +85,7 @@ def in_time(row: str, counts: Counter[str]) -> Counter[str]:
     """
     if row == "stop-vm":
         counts[PRESS] = min(counts[PRESS], 1)
-    if row == "stop-vm --kill" and counts >= ENDED_FIRST:
+    if row in KILLS and counts >= ENDED_FIRST:
         counts -= ENDED_FIRST
     return counts
 
@@ -94,8 +95,7 @@ def test_no_command_costs_a_host_more_or_less_than_it_did(agent: Agent) -> None:
     (made,) = agent.run("create-vm", *CREATE)
     vm_id = str(made["response"]["vm-id"])
     (alike,) = agent.run("create-vm, alike", *CREATE)
-    agent.fleet.cli("delete-vm", str(alike["response"]["vm-id"]))
-    agent.skip()
+    agent.run("delete-vm of a VM that runs", "delete-vm", str(alike["response"]["vm-id"]))
     agent.run("list-vms", "list-vms")
     agent.run("show-vm", "show-vm", vm_id)
     agent.run("snapshot-vm", "snapshot-vm", vm_id, "clean")
