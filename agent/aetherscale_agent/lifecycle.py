@@ -56,7 +56,7 @@ that work got stuck."""
 
 
 def heeds_pause(verb: str) -> bool:
-    """Whether a guest that stands still is another thing to it: whoever pulls the plug need not ask a QEMU that may hang."""
+    """Whether a guest that stands still is another thing to it; who pulls the plug asks no QEMU that may hang."""
     return TABLE[verb].get("running") not in (Act.KILL, Act.REMOVE)
 
 
