@@ -61,7 +61,7 @@ class Reaper:
         now = self._host.clock()
         if not self._trusts(now):
             return
-        over = [vm for vm in self._host.vms.values() if vm.exists and is_over(vm.record, now)]
+        over = [vm for vm in self._host.vms.values() if is_over(vm.record, now) and vm.exists]
         self._not_before = {vm.record.vm_id: self._not_before.get(vm.record.vm_id, 0.0) for vm in over}
         for vm in over:
             if self._not_before[vm.record.vm_id] <= now:

@@ -6,9 +6,13 @@ of the agent's virtual environment, which has dbus-fast: a process of `systemctl
 
 import asyncio
 import json
+import os
+import socket
+import struct
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from dbus_fast import BusType, Message, MessageType
@@ -16,6 +20,7 @@ from dbus_fast.aio import MessageBus
 
 SYSTEMD = "org.freedesktop.systemd1"
 MANAGER = f"{SYSTEMD}.Manager"
+UNITS = "/org/freedesktop/systemd1/unit"
 DBUS = "org.freedesktop.DBus"
 LIMIT_S = 60
 
@@ -63,16 +68,17 @@ class Host:
             await asyncio.sleep(0.0005)
         writer.close()
 
-    async def watch(self, path: str) -> None:
-        """Note what a QEMU's monitor tells of, until its end; `told` gives it."""
+    async def watch(self, path: str, unit: str) -> None:
+        """Note what a QEMU's monitor tells of, and its end, and its unit's; `told` gives it."""
         reader, writer = await asyncio.open_unix_connection(path)
         await reader.readline()
         writer.write(b'{"execute": "qmp_capabilities"}\n')
         await reader.readline()
-        self._events[path] = asyncio.create_task(self._read_events(reader, writer))
+        endings = [asyncio.create_task(self._exit(writer)), asyncio.create_task(await self._rest(unit))]
+        self._events[path] = asyncio.create_task(self._read_events(reader, writer, endings))
 
     async def told(self, path: str) -> list[Any]:
-        """What a watched monitor told of until its end, which is EOF: names, and times in s since the epoch."""
+        """What a watched monitor told of, then EOF, EXIT of QEMU's process, REST of its unit: in s since the epoch."""
         return await self._events.pop(path)
 
     async def _connect(self, path: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -82,14 +88,52 @@ class Host:
             except OSError:
                 await asyncio.sleep(0.0005)
 
-    async def _read_events(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[Any]:
+    async def _exit(self, monitor: asyncio.StreamWriter) -> list[Any]:
+        """When the process that listens there has ended."""
+        credentials = monitor.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        process, ended = os.pidfd_open(struct.unpack("3i", credentials)[0]), asyncio.Event()
+        asyncio.get_running_loop().add_reader(process, ended.set)
+        await ended.wait()
+        now = time.time()
+        asyncio.get_running_loop().remove_reader(process)
+        os.close(process)
+        return ["EXIT", now]
+
+    async def _rest(self, unit: str) -> Coroutine[Any, Any, list[Any]]:
+        """When systemd says that a unit, which is on now, is at rest."""
+        path = f"{UNITS}/" + "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in unit)
+        resting: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: Message) -> None:
+            if message.path == path and message.member == "PropertiesChanged" and not resting.done():
+                state = message.body[1].get("ActiveState")
+                if state is not None and state.value in ("inactive", "failed"):
+                    resting.set_result(["REST", time.time()])
+
+        rule = f"type='signal',sender='{SYSTEMD}',member='PropertiesChanged',path='{path}'"
+        self._bus.add_message_handler(on_message)
+        await call_bus(self._bus, "AddMatch", rule)
+
+        async def wait() -> list[Any]:
+            try:
+                return await resting
+            finally:
+                self._bus.remove_message_handler(on_message)
+                await call_bus(self._bus, "RemoveMatch", rule)
+
+        return wait()
+
+    async def _read_events(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, endings: list[asyncio.Task[list[Any]]]
+    ) -> list[Any]:
         events = []
         while line := await reader.readline():
             event = json.loads(line)
             stamp = event["timestamp"]
             events.append((event["event"], stamp["seconds"] + stamp["microseconds"] / 1e6))
+        events.append(("EOF", time.time()))
         writer.close()
-        return [*events, ("EOF", time.time())]
+        return [*events, *await asyncio.gather(*endings)]
 
     async def _job(self, member: str, unit: str) -> None:
         message = Message(
@@ -111,14 +155,19 @@ class Host:
             self._jobs.put_nowait(f"{message.body[1]} {message.body[3]}")
 
 
+async def call_bus(bus: MessageBus, member: str, rule: str) -> None:
+    """Tell the bus what we want to hear, or no longer."""
+    call = Message(destination=DBUS, path="/org/freedesktop/DBus", interface=DBUS, member=member, signature="s")
+    call.body = [rule]
+    reply = await bus.call(call)
+    if reply is None or reply.message_type is MessageType.ERROR:
+        raise RuntimeError(f"{member} {rule}: {reply and reply.body}")
+
+
 async def main() -> None:
     """Until stdin ends."""
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
-    subscribe = Message(
-        destination=DBUS, path="/org/freedesktop/DBus", interface=DBUS, member="AddMatch", signature="s"
-    )
-    subscribe.body = [f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'"]
-    await bus.call(subscribe)
+    await call_bus(bus, "AddMatch", f"type='signal',sender='{SYSTEMD}',interface='{MANAGER}',member='JobRemoved'")
     host = Host(bus)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):

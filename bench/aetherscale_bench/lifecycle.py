@@ -1,13 +1,13 @@
 """start-vm, stop-vm and delete-vm on a host: what they take beyond systemd's and the guest's own time.
 
 - start: beside systemd starting the same VM's unit, until its QEMU runs the guest, with nobody in between;
-- stop: until the press of the power button, and from the end of QEMU to the answer. What lies between is the guest's:
-  QEMU stamps the press and its own shutdown, on the same clock;
-- delete: the whole of it, of a VM that is off; of one that runs, all but QEMU's own end.
+- stop: until the press of the power button, which QEMU stamps, and from when systemd says that the unit is at rest
+  to the answer. What lies between is the guest's, QEMU's (until its process has ended), and systemd's;
+- delete: the whole of it, of a VM that is off; of one that runs, all but QEMU's own end and systemd's part in it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,9 +21,12 @@ from aetherscale_bench.timing import in_turn, milliseconds
 from aetherscale_bench.units import expect
 
 START, BY_HAND = "start-vm, publish to QEMU running", "the same unit started over D-Bus, to QEMU running"
-OFF, RUNNING = "delete-vm of a VM that is off", "delete-vm of a VM that runs, but for QEMU's own end"
-STOP, GUEST = "stop-vm, but for the guest's own time", "of stop-vm, the guest's own: power button to QEMU's end"
-WHOLE = "stop-vm, publish to answer"
+OFF, RUNNING = "delete-vm of a VM that is off", "delete-vm of a VM that runs"
+STOP = "stop-vm"
+GUEST = "the guest's: power button to its last word"
+QEMUS = "QEMU's own end: from SHUTDOWN until its process is gone"
+SYSTEMDS = "systemd's: until it says that the unit is at rest"
+OURS = "the rest, which is ours"
 LIMIT_MS = 30
 STOPS = 7
 
@@ -52,30 +55,31 @@ class Bench:
         """Wait until nothing is left of what was deleted."""
         units.rest(self.host)
 
-    def watched(self, vm_id: str, action: Callable[[], object]) -> tuple[float, float, dict[str, float]]:
-        """When an action began and ended, and when QEMU told of what, as times in s."""
+    def watched(self, vm_id: str, action: Callable[[], object]) -> dict[str, float]:
+        """What an action took that ends a VM's run, in ms: the whole, and of it others' parts and ours."""
         monitor = units.monitor(vm_id, "stop")
-        self.host.do(["watch", monitor])
+        self.host.do(["watch", monitor, f"aetherscale-vm@{vm_id}.service"])
         begin = time.time()
         action()
         end = time.time()
         (told,) = self.host.do(["told", monitor])
-        return begin, end, dict(reversed(told))
+        at = {"begin": begin, "end": end, **dict(reversed(told))}  # the first press
+        return read_parts(at)
 
-    def stop(self) -> tuple[float, float, float]:
-        """ms of a stop: the whole, the guest's, and what is left, of a guest that is up."""
+    def stop(self) -> dict[str, float]:
+        """Of a guest that is up."""
         vm_id = self.fleet.create("--wait", "cloud-init")
-        begin, end, told = self.watched(vm_id, partial(expect, self.client, "stop-vm", vm_id, "stopped"))
+        parts = self.watched(vm_id, partial(expect, self.client, "stop-vm", vm_id, "stopped"))
         expect(self.client, "delete-vm", vm_id, "deleted")
         self.rest()
-        whole, guest = (end - begin) * 1000, (told["EOF"] - told["POWERDOWN"]) * 1000
-        return whole, guest, whole - guest
+        return parts
 
-    def delete_running(self) -> float:
-        """ms of the deletion of a VM that runs, but for QEMU's own end."""
+    def delete_running(self) -> dict[str, float]:
+        """Of a VM that runs."""
         vm_id = created(self.client)
-        begin, end, told = self.watched(vm_id, partial(expect, self.client, "delete-vm", vm_id, "deleted"))
-        return (end - begin - (told["EOF"] - told["SHUTDOWN"])) * 1000
+        parts = self.watched(vm_id, partial(expect, self.client, "delete-vm", vm_id, "deleted"))
+        self.rest()
+        return parts
 
     def delete_off(self) -> float:
         """ms of the deletion of a VM that is off."""
@@ -90,12 +94,26 @@ def measure(fleet: Fleet, runs: int) -> Result:
     with on_host(fleet, HOST) as host, asking_at(fleet.target()) as client, alone(fleet):
         bench = Bench(fleet, host, client)
         samples = starts(bench, runs)
-        deletes = {OFF: bench.delete_off, RUNNING: bench.delete_running}
-        samples += in_turn(deletes, runs, dict.fromkeys(deletes, bench.rest))
-        stops = [bench.stop() for _ in range(STOPS)]
-        for name, values in zip((WHOLE, GUEST, STOP), zip(*stops, strict=True), strict=True):
-            samples.append(Sample(name, "ms", tuple(round(value, 3) for value in values)))
+        samples += in_turn({OFF: bench.delete_off}, runs, {OFF: bench.rest})
+        samples += rows(RUNNING, [bench.delete_running() for _ in range(runs + 1)][1:])
+        samples += rows(STOP, [bench.stop() for _ in range(STOPS)])
     return Result("lifecycle", tuple(samples), tuple(targets(samples)), facts)
+
+
+def read_parts(at: Mapping[str, float]) -> dict[str, float]:
+    """Whose each ms was, between an action's `begin` and `end`, by when QEMU and systemd told of what, in s."""
+    parts = {QEMUS: at["EXIT"] - at["SHUTDOWN"], SYSTEMDS: at["REST"] - at["EXIT"]}
+    if "POWERDOWN" in at:
+        parts = {GUEST: at["SHUTDOWN"] - at["POWERDOWN"], **parts}
+    whole = at["end"] - at["begin"]
+    parts = {"": whole, **parts, OURS: whole - sum(parts.values())}
+    return {name: round(part * 1000, 3) for name, part in parts.items()}
+
+
+def rows(what: str, runs: Sequence[Mapping[str, float]]) -> list[Sample]:
+    """The whole, and each part."""
+    names = {part: f"{what}; {part}" if part else what for part in runs[0]}
+    return [Sample(name, "ms", tuple(run[part] for run in runs)) for part, name in names.items()]
 
 
 def starts(bench: Bench, runs: int) -> list[Sample]:
@@ -116,5 +134,5 @@ def targets(samples: list[Sample]) -> Iterator[Target]:
     """What is ours."""
     of = {sample.name: sample.median for sample in samples}
     yield Target(f"start-vm beyond {BY_HAND}: at most {LIMIT_MS} ms", of[START] - of[BY_HAND], LIMIT_MS)
-    for name in (STOP, OFF, RUNNING):
+    for name in (f"{STOP}; {OURS}", OFF, f"{RUNNING}; {OURS}"):
         yield Target(f"{name}: at most {LIMIT_MS} ms", of[name], LIMIT_MS)

@@ -12,6 +12,7 @@ import pytest
 
 from aetherscale_bench import facts, report
 from aetherscale_bench.figures import Result, Sample, times
+from aetherscale_bench.lifecycle import OURS, read_parts
 from aetherscale_bench.timing import in_turn, order
 
 SAMPLES = (Sample("a", "ms", (2.0, 3.0)), Sample("b", "ms", (4.0, 9.0)))
@@ -83,3 +84,11 @@ def test_what_can_not_be_measured_is_told_at_once(arguments: list[str], code: in
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert ("error:" in done.stderr) == (code != 0)
+
+
+def test_each_part_of_an_end_is_whose_it_was() -> None:
+    told = {"begin": 1.0, "POWERDOWN": 1.01, "SHUTDOWN": 3.01, "EXIT": 3.02, "REST": 3.04, "end": 3.05}
+    whole, *parts = read_parts(told).values()
+    assert (whole, parts) == (2050.0, [2000.0, 10.0, 20.0, 20.0])
+    del told["POWERDOWN"]
+    assert read_parts(told)[OURS] == 2020.0
