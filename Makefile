@@ -18,7 +18,7 @@ BASE_PACKAGES := python3-venv
 LAB_PACKAGES := mmdebstrap dpkg-dev debian-archive-keyring systemd-container iproute2 nftables openssh-client \
 	qemu-utils e2fsprogs util-linux
 
-.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi record molecule chaos wheelhouse lock audit fuzz fuzz-briefly bench bench-names benchmarks clean
+.PHONY: help demo down test lint types unit model protocol-tests matrix reliability asyncapi completions record molecule chaos wheelhouse lock audit fuzz fuzz-briefly bench bench-names benchmarks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -71,6 +71,9 @@ reliability: $(VENV)/dev ## docs/reliability.md, from what the tests wrote down 
 
 asyncapi: $(VENV)/dev ## docs/asyncapi.yaml, from the protocol's own tables and docs/asyncapi.in.yaml
 	@PYTHONPATH=testing $(BIN)/python -m aetherscale_testing.asyncapi
+
+completions: $(VENV)/dev ## what `aetherscale-cli completion` prints, from the command line's own parser
+	@PYTHONPATH=testing $(BIN)/python -m aetherscale_testing.completions
 
 record: export AETHERSCALE_RESULTS := $(CURDIR)/docs/results
 record: ## write the results of the model and of the lab's fault tests down anew, and the page made from them (as root)

@@ -21,7 +21,9 @@ GRACE_S = 1.0
 """How much longer than the deadline we wait for the answer of an agent that used all of it."""
 
 PROMPT_S = 0.5
-"""How long answers are waited for before those that are there are told. A thousand hosts that are well take less."""
+"""How long answers are waited for before those that are there are told, and it is asked who is in the fleet. A thousand
+hosts that are well take less.
+"""
 
 AGAIN_S, AGAIN_LATER = 0.1, 2
 """How soon a question is asked again that the broker had no room for, and by how much later each time after: of a queue
@@ -87,6 +89,8 @@ def ask_everyone(
 ) -> Everyone:
     """What all hosts answer to `command`; waits for the last of those alive, at most `timeout` seconds.
 
+    Who is missing is asked for while they are waited for: after that there is only to look who is still alive.
+
     :param tell: is called with the answers so far when there are still some to come after `PROMPT_S`, and then with
         each that comes. What it takes is not taken from the time for answers.
     :raise CliError: when no agent is running, none could be asked, or the broker fails.
@@ -97,15 +101,18 @@ def ask_everyone(
     session.count_consumers(topology.HOSTS)
     gathering, told, prompt = Gathering(), 0, time.monotonic() + PROMPT_S
     late, full, again = False, False, AGAIN_S
+    asked, fleet = "", list[str]()
     while not gathering.complete:
-        event = session.next_event(deadline if tell is None or late else min(deadline, prompt))
+        event = session.next_event(deadline if late else min(deadline, prompt))
         match event:
-            case None if tell is None or late or prompt >= deadline:
+            case None if late or prompt >= deadline:
                 break
             case None:
                 late = True
             case Delivered(message.correlation_id, body):
                 gathering.take(decode_reply(body))
+            case Delivered(correlation_id, body) if correlation_id == asked:
+                fleet = _fleet_in(body)
             case Counted(topology.HOSTS, consumers):
                 gathering.count(consumers)
                 if consumers == 0 and not gathering.by_host:
@@ -118,57 +125,75 @@ def ask_everyone(
                     time.sleep(again)
                     session.publish(message)
                     again *= AGAIN_LATER
+        if late and not asked and (informant := gathering.find_informant()) is not None:
+            asked = _ask_fleet(session, informant)
         if tell is not None and late and len(gathering.replies) > told:
             begun = time.monotonic()
             tell(gathering.replies[told:])
             told, deadline = len(gathering.replies), deadline + time.monotonic() - begun
     if full and not gathering.replies:
         raise CliError(f"the broker did not take {command}: a host's queue is full", FULL_HINT)
-    missing = _find_missing(session, gathering)
+    missing = _find_missing(session, gathering, fleet)
     replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
     nameless = max(0, (gathering.silent or 0) - sum(m.state == "silent" for m in missing))
     return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable, full)
 
 
-def _find_missing(session: Session, gathering: Gathering) -> list[Missing]:
-    """Who of the fleet did not answer, and why; nobody is asked when nobody is missing."""
+def _find_missing(session: Session, gathering: Gathering, fleet: list[str]) -> list[Missing]:
+    """Who of the fleet did not answer, and why; nobody is asked when nobody is missing.
+
+    :param fleet: its names, as far as they are known; asked for if they are not those that the answers speak of.
+    """
     informant = gathering.find_informant()
     if informant is None:
         return []
     deadline = time.monotonic() + _INQUIRY_S
-    absent = find_absent(gathering, _fetch_fleet(session, informant, deadline))
-    consumers: dict[str, int | None] = {}
+    if not gathering.is_fleet(fleet):
+        fleet = _fetch_fleet(session, informant, deadline)
+    absent = find_absent(gathering, fleet)
+    consumers: list[int | None] = []
     if gathering.silent != 0:
-        for host in absent:
-            consumers[host] = _count(session, names.host_queue(host), deadline)
-        recount = _count(session, topology.HOSTS, deadline)  # who was silent may be known to be dead by now
+        queues = [*map(names.host_queue, absent), topology.HOSTS]
+        *consumers, recount = _count(session, queues, deadline)  # who was silent may be known to be dead by now
         gathering.count(gathering.alive if recount is None else recount)
-    return classify(absent, consumers, gathering.silent)
+    return classify(absent, dict(zip(absent, consumers, strict=False)), gathering.silent)
+
+
+def _ask_fleet(session: Session, host: str) -> str:
+    """Ask a host for the fleet's names; the question's correlation id."""
+    message = make_message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
+    session.publish(message)
+    return message.correlation_id
 
 
 def _fetch_fleet(session: Session, host: str, deadline: float) -> list[str]:
     """The fleet's names, as this host was told them; none if it does not say."""
-    message = make_message("list-hosts", NoOptions(), names.host_key(host), _INQUIRY_S)
-    session.publish(message)
+    asked = _ask_fleet(session, host)
     while (event := session.next_event(deadline)) is not None:
         match event:
-            case Delivered(message.correlation_id, body):
-                reply = decode_reply(body)
-                return _fleet_in(reply) if reply is not None else []
-            case Returned(message.correlation_id):
+            case Delivered(correlation_id, body) if correlation_id == asked:
+                return _fleet_in(body)
+            case Returned(correlation_id) | Nacked(correlation_id) if correlation_id == asked:
                 return []
     return []
 
 
-def _fleet_in(reply: Reply) -> list[str]:
+def _fleet_in(body: bytes) -> list[str]:
+    reply = decode_reply(body)
     try:
-        return msgspec.json.decode(reply.answer.response or b"", type=HostReport).fleet
+        return msgspec.json.decode(reply.answer.response or b"", type=HostReport).fleet if reply is not None else []
     except ValueError:
         return []
 
 
-def _count(session: Session, queue: str, deadline: float) -> int | None:
-    session.count_consumers(queue)
+def _count(session: Session, queues: Sequence[str], deadline: float) -> list[int | None]:
+    """How many consume each of these queues; None of what is not said in time. One round trip for all."""
+    for queue in queues:
+        session.count_consumers(queue)
+    return [_take_count(session, queue, deadline) for queue in queues]
+
+
+def _take_count(session: Session, queue: str, deadline: float) -> int | None:
     while (event := session.next_event(deadline)) is not None:
         match event:
             case Counted(counted, consumers) if counted == queue:
@@ -189,7 +214,7 @@ def ask_each(session: Session, calls: Sequence[Call], timeout: float) -> None:
     """
     settling = Settling(calls)
     if any(call.command.changes for call in calls):
-        if _count(session, topology.HOSTS, time.monotonic() + timeout) == 0:
+        if _count(session, [topology.HOSTS], time.monotonic() + timeout) == [0]:
             raise NoAgent
     else:
         session.count_consumers(topology.HOSTS)

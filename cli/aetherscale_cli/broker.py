@@ -205,7 +205,8 @@ class BrokerSession:
 class _Counter:
     """Counts consumers, on a channel that nothing else needs, because a refusal closes it.
 
-    Questions are answered in their order: to wait for the one before takes no longer than to open another channel.
+    Questions are answered in their order, and none waits for the answer to the one before, as it would in pika's own
+    `queue_declare`: many take one round trip.
     """
 
     def __init__(self, connection: Any, note: Callable[[Event], None], on_open: Callable[[], None]) -> None:
@@ -230,12 +231,13 @@ class _Counter:
             self.open()
 
     def _send(self, queue: str) -> None:
-        self._channel.queue_declare(queue, passive=True, callback=self._on_count)
+        self._channel._send_method(pika.spec.Queue.Declare(queue=queue, passive=True))
 
     def _on_open(self, channel: Any) -> None:
         self.is_opening = False
         self._channel = channel
         channel.add_on_close_callback(self._on_close)
+        channel.add_callback(self._on_count, [pika.spec.Queue.DeclareOk], one_shot=False)
         for queue in self._queues:
             self._send(queue)
         self._opened()

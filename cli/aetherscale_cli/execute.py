@@ -32,10 +32,6 @@ def execute(invocation: Invocation, environ: Mapping[str, str]) -> int:
     if invocation.command == "use-context":
         store.use(invocation.name)
         return Exit.DONE
-    if invocation.command == "completion":
-        from aetherscale_cli import completion
-
-        return show(Outcome(stdout=completion.script(invocation.name)))
     if invocation.command == "import-image":
         from aetherscale_cli import import_image
 

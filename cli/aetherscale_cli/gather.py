@@ -74,10 +74,14 @@ class Gathering(Struct):
         """How many of the agents alive have not answered; None where the broker does not count for us."""
         return None if self.alive is None else max(0, self.alive - len(self.by_host))
 
+    def is_fleet(self, fleet: list[str]) -> bool:
+        """Whether these are the names of the fleet that most answers speak of."""
+        return self.fleet is not None and self.fleet.digest == fleet_digest(fleet)
+
     def find_informant(self) -> str | None:
         """A host to ask for the fleet's names; None when nobody of the fleet is missing, or none knows it."""
         fleet = self.fleet
-        if fleet is None or fleet_digest(list(self.by_host)) == fleet.digest:
+        if fleet is None or self.is_fleet(list(self.by_host)):
             return None
         return next(host for host, reply in self.by_host.items() if reply.answer.fleet == fleet)
 

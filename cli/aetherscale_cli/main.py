@@ -49,6 +49,11 @@ def main(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         from aetherscale_cli.arguments import parse
 
         invocation = parse(argv)
+        if invocation.command == "completion":
+            from aetherscale_cli import completion
+
+            completion.show(invocation.name)
+            return Exit.DONE
         from aetherscale_cli.execute import execute
 
         return execute(invocation, environ)

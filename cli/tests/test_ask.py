@@ -3,9 +3,10 @@
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from aetherscale_cli import ask, dialogue, outlet
@@ -14,7 +15,7 @@ from aetherscale_cli.ask import FULL_HINT, ask_each, ask_everyone, make_call
 from aetherscale_cli.errors import CliError, Exit
 from aetherscale_cli.gather import Missing
 from aetherscale_cli.settle import CREATES_AT_ONCE, Call
-from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked
+from aetherscale_cli.wire import Counted, Delivered, Event, Message, Nacked, Returned
 from aetherscale_protocol import names
 from aetherscale_protocol.answers import fleet_digest
 from aetherscale_protocol.commands import COMMANDS
@@ -23,15 +24,15 @@ from aetherscale_protocol.options import CreateVm, VmRef
 FLEET = ["h1", "h2"]
 
 
-def answer(message: Message, host: str) -> Delivered:
+def answer(message: Message, host: str, fleet: Sequence[str] = FLEET) -> Delivered:
     report = {
         "host": host, "state": "up", "cpus": 1, "cpus-free": 1, "memory": 1, "memory-free": 1, "disk": 1,
         "disk-free": 1, "vms": 0, "running": 0, "images": [], "accelerator": "tcg", "agent-version": "0",
-        "fleet": FLEET,
+        "fleet": fleet,
     }  # fmt: skip
     body = {
         "execution-info": {"status": "success"}, "response": [] if message.key == "list-vms" else report, "host": host,
-        "fleet": {"size": len(FLEET), "digest": fleet_digest(FLEET)},
+        "fleet": {"size": len(fleet), "digest": fleet_digest([*fleet])},
     }  # fmt: skip
     return Delivered(message.correlation_id, json.dumps(body).encode())
 
@@ -39,7 +40,7 @@ def answer(message: Message, host: str) -> Delivered:
 class Script:
     """A session that answers a publish and a count as it is told, and is silent when nothing is left."""
 
-    def __init__(self, on_publish: Callable[[Message], list[Event]], counts: dict[str, list[int | None]]) -> None:
+    def __init__(self, on_publish: Callable[[Message], list[Any]], counts: dict[str, list[int | None]]) -> None:
         self._on_publish = on_publish
         self._counts = counts
         self._events: list[Event] = []
@@ -89,6 +90,93 @@ def test_a_host_that_dies_while_it_is_waited_for_is_down_and_is_named_once() -> 
     assert everyone.nameless == 0
 
 
+SILENCE, COUNTED = "(nothing more in time)", "(a count taken)"
+
+
+class Told(Script):
+    """A session that also notes, in `asked`, when nothing more came in time and when a count was taken."""
+
+    def next_event(self, deadline: float) -> Event | None:
+        event = super().next_event(deadline)
+        if event is None or isinstance(event, Counted):
+            self.asked.append(SILENCE if event is None else COUNTED)
+        return event
+
+
+@pytest.mark.parametrize("tell", [None, lambda _: None], ids=["JSON", "a terminal"])
+def test_who_is_in_the_fleet_is_asked_while_others_are_waited_for(tell: Any) -> None:
+    told = Told(only_h1, {"computing-hosts": [2, 2], "computing-host.h2": [1]})
+    assert ask_everyone(told, "list-vms", 5, tell=tell).missing == (Missing("h2", "silent"),)
+    assert told.asked == [
+        "list-vms", "computing-hosts", COUNTED, SILENCE, "host.h1", SILENCE,
+        "computing-host.h2", "computing-hosts", COUNTED, COUNTED,
+    ]  # fmt: skip
+
+
+def test_a_time_out_shorter_than_a_moment_leaves_that_to_the_end() -> None:
+    told = Told(only_h1, {"computing-hosts": [2, 2], "computing-host.h2": [0]})
+    assert ask_everyone(told, "list-vms", ask.PROMPT_S / 2).missing == (Missing("h2", "down"),)
+    assert told.asked[:5] == ["list-vms", "computing-hosts", COUNTED, SILENCE, "host.h1"]
+
+
+def test_many_that_are_silent_are_counted_all_at_once() -> None:
+    silent = [f"s{number:02}" for number in range(20)]
+    counts: dict[str, list[int | None]] = {f"computing-host.{host}": [number % 2] for number, host in enumerate(silent)}
+    told = Told(lambda m: [answer(m, "h1", ["h1", *silent])], counts | {"computing-hosts": [21, 11]})
+    everyone = ask_everyone(told, "list-vms", 5)
+    assert [one.state for one in everyone.missing] == ["down", "silent"] * 10
+    assert everyone.nameless == 0
+    assert told.asked[-42:] == [*counts, "computing-hosts", *[COUNTED] * 21]
+
+
+@pytest.mark.parametrize("broken", [[], [Returned("")], [Delivered("", b"no JSON")]], ids=["silent", "gone", "odd"])
+def test_an_informant_that_did_not_say_it_in_time_is_asked_again(broken: list[Event]) -> None:
+    def behave(message: Message) -> list[Any]:
+        if message.key == "host.h1" and len(told.asked) < 6:
+            return [msgspec.structs.replace(one, correlation_id=message.correlation_id) for one in broken]
+        return only_h1(message)
+
+    told = Told(behave, {"computing-hosts": [2, 2], "computing-host.h2": [1]})
+    everyone = ask_everyone(told, "list-vms", 5)
+    assert told.asked.count("host.h1") == 2
+    assert (everyone.missing, everyone.nameless) == ((Missing("h2", "silent"),), 0)
+
+
+def test_names_of_another_fleet_than_most_speak_of_in_the_end_are_asked_for_again() -> None:
+    grown = ["h1", "h2", "h3", "h4"]
+
+    def behave(message: Message) -> list[Any]:
+        if message.key == "list-vms":
+            return [answer(message, "h1")]
+        if message.key == "host.h1":  # meanwhile others answer, who have the new inventory
+            return [answer(message, "h1"), *(answer(script.first, host, grown) for host in ("h2", "h3"))]
+        return [answer(message, "h2", grown)]
+
+    class First(Script):
+        first: Message
+
+        def publish(self, message: Message) -> None:
+            if not self.asked:
+                self.first = message
+            super().publish(message)
+
+    script = First(behave, {"computing-hosts": [4, 4], "computing-host.h4": [1]})
+    assert ask_everyone(script, "list-vms", 5).missing == (Missing("h4", "silent"),)
+    assert script.asked == [
+        "list-vms", "computing-hosts", "host.h1", "host.h2", "computing-host.h4", "computing-hosts",
+    ]  # fmt: skip
+
+
+def test_a_question_for_the_fleet_that_the_broker_has_no_room_for_is_not_waited_for() -> None:
+    def behave(message: Message) -> list[Any]:
+        return only_h1(message) if message.key == "list-vms" else [Nacked(message.correlation_id)]
+
+    told = Told(behave, {"computing-hosts": [2, 2]})
+    everyone = ask_everyone(told, "list-vms", 5)
+    assert (everyone.missing, everyone.nameless) == ((), 1)
+    assert told.asked.count(SILENCE) == 2  # a moment, and the time-out
+
+
 def test_an_informant_that_falls_silent_leaves_the_missing_nameless() -> None:
     script = Script(lambda m: only_h1(m) if m.key == "list-vms" else [], {"computing-hosts": [2, 2]})
     everyone = ask_everyone(script, "list-vms", 5)
@@ -118,8 +206,8 @@ def test_a_question_that_the_broker_had_no_room_for_is_asked_again(monkeypatch: 
 
 
 def test_a_question_that_one_host_had_no_room_for_is_answered_by_the_others() -> None:
-    def but_h2(message: Message) -> list[Event]:
-        return [Nacked(message.correlation_id), answer(message, "h1")]
+    def but_h2(message: Message) -> list[Any]:
+        return [Nacked(message.correlation_id)] * (message.key == "list-vms") + [answer(message, "h1")]
 
     script = Script(but_h2, {"computing-hosts": [2, 2], "computing-host.h2": [1]})
     everyone = ask_everyone(script, "list-vms", ask.AGAIN_S)
@@ -365,8 +453,7 @@ def test_rows_of_a_table_on_a_terminal_come_while_a_host_is_waited_for(
     assert len(shown) == 2 * early
     if output == "table":
         lines = "".join([*shown, outcome.stdout]).splitlines()
-        # Who does not look twice takes the script's first silence for the deadline.
-        assert [line.split()[0] for line in lines] == ["HOST", "h1", "h2"][: 2 + early]
+        assert [line.split()[0] for line in lines] == ["HOST", "h1", "h2"]
     assert outcome.exit_code is Exit.PARTIAL
     assert "did not answer within 5 s" in outcome.notes[0]
 
@@ -384,4 +471,5 @@ def test_images_are_shown_in_the_end_since_hosts_with_the_same_one_share_a_line(
 
 def test_who_is_not_to_be_told_waits_for_all() -> None:
     slow = Slow(["h1"], ["h2"], 3)
-    assert len(ask_everyone(slow, "list-vms", 5).replies) == 1  # the script is silent once, as at the deadline
+    assert len(ask_everyone(slow, "list-vms", 5).replies) == 2
+    assert 0 < slow.waits[0] <= ask.PROMPT_S < slow.waits[1]

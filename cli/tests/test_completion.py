@@ -17,6 +17,7 @@ import pytest
 
 from aetherscale_cli import completion
 from aetherscale_cli.arguments import build_parser
+from aetherscale_testing import completions
 from aetherscale_testing.session import MemorySession, vm
 
 Use = Any
@@ -184,12 +185,17 @@ def test_tab_at_a_terminal(shell: str, folder: Path) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_command_and_every_option_is_in_the_script(shell: str, cli: Any) -> None:
     script = cli("completion", shell).out
-    verbs = list(completion.read_verbs(build_parser()))
+    verbs = list(completions.read_verbs(build_parser()))
     assert len(verbs) > 20
     for verb in verbs:
         assert verb.name in script
         for option in verb.options:
             assert all((flag if shell != "fish" else flag.lstrip("-")) in script for flag in option.flags)
+
+
+@pytest.mark.parametrize("shell", completions.SHELLS)
+def test_what_is_printed_is_what_make_completions_makes(shell: str, cli: Any) -> None:
+    assert cli("completion", shell).out == completions.make(shell)
 
 
 class TestLive:
@@ -227,3 +233,11 @@ def test_scripts_need_no_broker(tmp_path: Path) -> None:
     run = "from aetherscale_cli.main import run; run()"
     done = subprocess.run([sys.executable, "-c", run, "completion", "bash"], env=environ, capture_output=True)
     assert done.returncode == 0
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    environ = {"PYTHONPATH": os.pathsep.join(sys.path), "HOME": str(tmp_path)}
+    argv = [sys.executable, "-c", "from aetherscale_cli.main import run; run()", "completion", "bash"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(argv, env=environ, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: can't write the output: No space left on device\n")

@@ -57,7 +57,6 @@ def test_what_decides_does_not_act() -> None:
         "outputs.py",
         "manifest.py",
         "differences.py",
-        "completion.py",
     ):
         source = next(path for path in SOURCES if path.name == name)
         assert not imported(source) & acting, name
@@ -107,6 +106,12 @@ HELP = {
 def test_a_help_and_a_usage_error_load_just_what_reads_the_command_line(argv: list[str], tmp_path: Path) -> None:
     modules = loaded(*argv, folder=tmp_path)
     assert whose(modules) == HELP
+    assert not modules & SLOW
+
+
+def test_the_completions_load_little_more_and_build_no_whole_command_line(tmp_path: Path) -> None:
+    modules = loaded("completion", "bash", folder=tmp_path)
+    assert whose(modules) == HELP | {"aetherscale_cli.completion", "aetherscale_cli.outlet"}
     assert not modules & SLOW
 
 
