@@ -1,6 +1,6 @@
 """20 creates at once on all hosts, of guests that take no CPU from the others' start; beside a floor and libvirt.
 
-Those are started on each host for the number of VMs that the agents' own sharing leaves to it, on all hosts at once.
+Those are shared out evenly, and started on all hosts at once. How the agents share is for them to say: it is a fact.
 """
 
 from collections import Counter
@@ -12,7 +12,7 @@ from statistics import median
 from typing import TypeVar
 
 from aetherscale_bench import floors
-from aetherscale_bench.asking import Asker, vm_of
+from aetherscale_bench.asking import asking_at, vm_of
 from aetherscale_bench.figures import Sample
 from aetherscale_bench.fleet import Fleet
 from aetherscale_bench.floors import Floors
@@ -31,7 +31,7 @@ NAMES = (OURS, FLOOR, PROCESSES, VIRSH)
 
 
 def shares(hosts: int) -> list[int]:
-    """How many VMs each of so many equal hosts gets."""
+    """How many of them each of so many hosts gets, evenly."""
     return [len(range(number, COUNT, hosts)) for number in range(hosts)]
 
 
@@ -45,7 +45,6 @@ class Bench:
     """Hosts, and what creates many guests on them; each way says after how many ms each of them was there."""
 
     fleet: Fleet
-    client: Asker
     floors: Sequence[Floors]
     made: list[str] = field(default_factory=list)
     shared: set[str] = field(default_factory=set)  #: how many of ours were on each host
@@ -53,7 +52,8 @@ class Bench:
     def ours(self) -> list[float]:
         """By a client that is connected already."""
         options = {"image": guests.POLITE, "memory": 128, "disk": 1}
-        asked = self.client.ask_each("create-vm", [options] * COUNT, COUNT)
+        with asking_at(self.fleet.target()) as client:  # anew: while others have their turn nobody answers heartbeats
+            asked = client.ask_each("create-vm", [options] * COUNT, COUNT)
         self.made += map(vm_of, asked.answers)
         counts = Counter(answer.host for answer in asked.answers).values()
         self.shared.add(", ".join(map(str, sorted(counts, reverse=True))))
@@ -81,13 +81,13 @@ class Bench:
         together([one.clear for one in self.floors])
 
 
-def measure(fleet: Fleet, client: Asker, made: Sequence[Floors], rounds: int) -> tuple[list[Sample], dict[str, str]]:
+def measure(fleet: Fleet, made: Sequence[Floors], rounds: int) -> tuple[list[Sample], dict[str, str]]:
     """When the median and the last of them was there, each way in turn, the first round uncounted; hosts' shares."""
     for host in fleet.computes:
         fleet.give_sectors(host)
     fleet.wait_connected()
     images = [floors.image(fleet, host, guests.POLITE) for host in fleet.computes]
-    bench = Bench(fleet, client, [replace(one, base=base) for one, base in zip(made, images, strict=True)])
+    bench = Bench(fleet, [replace(one, base=base) for one, base in zip(made, images, strict=True)])
     ways: dict[str, Callable[[], list[float]]] = {
         OURS: bench.ours,
         FLOOR: lambda: bench.by(Floors.runs),

@@ -25,6 +25,8 @@ OURS = "create-vm, publish to QEMU running"
 FLOOR = "floor: qemu-img create, systemd start, QMP greeting"
 RUNS = "the same, until QEMU runs the guest"
 OWN = "qemu-img create and the VM's own unit started over D-Bus, to QEMU running"
+UNFILTERED = "the same, without the unit's filter of system calls"
+UNHIDDEN = "the same, with that filter, but without the unit's view of the file system"
 FIRST, FIRSTS = "create-vm, the first after the agent's start", 5
 PROCESS = "aetherscale-cli create-vm, whole process"
 VIRSH = "qemu-img create and virsh create, whole processes"
@@ -41,7 +43,7 @@ class Bench:
     fleet: Fleet
     floors: Floors
     client: Asker
-    idle: str = ""  #: a VM that is off, for its unit
+    idle: dict[str, str] = field(default_factory=dict)  #: VMs that are off, for their units, by what is measured
     made: list[str] = field(default_factory=list)
 
     def ours(self) -> float:
@@ -66,14 +68,15 @@ class Bench:
         self.delete()
         return round(took, 3)
 
-    def own(self) -> float:
+    def own(self, name: str) -> Way:
         """All of a create that is not the agent's: the overlay, and the unit of a VM."""
-        return units.start(self.floors.host, self.idle, self.floors.overlay(DISK))
+        host, vm_id = self.floors.host, self.idle[name]
 
-    def clear_own(self) -> None:
-        """Switch that VM off again."""
-        units.kill(self.floors.host, self.client, self.idle)
-        self.floors.host.do(["run", "rm", DISK])
+        def clear() -> None:
+            units.kill(host, self.client, vm_id)
+            host.do(["run", "rm", DISK])
+
+        return lambda: units.start(host, vm_id, self.floors.overlay(DISK)), clear
 
     def ways(self) -> dict[str, Way]:
         """All that is measured in turn."""
@@ -86,7 +89,7 @@ class Bench:
             OURS: (self.ours, self.delete),
             FLOOR: steps(made.greets(0)),
             RUNS: steps(made.runs(0)),
-            OWN: (self.own, self.clear_own),
+            **{name: self.own(name) for name in self.idle},
             installed.FLOOR: (partial(milliseconds, installed.floor), nothing),
             PROCESS: (self.process, self.delete),
             VIRSH: steps(made.virsh(0)),
@@ -113,7 +116,7 @@ def measure(fleet: Fleet, runs: int) -> Result:
         with alone(fleet), switched_off(bench):
             samples = serial(bench, runs)
             samples.append(Sample(FIRST, "ms", tuple(bench.first() for _ in range(FIRSTS))))
-        many, shared = at_once.measure(fleet, client, made, min(runs, at_once.ROUNDS))
+        many, shared = at_once.measure(fleet, made, min(runs, at_once.ROUNDS))
     samples += many
     samples += by_floors(samples)
     return Result("create", tuple(samples), tuple(targets(samples)), facts | shared)
@@ -191,10 +194,14 @@ def alone(fleet: Fleet) -> Iterator[None]:
 
 @contextmanager
 def switched_off(bench: Bench) -> Iterator[None]:
-    """A VM that is off."""
-    bench.idle = bench.fleet.create()
-    units.kill(bench.floors.host, bench.client, bench.idle)
+    """VMs that are off, two of them with less of a sandbox than all others have."""
+    for name, drop_in in {OWN: "", UNFILTERED: units.UNFILTERED, UNHIDDEN: units.UNHIDDEN}.items():
+        bench.idle[name] = bench.fleet.create()
+        units.kill(bench.floors.host, bench.client, bench.idle[name])
+        units.vary(bench.fleet, HOST, bench.idle[name], drop_in)
     try:
         yield
     finally:
-        bench.fleet.cli("delete-vm", bench.idle)
+        for vm_id in bench.idle.values():
+            bench.fleet.cli("delete-vm", vm_id)
+            units.vary(bench.fleet, HOST, vm_id, "")
