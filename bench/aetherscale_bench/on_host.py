@@ -13,6 +13,7 @@ from aetherscale_bench.fleet import Fleet
 PYTHON = "/opt/aetherscale/current/bin/python"
 PROGRAM = "/run/aetherscale-bench.py"
 Step = Sequence[str]
+Chain = Sequence[Step]
 
 
 class OnHost:
@@ -21,7 +22,7 @@ class OnHost:
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self._process = process
 
-    def do(self, *steps: Step) -> list[Any]:
+    def do(self, *steps: Step | Sequence[str | Chain]) -> list[Any]:
         """Do them one after the other; what each step came to: ms, but for `told`.
 
         :raise RuntimeError: when one fails.
@@ -38,6 +39,11 @@ class OnHost:
     def ms(self, *steps: Step) -> float:
         """How long they took together, in ms."""
         return float(sum(self.do(*steps)))
+
+    def each_ms(self, chains: Sequence[Chain]) -> list[float]:
+        """Do these lists of steps at once; how many ms after their common beginning each was done."""
+        (times,) = self.do(["each", *chains])
+        return [float(one) for one in times]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ What a table can't say (which call the floor is, what was mended) is prose, kept
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from aetherscale_bench.benches import BENCHES
 from aetherscale_bench.figures import RESULTS, Result, Target, rounded, table
@@ -30,16 +29,24 @@ def write() -> int:
 
 
 def check() -> int:
-    """0 if page and plots are what the results make; else 1, and it is said."""
+    """0 if page and plots are what the results make, and each says of what it is; else 1, and it is said."""
     results = read_results()
     stale = [plot(result).name for result in results if not drawn(result)]
     if PAGE.read_text() != page(results):
         stale.append(PAGE.name)
-    if not stale:
-        return 0
-    print(f"error: not what bench/results and bench/notes make: {', '.join(stale)}", file=sys.stderr)
-    print("hint: make benchmarks", file=sys.stderr)
-    return 1
+    nameless = [result.name for result in results if not traceable(result)]
+    if stale:
+        print(f"error: not what bench/results and bench/notes make: {', '.join(stale)}", file=sys.stderr)
+        print("hint: make benchmarks", file=sys.stderr)
+    if nameless:
+        print(f"error: these results name no commit, date and number of runs: {', '.join(nameless)}", file=sys.stderr)
+        print(f"hint: make bench ONLY='{' '.join(nameless)}' && make benchmarks", file=sys.stderr)
+    return int(bool(stale or nameless))
+
+
+def traceable(result: Result) -> bool:
+    """Whether it says what was measured, when and how often: a figure of which nobody knows that is hearsay."""
+    return result.facts.get("commit", "unknown") != "unknown" and {"date", "runs"} <= result.facts.keys()
 
 
 def drawn(result: Result) -> bool:
@@ -77,9 +84,10 @@ def overview(results: Sequence[Result]) -> Iterator[str]:
 def section(result: Result) -> Iterator[str]:
     """One benchmark."""
     yield f"## {result.name}\n"
-    yield f"    {command(result)}\n"
+    if "runs" in result.facts:
+        yield f"    {command(result)}\n"
     about = BENCHES[result.name].about
-    yield f"{about[0].upper()}{about[1:]}. {'; '.join(f'{k}: {v}' for k, v in shown(result).items())}.\n"
+    yield f"{about[0].upper()}{about[1:]}. {'; '.join(f'{k}: {v}' for k, v in result.facts.items())}.\n"
     yield "\n".join(table(result.samples))
     if plot(result).exists():
         yield f"\n![{result.name}](benchmarks/{result.name}.svg)"
@@ -92,15 +100,13 @@ def section(result: Result) -> Iterator[str]:
 
 
 def command(result: Result) -> str:
-    """What made it. Results of before this was written down are said to be of the usual number of runs."""
-    runs = result.facts.get("runs", BENCHES[result.name].runs)
+    """What made it.
+
+    :raise KeyError: when the result does not say how often it measured each thing.
+    """
+    runs = result.facts["runs"]
     usual = runs == BENCHES[result.name].runs
     return f"make bench ONLY={result.name}" if usual else f"make bench ONLY='{result.name} --runs {runs}'"
-
-
-def shown(result: Result) -> dict[str, Any]:
-    """The facts, but for `kvm` of older results: the controller's, which said nothing of the hosts that run guests."""
-    return {name: fact for name, fact in result.facts.items() if name != "kvm"}
 
 
 def verdict(target: Target) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from aetherscale_bench.asking import Asker
+from aetherscale_bench.fleet import Fleet
 from aetherscale_bench.on_host import OnHost, Step
 
 BUSY = """\
@@ -12,6 +13,38 @@ systemctl list-units --plain --no-legend --state=active,activating,deactivating 
 """Whether a host has a VM, libvirt's, too, or what is left of one: tap and rules are removed by systemd 0.1 s later."""
 REST = ("timeout", "60", "sh", "-c", f"while {BUSY.strip()}; do sleep 0.02; done")
 """Returns when it has nothing of the kind."""
+
+UNFILTERED = """\
+[Service]
+SystemCallFilter=
+"""
+"""A drop-in that takes the filter of system calls out of a VM's sandbox."""
+UNHIDDEN = """\
+[Service]
+TemporaryFileSystem=
+BindPaths=
+BindReadOnlyPaths=
+InaccessiblePaths=
+PrivateDevices=no
+PrivateIPC=no
+ProtectProc=default
+ProcSubset=all
+ProtectControlGroups=no
+ProtectHostname=no
+ProtectKernelLogs=no
+ProtectKernelModules=no
+ProtectKernelTunables=no
+ReadWritePaths=/run/aetherscale /var/lib/aetherscale
+CapabilityBoundingSet=CAP_DAC_OVERRIDE
+AmbientCapabilities=CAP_DAC_OVERRIDE
+"""
+"""One that takes the view of the file system out of it, but for what `DynamicUser=` brings, and passes its walls."""
+
+
+def vary(fleet: Fleet, host: str, vm_id: str, drop_in: str) -> None:
+    """Give the unit of a VM a drop-in, or with an empty one take it away again."""
+    script = 'rm -rf "$1"; test -z "$2" || { mkdir "$1"; printf %s "$2" >"$1/bench.conf"; }; systemctl daemon-reload'
+    fleet.run(host, "sh", "-ec", script, "sh", f"/run/systemd/system/aetherscale-vm@{vm_id}.service.d", drop_in)
 
 
 def monitor(vm_id: str, name: str = "qmp") -> str:

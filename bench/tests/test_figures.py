@@ -16,7 +16,7 @@ from aetherscale_bench.lifecycle import OURS, read_parts
 from aetherscale_bench.timing import in_turn, order
 
 SAMPLES = (Sample("a", "ms", (2.0, 3.0)), Sample("b", "ms", (4.0, 9.0)))
-RESULT = Result("create", SAMPLES, facts={"kvm": True, "host": "h1"})
+RESULT = Result("create", SAMPLES, facts={"commit": "98423d4", "date": "2026-11-30 22:30 UTC", "runs": 21})
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7])
@@ -52,12 +52,36 @@ def test_the_digest_is_of_what_a_plot_shows() -> None:
 
 def test_the_page_says_the_whole_command() -> None:
     assert report.command(RESULT) == "make bench ONLY=create"
-    assert report.command(replace(RESULT, facts={"runs": 21})) == "make bench ONLY=create"
     assert report.command(replace(RESULT, facts={"runs": 5})) == "make bench ONLY='create --runs 5'"
 
 
-def test_what_a_machine_could_is_not_said_of_guests() -> None:
-    assert report.shown(RESULT) == {"host": "h1"}
+def test_the_page_makes_no_command_up() -> None:
+    assert "make bench" in "".join(report.section(RESULT))
+    assert "make bench" not in "".join(report.section(replace(RESULT, facts={"host": "h1"})))
+
+
+@pytest.mark.parametrize("missing", [{"commit"}, {"date"}, {"runs"}, {"commit", "date", "runs"}])
+def test_a_result_says_what_was_measured_when_and_how_often(
+    missing: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {name: fact for name, fact in RESULT.facts.items() if name not in missing}
+    assert checked(RESULT, tmp_path, monkeypatch) == 0
+    assert checked(replace(RESULT, facts=told), tmp_path, monkeypatch) == 1
+    assert "make bench ONLY='create'" in capsys.readouterr().err
+
+
+def test_an_unknown_commit_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checked(replace(RESULT, facts={**RESULT.facts, "commit": "unknown"}), tmp_path, monkeypatch) == 1
+
+
+def checked(result: Result, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What the check says of a page and a plot that are this result's."""
+    monkeypatch.setattr(report, "read_results", lambda: [result])
+    monkeypatch.setattr(report, "PLOTS", folder)
+    monkeypatch.setattr(report, "PAGE", folder / "page.md")
+    report.plot(result).write_text(result.digest)
+    report.PAGE.write_text(report.page([result]))
+    return report.check()
 
 
 def test_facts_say_what_was_measured_and_how_often() -> None:
