@@ -29,7 +29,7 @@ BENCHES = {
     "create": Bench("create-vm beside its floor and beside libvirt, and 20 at once", "create", runs=21, hosts=3),
     "lifecycle": Bench("start, stop, delete: what they take beyond systemd's and the guest's own", "lifecycle", 21, 3),
     "agent": Bench("what an agent takes of its host, without VMs and with 100", "agent", runs=3, hosts=3),
-    "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100, least=2),
+    "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100, least=3),
     "placement": Bench("where 1,000 creates go on 200 simulated hosts; one for a single host", "placement", 21),
     "queues": Bench("classic and quorum queue, for the queue of creates", "queues", runs=201),
     "recovery": Bench("200 agents, from their broker's return until all consume again", "recovery", runs=3),

@@ -1,12 +1,15 @@
 """A RabbitMQ of the benchmark's own, with room for a thousand hosts, and what it takes."""
 
+import contextlib
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from aetherscale_testing import swarm
-from aetherscale_testing.broker import TestBroker, private_broker
+from aetherscale_testing.broker import START_TIMEOUT_S, TestBroker, private_broker
 from aetherscale_testing.memory import memory_of
 from aetherscale_testing.recovery import cpu_seconds
 
@@ -14,11 +17,14 @@ SHM = Path("/dev/shm")
 
 
 @contextmanager
-def node() -> Iterator[tuple[TestBroker, Path]]:
-    """A broker, and a folder in memory for agents: the disks of a whole fleet are not this machine's one disk."""
+def node(certificate: bytes = b"") -> Iterator[tuple[TestBroker, Path]]:
+    """A broker, and a folder in memory for agents: the disks of a whole fleet are not this machine's one disk.
+
+    :param certificate: with its key, for a second listener, with TLS.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="bench-", dir=SHM if SHM.is_dir() else None) as folder,
-        private_broker(swarm.BROKER) as broker,
+        private_broker(swarm.BROKER, certificate=certificate) as broker,
     ):
         yield broker, Path(folder)
 
@@ -26,6 +32,19 @@ def node() -> Iterator[tuple[TestBroker, Path]]:
 def version(broker: TestBroker) -> str:
     """RabbitMQ's."""
     return broker.ctl("version").strip()
+
+
+def wait_until_listening(broker: TestBroker) -> None:
+    """Return when a broker that was launched accepts connections.
+
+    :raise TimeoutError: when it does not.
+    """
+    limit = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < limit:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", broker.port)):
+            return
+        time.sleep(0.01)
+    raise TimeoutError("the broker does not come back")
 
 
 def pid(broker: TestBroker) -> int:
@@ -45,6 +64,11 @@ def memory_mib(broker: TestBroker) -> float:
     kernel would let a connection on the loopback send at once (4 MiB), of which next to nothing is ever touched.
     """
     broker.ctl("force_gc")
+    return rss_mib(broker)
+
+
+def rss_mib(broker: TestBroker) -> float:
+    """The same with its garbage, as it happens to be."""
     return memory_of(pid(broker))["Rss"]
 
 

@@ -1,7 +1,8 @@
-"""Which type the queue of creates should have: classic or quorum, side by side on one broker.
+"""Which type queues should have, classic or quorum: that of creates, side by side on one broker; hosts' (`bare`).
 
-What an agent does with it for each create, each timed to the broker's word that it is done: subscribe anew with another
-priority, publish with a confirm, acknowledge with a barrier; and how long a create takes from publish to delivery.
+What an agent does with the first for each create, each timed to the broker's word that it is done: subscribe anew with
+another priority, publish with a confirm, acknowledge with a barrier; how long a create takes from publish to delivery;
+and whether creates come back after the broker was killed.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from typing import Any
 
 import pika
 
-from aetherscale_bench import node
+from aetherscale_bench import bare, node
 from aetherscale_bench.figures import Result, Sample
 from aetherscale_bench.timing import side_by_side
 from aetherscale_protocol import topology
@@ -23,8 +24,11 @@ from aetherscale_testing.broker import TestBroker
 CONSUMERS = 200
 """Other hosts that consume it, too."""
 TYPES = ("classic", "quorum")
-CLIENTS, RESTARTS, LIMIT_S = 10, 5, 15.0
-"""How long a queue is tried after the broker was killed."""
+NEW, USED = "new queues", "used queues"
+BOOTS = {1: 8, 10: 5}
+"""How often a broker with new queues is killed, by how many clients each of them has."""
+LIMIT_S = 15.0
+"""How long a queue is tried after the broker came back."""
 
 
 @dataclass
@@ -80,7 +84,7 @@ class Subject:
 
 
 def measure(runs: int) -> Result:
-    """ms of what is done for each create; s until creates pass again after the broker was killed."""
+    """ms of what is done for each create; s until creates pass again after the broker was killed; a thousand queues."""
     facts: dict[str, Any] = {"other consumers": CONSUMERS}
     with node.node() as (broker, _folder):
         facts["RabbitMQ"] = node.version(broker)
@@ -91,7 +95,13 @@ def measure(runs: int) -> Result:
             subject.declare()
             attend(crowd, subject.name)
         samples = compare(subjects, runs)
-        samples += recover(broker)  # which loses both connections, as those of agents are lost
+        crowd.close()
+        connection.close()
+        samples += recover(broker, USED, *max(BOOTS.items()))
+    for clients, boots in BOOTS.items():
+        with node.node() as (broker, _folder):
+            samples += recover(broker, NEW, clients, boots)
+    samples += bare.measure(max(1, runs // 4))
     return Result("queues", tuple(samples), (), facts)
 
 
@@ -125,28 +135,41 @@ def compare(subjects: Sequence[Subject], runs: int) -> list[Sample]:
     )
 
 
-def recover(broker: TestBroker) -> list[Sample]:
-    """Kill the broker, start it again; seconds until creates pass through each queue, LIMIT_S if they do not.
+def recover(broker: TestBroker, which: str, clients: int, boots: int) -> list[Sample]:
+    """Kill the broker, start it again; seconds from its return until creates pass through each queue; boots without.
 
-    Clients try from the first moment on, as agents do: until all of them were let in, and have passed one.
+    So many clients of each queue, which consume it when the broker is killed, try from the first moment on, as agents
+    do: until all of them were let in, and have passed one.
     """
     took: dict[str, list[float]] = {kind: [] for kind in TYPES}
-    for _ in range(RESTARTS):
-        broker.stop(hard=True)
-        broker.launch()
-        begin = time.monotonic()
-        waiting = {kind: [threading.Event() for _ in range(CLIENTS)] for kind in TYPES}
+    for boot in range(boots + 1):  # before the first one they are let in
+        if boot:
+            broker.stop(hard=True)
+            broker.launch()
+        waiting = {kind: [threading.Event() for _ in range(clients)] for kind in TYPES}
         for kind, passed in ((kind, one) for kind, some in waiting.items() for one in some):
             threading.Thread(target=try_on, args=(broker, kind, passed), daemon=True).start()
+        node.wait_until_listening(broker)
+        begin = time.monotonic()
         for kind, some in waiting.items():
             there = [one.wait(max(0.0, begin + LIMIT_S - time.monotonic())) for one in some]
-            took[kind].append(round(time.monotonic() - begin, 2) if all(there) else LIMIT_S)
-    name = f"kill -9 and start, to delivery ({LIMIT_S:.0f}: never)"
-    return [Sample(f"{name}, {kind}", "s", tuple(values)) for kind, values in took.items()]
+            if boot:
+                took[kind].append(round(time.monotonic() - begin, 2) if all(there) else LIMIT_S)
+        for passed in (one for some in waiting.values() for one in some):
+            passed.set()  # who is still waiting gives up when the broker is killed
+    who = f"{which}, {'one client' if clients == 1 else f'{clients} clients'}"
+    name = f"kill -9 and start, from listening to delivery ({LIMIT_S:.0f}: not within these), {who}"
+    times = [Sample(f"{name}, {kind}", "s", tuple(values)) for kind, values in took.items()]
+    name = f"boots after which creates did not come back within {LIMIT_S:.0f} s, {who}"
+    never = [Sample(f"{name}, {kind}", f"of {boots}", (values.count(LIMIT_S),)) for kind, values in took.items()]
+    return times + never
 
 
 def try_on(broker: TestBroker, kind: str, passed: threading.Event) -> None:
-    """Try again and again to pass a create through a queue: some calls fail, others are never answered."""
+    """Try again and again to pass a create through a queue, and consume it then until the broker is gone.
+
+    Some calls fail, others are never answered.
+    """
     parameters = pika.ConnectionParameters("127.0.0.1", broker.port, heartbeat=600)
     while not passed.is_set():
         with contextlib.suppress(pika.exceptions.AMQPError), pika.BlockingConnection(parameters) as connection:
@@ -155,6 +178,6 @@ def try_on(broker: TestBroker, kind: str, passed: threading.Event) -> None:
             subject.subscribe()
             subject.receive()
             passed.set()
-        if broker.process is None:
-            return
+            while True:
+                connection.process_data_events(1)
         time.sleep(0.1)

@@ -13,6 +13,7 @@ import pytest
 from aetherscale_bench import facts, report
 from aetherscale_bench.figures import Result, Sample, times
 from aetherscale_bench.lifecycle import OURS, read_parts
+from aetherscale_bench.scale import growth
 from aetherscale_bench.timing import in_turn, order
 
 SAMPLES = (Sample("a", "ms", (2.0, 3.0)), Sample("b", "ms", (4.0, 9.0)))
@@ -37,6 +38,11 @@ def test_the_first_round_does_not_count() -> None:
 
 def test_times_are_taken_run_by_run() -> None:
     assert times("b by a", RESULT.samples[1], RESULT.samples[0]).values == (2.0, 3.0)
+
+
+@pytest.mark.parametrize(("later", "leaves"), [((9.0,) * 6, 0), ((9.0, 9.5, 10.0, 10.5, 11.0, 11.5), 512)])
+def test_growth_is_what_the_later_lists_leave(later: tuple[float, ...], leaves: float) -> None:
+    assert growth(Sample("memory", "MiB", (1.0, 5.0, 8.0, *later)), "broker").values == (leaves,)
 
 
 def test_a_result_is_written_whole(tmp_path: Path) -> None:
