@@ -1,8 +1,10 @@
 """The regression guard itself: that it sees what it counts, and fails when a number rises or falls."""
 
 import os
+import socket
 import subprocess
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,8 @@ from pika import frame, spec
 
 from aetherscale_testing import budgets
 from aetherscale_testing.counting import Notes
-from aetherscale_testing.proxy import Wire
+from aetherscale_testing.proxy import Wire, Wires
+from aetherscale_testing.round_trips import Asked, Sleeper
 from aetherscale_testing.tally import Tally
 
 TABLE = """\
@@ -100,6 +103,77 @@ def test_what_does_not_come_is_not_waited_for_and_what_is_too_much_is_not_lost()
     wire.watch(1, True, publish("list-vms"))
     tally.forget(0.01)
     assert tally.settle({}) == {}
+
+
+QUESTIONS = 6
+DECLARE = frame.Method(1, spec.Queue.Declare(queue="q")).marshal()
+DECLARED = frame.Method(1, spec.Queue.DeclareOk("q", 0, 0)).marshal()
+GREETING = frame.Method(0, spec.Connection.Start()).marshal()
+ASKING = f"""
+import socket, sys
+at_once, port = map(int, sys.argv[1:])
+with socket.create_connection(("127.0.0.1", port)) as broker:
+    def ask(question, answer):
+        broker.sendall(question)
+        while answer:
+            answer -= len(broker.recv(answer))
+    ask({frame.ProtocolHeader().marshal()}, {len(GREETING)})
+    for _ in range(0, {QUESTIONS}, at_once):
+        ask({DECLARE} * at_once, {len(DECLARED)} * at_once)
+"""
+
+
+def answer(server: socket.socket) -> None:
+    """Be a broker that answers one question at a time."""
+    asker, _ = server.accept()
+    with asker:
+        asker.recv(len(frame.ProtocolHeader().marshal()), socket.MSG_WAITALL)
+        asker.sendall(GREETING)
+        for _ in range(QUESTIONS):
+            asker.recv(len(DECLARE), socket.MSG_WAITALL)
+            asker.sendall(DECLARED)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 6])
+def test_questions_asked_at_once_are_one_round_trip_and_those_asked_one_by_one_are_many(at_once: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, Wires() as wires:
+        broker = threading.Thread(target=answer, args=(server,))
+        broker.start()
+        wire = wires.open(server.getsockname())
+        tally = Tally(wire)
+        with subprocess.Popen([sys.executable, "-c", ASKING, str(at_once), str(wire.port)]) as asker:
+            tally.client = Sleeper(asker.pid)
+        broker.join()
+        expected = {"Queue.Declare": QUESTIONS, "round-trips": 1 + QUESTIONS // at_once}
+        assert asker.returncode == 0
+        assert tally.settle(expected) == expected
+
+
+def test_a_question_is_open_until_it_is_answered_refused_or_confirmed() -> None:
+    asked = Asked()
+
+    def ask(*methods: Any, counts: bool = True) -> None:
+        for method in methods:
+            asked.ask(frame.Method(1, method), counts)
+
+    def hear(method: Any) -> tuple[bool, int]:
+        asked.answer(frame.Method(1, method))
+        return asked.is_open(), asked.answered
+
+    publish = spec.Basic.Publish(routing_key="list-vms")
+    ask(publish, spec.Basic.Ack(1), spec.Basic.Consume(nowait=True))
+    assert not asked.is_open()  # nobody answers these
+    ask(spec.Confirm.Select())
+    assert hear(spec.Confirm.SelectOk()) == (False, 1)
+    ask(publish, publish, publish)
+    assert hear(spec.Basic.Return()) == (True, 1)
+    assert hear(spec.Basic.Ack(2, multiple=True)) == (True, 3)
+    assert hear(spec.Basic.Nack(3)) == (False, 4)
+    ask(publish, counts=False)
+    assert hear(spec.Basic.Ack(4)) == (False, 4)
+    ask(spec.Queue.Declare(), spec.Queue.Declare())
+    assert hear(spec.Queue.DeclareOk("q", 0, 0)) == (True, 5)
+    assert hear(spec.Channel.Close(404, "NOT_FOUND", 50, 10)) == (False, 6)
 
 
 NOTING = """
