@@ -185,6 +185,13 @@ from aetherscale_testing import counting
 
 async def work(self, session, delivery):
     await asyncio.to_thread(os.fsync, file)
+    os.mkdir(name := f"{sys.argv[1]}-{len(later)}")
+    os.close(os.open(f"{name}/a", os.O_CREAT | os.O_WRONLY))
+    os.close(os.open(name, os.O_PATH))
+    os.rename(f"{name}/a", f"{name}/b")
+    os.remove(f"{name}/b")
+    list(os.scandir(name))
+    import colorsys
     later.append(asyncio.create_task(start()))
 
 async def start():
@@ -192,10 +199,26 @@ async def start():
     await (await asyncio.create_subprocess_exec("true")).wait()
     subprocess.run(["true"])
 
+async def watch(changes):
+    while await changes.get():
+        await asyncio.to_thread(os.fsync, file)
+
+async def keep_swept():
+    os.listdir(".")
+    await asyncio.to_thread(os.fsync, file)
+
 async def main():
+    changes = asyncio.Queue()
+    watching = asyncio.create_task(watch(changes))
     for body in (b'{"command": "stop-vm"}', b"?"):
         await asyncio.create_task(Handlers.on_message(None, None, SimpleNamespace(body=body)))
     await asyncio.gather(*later)
+    await asyncio.create_task(keep_swept())
+    changes.put_nowait(1)
+    changes.put_nowait(0)
+    await watching
+    await asyncio.create_task(Handlers.on_message(None, None, SimpleNamespace(body=b"last")))
+    await later[-1]
 
 later, file = [], os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
 Handlers.on_message = work
@@ -209,8 +232,11 @@ def test_what_is_done_for_a_message_is_noted_with_its_number_wherever_it_is_done
     environ: dict[str, Any] = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", NOTING, str(tmp_path / "notes")], env=environ, check=True)
     notes = Notes((tmp_path / "notes").read_text())
-    each = Counter({"thread": 1, "sync": 1, "exec true": 2})
-    assert notes.begun == {1: "stop-vm", 2: "?"}
-    assert notes.of(1) == notes.of(2) == each
-    assert notes.of(0) == {"sync": 1}
-    assert notes.of(1, 2) == each + each
+    files = {"mkdir": 1, "open": 1, "rename": 1, "remove": 1, "list": 1}
+    each = Counter({"thread": 1, "sync": 1, "exec true": 2, **files})
+    assert notes.begun == {1: "stop-vm", 2: "?", 3: "?"}
+    assert notes.of(1) == notes.of(3) == each
+    assert notes.of(0) == {"sync by itself": 1}
+    unasked = Counter({"thread by watch": 1, "sync by watch": 1})
+    assert notes.of(2) == each + unasked
+    assert notes.of(1, 2) == each + each + unasked
