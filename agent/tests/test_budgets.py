@@ -21,6 +21,7 @@ from aetherscale_testing.client import SeedClient
 from aetherscale_testing.counting import Notes
 from aetherscale_testing.fleet import READY_TIMEOUT_S, Fleet
 from aetherscale_testing.proxy import Wires
+from aetherscale_testing.round_trips import Sleeper
 from aetherscale_testing.tally import Tally
 
 pytestmark = pytest.mark.broker
@@ -28,7 +29,18 @@ pytestmark = pytest.mark.broker
 HOSTS = ["h1", "h2"]
 IMPORTS, NOTES = "CLI, modules", "agent of h1, its host"
 WIRES = {"CLI": "CLI, wire", "h1": "agent of h1, wire", "h2": "agent of h2, wire"}
-CLI = "from aetherscale_cli.main import run; run()"
+CLI = """
+from aetherscale_cli import main
+
+def patient(*args, real=main.main):
+    from aetherscale_cli import broker
+    broker.CONNECT_TIMEOUT_S = broker._CLOSE_TIMEOUT_S = 60.0
+    return real(*args)
+
+main.main = patient
+main.run()
+"""
+"""As it is, but that it has more time to come and go, because each answer is held back for a while."""
 PARTIAL = 4
 SETTLE_S = 0.5
 DEAD_LETTER_S = topology.HOST_TTL_MS / 1000 + SETTLE_S
@@ -67,6 +79,7 @@ class Counted:
         for host, images, memory in (("h1", ("a",), 32768), ("h2", ("a", "b"), 8192)):
             options = {"broker": {"url": broker.url(port=ways[host].port)}, "fleet": HOSTS, "heartbeat": 600}
             fleet.add(host, *images, memory=memory, keep=True, notes=str(home / f"{host}.notes"), **options)
+            self._hold(host)
         self._come_to_rest()
 
     def _come_to_rest(self) -> None:
@@ -79,6 +92,12 @@ class Counted:
                 time.sleep(0.01)
         self._forget()
 
+    def _hold(self, host: str) -> None:
+        """Count round trips of this agent, which has just been started."""
+        process = self._fleet.agents[host].process
+        assert process is not None
+        self._tallies[WIRES[host]].client = Sleeper(process.pid)
+
     def _forget(self) -> None:
         for tally in self._tallies.values():
             tally.forget(SETTLE_S)
@@ -87,9 +106,11 @@ class Counted:
         """Run the CLI, and count."""
         argv = [sys.executable, "-X", "importtime", "-c", CLI, *line.format(**self._ids).split()]
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **self._environ}
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
-        assert done.returncode == code, (line, done.stdout, [w for w in done.stderr.splitlines() if "|" not in w])
-        self.sections[IMPORTS][row] = budgets.count_imports(done.stderr)
+        with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            self._tallies[WIRES["CLI"]].client = Sleeper(process.pid)
+            output, errors = process.communicate()
+        assert process.returncode == code, (line, output, [w for w in errors.splitlines() if "|" not in w])
+        self.sections[IMPORTS][row] = budgets.count_imports(errors)
         self.settle(row, ends=WIRES)
         seen = {number for numbers in self._numbers.values() for number in numbers}
         self._numbers[row] = [number for number in self._notes().begun if number not in seen]
@@ -110,6 +131,8 @@ class Counted:
         """Start an agent that was stopped."""
         self._fleet.agents[host].options.pop("notes")
         self._fleet.agents[host].start()
+        self._hold(host)
+        self._fleet.wait_ready()
         self.settle(row)
 
     def read_notes(self) -> None:

@@ -7,6 +7,7 @@
         wire.lose_power()   # the connections that there are fall silent; the broker hears of it only at `heal`
         wire.deafen()       # the connections that there are carry everything but deliveries
     wire.watch = see    # see(connection, to_broker, data) is called with all that is relayed (see `tally`)
+    wire.hold = look    # look() is called when the broker says something, which is held back until `wire.release()`
 
 All wires of a `Wires` are relayed by one thread. Their methods may be called from any other.
 """
@@ -95,8 +96,6 @@ class _End(asyncio.Protocol):
         self.link.relay(self, data)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        if self.other is not None and self.other.transport is not None:
-            self.other.transport.close()
         self.link.lost(self)
 
     def listen(self, on: bool) -> None:
@@ -107,6 +106,10 @@ class _End(asyncio.Protocol):
         else:
             self.transport.pause_reading()
 
+    def close(self) -> None:
+        if self.transport is not None:
+            self.transport.close()
+
 
 class _Link:
     """One connection of the agent, and the one to the broker that stands for it."""
@@ -116,6 +119,8 @@ class _Link:
         self.agent = _End(self)
         self.broker: _End | None = None
         self.filter = DeliveryFilter()
+        self.held: list[bytes] = []
+        self.is_over = False
 
     def made(self, end: _End) -> None:
         if end is self.agent:
@@ -123,7 +128,14 @@ class _Link:
             self.wire._spawn(self._dial())
 
     def lost(self, end: _End) -> None:
-        if end is self.agent and self not in self.wire._dead:
+        if end is self.broker:
+            self.is_over = True
+            if not self.held:
+                self.agent.close()
+            return
+        if self.broker is not None:
+            self.broker.close()
+        if self not in self.wire._dead:
             self.wire._links.discard(self)
 
     async def _dial(self) -> None:
@@ -146,8 +158,19 @@ class _Link:
         if end is self.agent:
             if self.broker is not None and self.broker.transport is not None:
                 self.broker.transport.write(data)
-        elif (passed := self.filter.feed(data)) and self.agent.transport is not None:
-            self.agent.transport.write(passed)
+        elif passed := self.filter.feed(data):
+            self.held.append(passed)
+            if self.wire.hold is None:
+                self.release()
+            else:
+                self.wire.hold()
+
+    def release(self) -> None:
+        if self.agent.transport is not None:
+            self.agent.transport.write(b"".join(self.held))
+        self.held.clear()
+        if self.is_over:
+            self.agent.close()
 
     def listen(self, on: bool) -> None:
         if self.broker is not None:
@@ -166,6 +189,7 @@ class Wire:
     def __init__(self, wires: "Wires", upstream: tuple[str, int]) -> None:
         self.port = 0
         self.watch: Watch = lambda _connection, _to_broker, _data: None
+        self.hold: Callable[[], None] | None = None
         self._wires = wires
         self._upstream = upstream
         self._whole = asyncio.Event()
@@ -200,6 +224,19 @@ class Wire:
         self._wires._call(self._close)
 
     # in the relaying thread
+
+    def connections(self) -> set[int]:
+        """Those there are, as `watch` is told them."""
+        return {id(link) for link in self._links}
+
+    def is_holding(self) -> bool:
+        """Whether something is held back from somebody who is still there."""
+        return any(link.held for link in self._links)
+
+    def release(self) -> None:
+        """Let go of all that was held back."""
+        for link in [link for link in self._links if link.held]:
+            link.release()
 
     async def _open(self) -> None:
         self._whole.set()
