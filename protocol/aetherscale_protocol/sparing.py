@@ -2,6 +2,7 @@
 
 import sys
 import types
+from collections.abc import Sequence
 
 
 class _Unused(types.ModuleType):
@@ -12,9 +13,13 @@ class _Unused(types.ModuleType):
             raise AttributeError(name)
 
 
-def spare(*names: str) -> None:
-    """Let these modules be imported as nothing. Call it before msgspec or pika is imported; what is loaded stays."""
+def spare(*names: str, absent: Sequence[str] = ()) -> None:
+    """Let these modules be imported as nothing. Call it before msgspec or pika is imported; what is loaded stays.
+
+    :param absent: those without which whoever imports them can do: to them, they are not installed.
+    """
     for name in names:
         sys.modules.setdefault(name, _Unused(name))
     # msgspec takes typing's own where this is not installed; where it is, it brings inspect, ast and dis along
-    sys.modules.setdefault("typing_extensions", None)  # type: ignore[arg-type]
+    for name in ("typing_extensions", *absent):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
