@@ -43,7 +43,7 @@ ABREAST = 20
 _TICK = os.sysconf("SC_CLK_TCK")
 _DELAY = re.compile(r"DEBUG (.*): next try in ([0-9.]+) s")
 _ANSWERS = re.compile(r"has a client-provided name: aetherscale-agent (\S+) answers")
-_ROW = re.compile(r"aetherscale-agent (\S+) answers\t([0-9]+)")
+_ROW = re.compile(r".*aetherscale-agent (\w+) answers\b.*\t([0-9]+)")
 QUIET_S = 3.0
 """After how many seconds without a new one in the log a login is looked for elsewhere."""
 
@@ -191,7 +191,7 @@ class Herd:
 
     def _find_logins(self) -> dict[str, float]:
         """When each connection for answers that there is was made, by the broker's own table."""
-        rows = self.broker.ctl("list_connections", "--silent", "user_provided_name", "connected_at").splitlines()
+        rows = self.broker.ctl("list_connections", "--silent", "client_properties", "connected_at").splitlines()
         found = (_ROW.fullmatch(row) for row in rows)
         return {match[1]: int(match[2]) / 1000 for match in found if match}
 
