@@ -108,7 +108,7 @@ class Counted:
         environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **self._environ}
         with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             self._tallies[WIRES["CLI"]].client = Sleeper(process.pid)
-            output, errors = process.communicate()
+            output, errors = process.communicate(timeout=120)
         assert process.returncode == code, (line, output, [w for w in errors.splitlines() if "|" not in w])
         self.sections[IMPORTS][row] = budgets.count_imports(errors)
         self.settle(row, ends=WIRES)

@@ -107,16 +107,19 @@ class Host:
     async def _exit(self, monitor: asyncio.StreamWriter) -> list[Any]:
         """When the process that listens there has ended."""
         credentials = monitor.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        process, ended = os.pidfd_open(struct.unpack("3i", credentials)[0]), asyncio.Event()
-        asyncio.get_running_loop().add_reader(process, ended.set)
-        await ended.wait()
-        now = time.time()
-        asyncio.get_running_loop().remove_reader(process)
-        os.close(process)
-        return ["EXIT", now]
+        process, loop = os.pidfd_open(struct.unpack("3i", credentials)[0]), asyncio.get_running_loop()
+        ended: asyncio.Future[float] = loop.create_future()
+
+        def on_end() -> None:
+            loop.remove_reader(process)
+            os.close(process)
+            ended.set_result(time.time())
+
+        loop.add_reader(process, on_end)
+        return ["EXIT", await ended]
 
     async def _rest(self, unit: str) -> Coroutine[Any, Any, list[Any]]:
-        """When systemd says that a unit, which is on now, is at rest."""
+        """When a unit, which is on now, came to rest, by systemd's own clock."""
         path = f"{UNITS}/" + "".join(c if c.isalnum() else f"_{ord(c):02x}" for c in unit)
         resting: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
 
@@ -124,7 +127,7 @@ class Host:
             if message.path == path and message.member == "PropertiesChanged" and not resting.done():
                 state = message.body[1].get("ActiveState")
                 if state is not None and state.value in ("inactive", "failed"):
-                    resting.set_result(["REST", time.time()])
+                    resting.set_result(["REST", message.body[1]["InactiveEnterTimestamp"].value / 1e6])
 
         rule = f"type='signal',sender='{SYSTEMD}',member='PropertiesChanged',path='{path}'"
         self._bus.add_message_handler(on_message)
@@ -168,7 +171,8 @@ class Host:
 
     def _on_message(self, message: Message) -> None:
         if message.member == "JobRemoved":
-            self._jobs[message.body[1]].set_result(message.body[3])
+            if not (job := self._jobs[message.body[1]]).done():
+                job.set_result(message.body[3])
 
 
 async def call_bus(bus: MessageBus, member: str, rule: str) -> None:

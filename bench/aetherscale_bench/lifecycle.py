@@ -1,7 +1,7 @@
 """start-vm, stop-vm and delete-vm on a host: what they take beyond systemd's and the guest's own time.
 
 - start: beside systemd starting the same VM's unit, until its QEMU runs the guest, with nobody in between;
-- stop: until the press of the power button, which QEMU stamps, and from when systemd says that the unit is at rest
+- stop: until the press of the power button, which QEMU stamps, and from when the unit is at rest, by systemd's clock,
   to the answer. What lies between is the guest's, QEMU's (until its process has ended), and systemd's;
 - delete: the whole of it, of a VM that is off; of one that runs, all but QEMU's own end and systemd's part in it.
 """
@@ -25,7 +25,7 @@ OFF, RUNNING = "delete-vm of a VM that is off", "delete-vm of a VM that runs"
 STOP = "stop-vm"
 GUEST = "the guest's: power button to its last word"
 QEMUS = "QEMU's own end: from SHUTDOWN until its process is gone"
-SYSTEMDS = "systemd's: until it says that the unit is at rest"
+SYSTEMDS = "systemd's: until the unit is at rest"
 OURS = "the rest, which is ours"
 LIMIT_MS = 30
 STOPS = 7

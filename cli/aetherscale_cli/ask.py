@@ -101,7 +101,7 @@ def ask_everyone(
     session.count_consumers(topology.HOSTS)
     gathering, told, prompt = Gathering(), 0, time.monotonic() + PROMPT_S
     late, full, again = False, False, AGAIN_S
-    asked, fleet = "", list[str]()
+    asked, informant, fleet = "", None, list[str]()
     while not gathering.complete:
         event = session.next_event(deadline if late else min(deadline, prompt))
         match event:
@@ -133,18 +133,19 @@ def ask_everyone(
             told, deadline = len(gathering.replies), deadline + time.monotonic() - begun
     if full and not gathering.replies:
         raise CliError(f"the broker did not take {command}: a host's queue is full", FULL_HINT)
-    missing = _find_missing(session, gathering, fleet)
+    missing = _find_missing(session, gathering, fleet, informant)
     replies = sorted(gathering.replies, key=lambda reply: reply.answer.host or "")
     nameless = max(0, (gathering.silent or 0) - sum(m.state == "silent" for m in missing))
     return Everyone(tuple(replies), tuple(missing), nameless, gathering.unreadable, full)
 
 
-def _find_missing(session: Session, gathering: Gathering, fleet: list[str]) -> list[Missing]:
+def _find_missing(session: Session, gathering: Gathering, fleet: list[str], asked: str | None) -> list[Missing]:
     """Who of the fleet did not answer, and why; nobody is asked when nobody is missing.
 
     :param fleet: its names, as far as they are known; asked for if they are not those that the answers speak of.
+    :param asked: the host that was asked for them: if they are not known, rather another is asked.
     """
-    informant = gathering.find_informant()
+    informant = gathering.find_informant(but=asked)
     if informant is None:
         return []
     deadline = time.monotonic() + _INQUIRY_S

@@ -251,5 +251,5 @@ class _Counter:
             return
         if self._queues:  # the first was refused; the others are asked on a new channel
             self._note(Counted(self._queues.popleft(), 0 if reason.reply_code == _NOT_FOUND else None))
-        if self._queues:
+        if self._queues and self._connection.is_open:
             self.open()

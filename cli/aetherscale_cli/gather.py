@@ -78,12 +78,15 @@ class Gathering(Struct):
         """Whether these are the names of the fleet that most answers speak of."""
         return self.fleet is not None and self.fleet.digest == fleet_digest(fleet)
 
-    def find_informant(self) -> str | None:
-        """A host to ask for the fleet's names; None when nobody of the fleet is missing, or none knows it."""
+    def find_informant(self, but: str | None = None) -> str | None:
+        """A host to ask for the fleet's names, another than `but` if there is one; None when nobody of the fleet is
+        missing, or none knows it.
+        """
         fleet = self.fleet
         if fleet is None or self.is_fleet(list(self.by_host)):
             return None
-        return next(host for host, reply in self.by_host.items() if reply.answer.fleet == fleet)
+        knowing = [host for host, reply in self.by_host.items() if reply.answer.fleet == fleet]
+        return next((host for host in knowing if host != but), knowing[0])
 
 
 def find_absent(gathering: Gathering, fleet: list[str]) -> list[str]:

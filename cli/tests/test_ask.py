@@ -142,6 +142,19 @@ def test_an_informant_that_did_not_say_it_in_time_is_asked_again(broken: list[Ev
     assert (everyone.missing, everyone.nameless) == ((Missing("h2", "silent"),), 0)
 
 
+def test_another_is_asked_when_an_informant_did_not_say_it_in_time() -> None:
+    fleet = ["h1", "h2", "h3"]
+
+    def behave(message: Message) -> list[Any]:
+        if message.key == "list-vms":
+            return [answer(message, host, fleet) for host in ("h1", "h2")]
+        return [answer(message, "h2", fleet)] if message.key == "host.h2" else []
+
+    told = Told(behave, {"computing-hosts": [3, 3], "computing-host.h3": [1]})
+    assert ask_everyone(told, "list-vms", 5).missing == (Missing("h3", "silent"),)
+    assert (told.asked.count("host.h1"), told.asked.count("host.h2")) == (1, 1)
+
+
 def test_names_of_another_fleet_than_most_speak_of_in_the_end_are_asked_for_again() -> None:
     grown = ["h1", "h2", "h3", "h4"]
 

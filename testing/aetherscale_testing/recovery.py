@@ -130,9 +130,9 @@ class Herd:
         before, looked = self._cpu(), time.time()
         with _Watcher(self.broker) as watcher:
             seen = watcher.follow(len(self.agents), returned)
+            spent = [after - begin for after, begin in zip(self._cpu(), before, strict=True)]
+            busy = spent[2] / (time.time() - looked)
             answers = self._wait_for_answers() - returned
-        spent = [after - begin for after, begin in zip(self._cpu(), before, strict=True)]
-        busy = spent[2] / (time.time() - looked)
         accepted = _stamps(self.broker.log, "accepting AMQP connection")
         tries = [stamp for log in self._logs() for stamp in _agent_stamps(log, "trying on")]
         buckets = _buckets([stamp - returned for stamp in accepted])
@@ -182,6 +182,7 @@ class Herd:
             came = _first_logins(self.broker.log)
             if len(came) < len(self.agents) and time.monotonic() > quiet:
                 came = self._find_logins() | came
+                quiet = time.monotonic() + QUIET_S
             if len(came) == len(self.agents):
                 return max(came.values())
             if len(came) > len(told):

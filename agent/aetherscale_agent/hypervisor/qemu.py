@@ -148,12 +148,12 @@ class QemuHypervisor:
     async def start(self, vm_id: str, spec: CreateVm) -> None:
         """Start the VM with its limits; returns when QEMU runs the guest."""
         paths = self._layout.vm(vm_id)
+        self._ended.discard(vm_id)
         if not paths.disk.exists():
             raise HypervisorError(f"VM {vm_id} has no disk")
         if await self._is_up(vm_id):
             return
         self._starting.add(vm_id)
-        self._ended.discard(vm_id)
         try:
             await self._start_unit(vm_id, spec, paths)
             await self._wait_running(vm_id, paths)
@@ -267,8 +267,9 @@ class QemuHypervisor:
 
     async def remove(self, vm_id: str) -> None:
         """Remove all that the VM has on this host but its journal."""
-        # systemd, busy with tidying up after a VM that was just killed, would be asked for 20 ms.
-        if vm_id not in self._ended or self._units.is_on(vm_id):
+        # systemd, busy with tidying up after a VM that was just killed, would be asked for 20 ms. Whoever starts the
+        # unit by hand within this moment loses its disk, as a moment later.
+        if vm_id not in self._ended or self._units.may_be_on(vm_id):
             await self._clear_unit(vm_id)
         self._ended.discard(vm_id)
         with _as_hypervisor_error(f"VM {vm_id} could not be removed"):
@@ -473,6 +474,7 @@ class QemuHypervisor:
 
     def _on_end(self, vm_id: str, end: UnitEnd) -> None:
         self._learnt.forget(vm_id)
+        self._ended.discard(vm_id)  # of a plug that is being pulled, `kill` notes it after this
         if vm_id in self._starting or not names.is_vm_id(vm_id):
             return
         if vm_id in self._pulled:

@@ -121,9 +121,9 @@ class Units:
         (rows,) = await self._manager("ListUnitsByPatterns", "asas", [[], list(patterns)])
         return {row[0]: row[3] for row in rows}
 
-    def is_on(self, vm_id: str) -> bool:
-        """Whether the VM's unit is on, as far as systemd has told without being asked."""
-        return vm_id in self._on
+    def may_be_on(self, vm_id: str) -> bool:
+        """Whether the VM's unit is on, as far as systemd has told without being asked; while it can't tell, it may be."""
+        return vm_id in self._on or not self._ready.is_set()
 
     async def state(self, vm_id: str) -> str:
         """The ActiveState of the VM's unit."""

@@ -50,8 +50,9 @@ class RealWorld:
     async def start_by_hand(self, vm_id: str) -> None:
         process = await asyncio.create_subprocess_exec("systemctl", "start", f"aetherscale-vm@{vm_id}.service")
         assert await process.wait() == 0
-        while not self.hypervisor._units.is_on(vm_id):  # noqa: ASYNC110 (systemd's word for it is on its way)
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not self.hypervisor._units.may_be_on(vm_id):  # noqa: ASYNC110 (systemd's word for it is on its way)
+                await asyncio.sleep(0.01)
 
     async def kill_qemu(self, vm_id: str) -> None:
         unit = f"aetherscale-vm@{vm_id}.service"
@@ -124,6 +125,16 @@ class TestRealHypervisor(HypervisorContract):
         with pytest.raises(HypervisorError, match="is running"):
             await hypervisor.remove(ONE)
         assert world.layout.vm(ONE).disk.exists()
+
+    @in_world
+    async def test_what_was_started_by_hand_and_failed_since_leaves_nothing_either(self, world: RealWorld) -> None:
+        hypervisor = await begin(world)
+        await hypervisor.kill(ONE)
+        await world.start_by_hand(ONE)
+        await world.kill_qemu(ONE)
+        assert await hypervisor.wait_off(ONE) is Power.FAILED
+        await hypervisor.remove(ONE)
+        assert await hypervisor.list_remains() == set()
 
     @pytest.mark.parametrize(
         ("function", "result", "reason"),
