@@ -170,9 +170,8 @@ class Host:
             raise RuntimeError(f"{member} {unit}: {result}")
 
     def _on_message(self, message: Message) -> None:
-        if message.member == "JobRemoved":
-            if not (job := self._jobs[message.body[1]]).done():
-                job.set_result(message.body[3])
+        if message.member == "JobRemoved" and not (job := self._jobs[message.body[1]]).done():
+            job.set_result(message.body[3])
 
 
 async def call_bus(bus: MessageBus, member: str, rule: str) -> None:

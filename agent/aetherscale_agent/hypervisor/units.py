@@ -122,7 +122,7 @@ class Units:
         return {row[0]: row[3] for row in rows}
 
     def may_be_on(self, vm_id: str) -> bool:
-        """Whether the VM's unit is on, as far as systemd has told without being asked; while it can't tell, it may be."""
+        """Whether the VM's unit is on, as far as systemd has told without being asked; where it can't tell, it may."""
         return vm_id in self._on or not self._ready.is_set()
 
     async def state(self, vm_id: str) -> str:
