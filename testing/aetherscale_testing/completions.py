@@ -13,7 +13,8 @@ from msgspec import Struct
 import aetherscale_cli
 from aetherscale_cli.arguments import PROGRAM, build_parser
 
-SHELLS = ("bash", "zsh", "fish")
+SHELLS = ("bash", "fish")
+"""Those with a file of their own; zsh takes bash's."""
 LIVE = ("vms", "hosts", "images", "contexts")
 _BY_METAVAR = {"VM": "vms", "SOURCE": "vms", "HOST": "hosts", "IMAGE": "images"}
 _BY_DEST = {"image": "images", "host": "hosts", "context": "contexts"}
@@ -44,11 +45,9 @@ def file_of(shell: str) -> Path:
 
 
 def make(shell: str) -> str:
-    """The completions for `bash`, `zsh` or `fish`."""
+    """The completions for `bash` or `fish`."""
     verbs = list(read_verbs(build_parser()))
-    if shell == "fish":
-        return _fish(verbs)
-    return _ZSH_HEAD + _bash(verbs) if shell == "zsh" else _bash(verbs)
+    return _fish(verbs) if shell == "fish" else _bash(verbs)
 
 
 def read_verbs(parser: argparse.ArgumentParser) -> Iterator[Verb]:
@@ -78,11 +77,6 @@ def _read(command: str, action: argparse.Action) -> Argument:
 
 
 # bash, and zsh by its bashcompinit
-
-_ZSH_HEAD = f"""#compdef {PROGRAM}
-autoload -U +X compinit && compinit -u
-autoload -U +X bashcompinit && bashcompinit
-"""
 
 _BASH = """# {program}: completions, made by `make completions`; source it, or put it where your shell looks for them
 _aetherscale_cli() {{
