@@ -34,6 +34,7 @@ SHUTDOWN_LIMIT_S = 50.0
 PRESS_EVERY_S = 4.0
 """A guest that was still booting misses the first press; so it is pressed again."""
 NEW_BROKER = "new-broker"
+DELETED = "VM was deleted"
 MOST_WAITING = 16
 """How many commands may wait in one VM's line: they hold the host's prefetch, which all VMs share."""
 
@@ -324,13 +325,13 @@ class Host:
             power = (await self.hypervisor.power([vm.record.vm_id])).get(vm.record.vm_id, Power.OFF)
         except HypervisorError as error:
             raise failed("looking at the VM's unit", error) from None
-        if power is Power.ON and vm.state in ("running", "paused"):
-            if whether_paused:
-                await self.alterer.look_whether_paused(vm)
-        elif power is Power.ON:
-            await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
-        elif vm.state in ("running", "paused"):
+        is_on, was_on = power is Power.ON, vm.state in ("running", "paused")
+        if was_on and not is_on:
             await self._came_to_rest(vm, power, "stopped by hand on its host, or by its guest")
+        elif is_on and not was_on:
+            await self.settle(vm, "running", wanted="on", boot_id=self.boot_id, reason="started by hand on its host")
+        elif is_on and whether_paused:
+            await self.alterer.look_whether_paused(vm)
 
     async def start(self, vm: Vm, asked: Asked = UNASKED) -> None:
         """Start a VM that is off.
@@ -468,9 +469,7 @@ class Host:
             except Refused as error:
                 log.error("VM %s: %s", vm.record.vm_id, error.reason)
 
-    async def delete(
-        self, vm: Vm, request_id: str, deadline: float | None = None, reason: str = "VM was deleted"
-    ) -> None:
+    async def delete(self, vm: Vm, request_id: str, deadline: float | None = None, reason: str = DELETED) -> None:
         """Remove a VM and its disk, whatever state it is in.
 
         A tombstone stays until its create's deadline, and until this one: whoever asks again is told that it was done.

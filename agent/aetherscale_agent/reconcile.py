@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from aetherscale_agent.alter import resized
 from aetherscale_agent.decide import too_late
-from aetherscale_agent.host import Host
+from aetherscale_agent.host import DELETED, Host
 from aetherscale_agent.journal import Ending
 from aetherscale_agent.ports import HypervisorError, Power
 from aetherscale_agent.recover import Finding, find
@@ -41,7 +41,7 @@ async def reconcile(host: Host) -> str:
         host.spawn(_start_again(host, to_start))
     to_delete = [host.vms[vm_id] for vm_id, finding in found.items() if finding is Finding.DELETING]
     for vm in to_delete:
-        await host.erase(vm, vm.record.ending or Ending(code="vm-unknown", reason="VM was deleted"))
+        await host.erase(vm, vm.record.ending or Ending(code="vm-unknown", reason=DELETED))
     with step("agent.remains"):
         remains = await _remove_remains(host)
     ready = [vm for vm in host.vms.values() if vm.record.phase == "ready"]

@@ -31,7 +31,7 @@ BENCHES = {
     "agent": Bench("what an agent takes of its host, without VMs and with 100", "agent", runs=3, hosts=3),
     "scale": Bench("list-vms of 1,000 simulated hosts with 10 VMs each", "scale", runs=100, least=3),
     "placement": Bench("where 1,000 creates go on 200 simulated hosts; one for a single host", "placement", 21),
-    "queues": Bench("classic and quorum queue, for the queue of creates", "queues", runs=201),
+    "queues": Bench("classic and quorum queues, for creates and for hosts", "queues", runs=201),
     "recovery": Bench("200 agents, from their broker's return until all consume again", "recovery", runs=3),
     "memory": Bench("what an agent takes of its host's memory", "memory", runs=3),
     "streams": Bench("bytes through the broker: tunnel-vm, and list-vms meanwhile", "streams", runs=5),
